@@ -1,0 +1,445 @@
+#!/usr/bin/env python3
+"""Draw pictures with Stable Diffusion 1.x and 2.x: from the shell, from a file of prompts, or in a loop."""
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import datetime
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from library import console, preview, values
+from library.errors import InputError, ProgramError
+from library.output import FileHash, FileNames, PictureWriter, RunFacts, make_folder
+from library.plan import (
+    Job,
+    JobMaker,
+    RunPlan,
+    SeedSource,
+    SourceLine,
+    count_pictures,
+    group_into_batches,
+    make_plan,
+    plan_jobs,
+)
+from library.prompts import PROMPT_OPTIONS
+from library.samplers import SAMPLERS, SECOND_NAMES, Sampler, make_scheduler, start_noise
+
+if TYPE_CHECKING:  # torch and what needs it are imported once every option and file has been checked
+    import numpy as np
+    import torch
+
+    from library.models import Models
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Command line
+
+
+class OptionParser(argparse.ArgumentParser):
+    """Argparse with one-line errors and converters that say which value they refused."""
+
+    def error(self, message: str) -> NoReturn:
+        """Write `error: --option value: what is wrong` and leave with status 2."""
+        message = re.sub(r"^argument [^:]+: (?=--)", "", message)
+        console.error(re.sub(r"^argument (?:\S+/)*(--\S+): ", r"\1: ", message))
+        sys.exit(InputError.exit_status)
+
+    def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """Parse all arguments; an unknown one is refused with the nearest known one."""
+        options, unknown = self.parse_known_args(argv)
+        if unknown:
+            known = [name for action in self._actions for name in action.option_strings]
+            nearest = get_close_matches(unknown[0].partition("=")[0], known, n=1)
+            hint = f"did you mean {nearest[0]}?" if nearest else "see --help; a text with spaces needs quotes"
+            self.error(f"{unknown[0]}: no such option; {hint}")
+        return options
+
+
+def checked(option: str, convert: Callable[[str], object]) -> Callable[[str], object]:
+    """An argparse type that names the option and the value in its errors."""
+
+    def convert_option(text: str) -> object:
+        try:
+            return convert(text)
+        except argparse.ArgumentTypeError as problem:
+            raise argparse.ArgumentTypeError(f"{option} {text}: {problem}") from None
+
+    return convert_option
+
+
+def sampler_name(text: str) -> str:
+    """Convert a sampler's first or second name to its first."""
+    name = SECOND_NAMES.get(text, text)
+    if name not in SAMPLERS:
+        known = [*SAMPLERS, *SECOND_NAMES]
+        nearest = get_close_matches(text, known, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(known)}"
+        raise argparse.ArgumentTypeError(f"no such sampler; {hint}")
+    return name
+
+
+def vae_batch_size(text: str) -> float:
+    """Convert a number of pictures, or a share of the batch below 1."""
+    value = values.number(0, above=True)(text)
+    if value >= 1 and value != int(value):
+        raise argparse.ArgumentTypeError("out of range; write a whole number, or a share of the batch below 1")
+    return value
+
+
+def make_parser() -> OptionParser:
+    """All options, in groups."""
+    prompt_options = "\n".join(f"  --{o.name} {o.metavar:16} {o.help}" for o in PROMPT_OPTIONS.values())
+    parser = OptionParser(
+        prog="gen_img_diffusers.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"options inside a prompt line, which hold for that line:\n{prompt_options}\n\n"
+        'example:\n  python gen_img_diffusers.py --ckpt model.safetensors --prompt "a red cat --n blurry --d 1"',
+        allow_abbrev=False,
+    )
+    for title, add_options in _OPTION_GROUPS.items():
+        add_options(parser.add_argument_group(title))
+    return parser
+
+
+def _add(group: argparse._ArgumentGroup, *names: str, convert: Callable[[str], object], **settings: object) -> None:
+    group.add_argument(*names, type=checked(names[0], convert), **settings)
+
+
+def _model_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--ckpt",
+        required=True,
+        metavar="MODEL",
+        help="checkpoint file, Diffusers folder, Hugging Face id, or a glob that matches one file",
+    )
+    group.add_argument("--v2", action="store_true", help="the model is Stable Diffusion 2.x")
+    group.add_argument("--v_parameterization", action="store_true", help="the model predicts v, not noise")
+    group.add_argument("--vae", metavar="VAE", help="VAE to use in place of the model's own (file, folder or id)")
+    _add(group, "--clip_skip", convert=values.whole_number(1), metavar="N", default=1,
+         help="take the text encoder's N-th last layer (default 1, the last)")  # fmt: skip
+    _add(group, "--max_embeddings_multiples", convert=values.whole_number(1, 100), metavar="N", default=1,
+         help="longest prompt, in chunks of 75 tokens (default 1)")  # fmt: skip
+    group.add_argument("--tokenizer_cache_dir", type=Path, metavar="DIR",
+                       help="folder to take the tokenizer from; the shipped one is put there first")  # fmt: skip
+
+
+def _source_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--prompt", metavar="TEXT", help="prompt line, with its options")
+    group.add_argument("--from_file", metavar="FILE", help="file with one prompt line a line; - is standard input")
+    group.add_argument("--interactive", action="store_true", help="ask for prompt lines and show the pictures")
+    group.add_argument("--no_preview", action="store_true", help="show no windows in interactive use")
+    group.add_argument("--shuffle_prompts", action="store_true", help="mix the lines anew in each iteration")
+
+
+def _picture_options(group: argparse._ArgumentGroup) -> None:
+    _add(group, "--W", convert=values.size_px, metavar="PIXELS", default=512, help="width (default 512)")
+    _add(group, "--H", convert=values.size_px, metavar="PIXELS", default=512, help="height (default 512)")
+    _add(group, "--steps", convert=values.steps, metavar="N", default=50, help="sampling steps (default 50)")
+    _add(group, "--scale", convert=values.guidance_scale, metavar="SCALE", default=7.5,
+         help="guidance scale; up to 1 is without guidance (default 7.5)")  # fmt: skip
+    _add(group, "--negative_scale", convert=values.number_or_none, metavar="SCALE",
+         help="guidance scale of the negative prompt alone")  # fmt: skip
+    _add(group, "--sampler", convert=sampler_name, metavar="NAME", default="ddim",
+         help=f"{', '.join([*SAMPLERS, *SECOND_NAMES])} (default ddim)")  # fmt: skip
+    _add(group, "--seed", convert=values.seed, metavar="SEED",
+         help="the picture's seed; of several pictures, the seed their seeds are drawn from")  # fmt: skip
+    group.add_argument("--iter_same_seed", action="store_true", help="one seed for all pictures of an iteration")
+    _add(group, "--images_per_prompt", convert=values.whole_number(1), metavar="N", default=1,
+         help="pictures for each prompt (default 1)")  # fmt: skip
+    _add(group, "--n_iter", convert=values.whole_number(1), metavar="N", default=1,
+         help="how often all prompts are gone through (default 1)")  # fmt: skip
+
+
+def _output_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--outdir", type=Path, metavar="DIR", default=Path("outputs"), help="default: outputs")
+    group.add_argument("--sequential_file_name", action="store_true", help="name pictures im_000001.png and so on")
+
+
+def _speed_options(group: argparse._ArgumentGroup) -> None:
+    _add(group, "--batch_size", convert=values.whole_number(1), metavar="N", default=1,
+         help="pictures drawn at a time (default 1)")  # fmt: skip
+    _add(group, "--vae_batch_size", convert=vae_batch_size, metavar="N",
+         help="pictures decoded at a time; below 1, a share of the batch (default: the batch)")  # fmt: skip
+    _add(group, "--vae_slices", convert=values.whole_number(1), metavar="N",
+         help="run the VAE in N slices: the same picture with less memory")  # fmt: skip
+    group.add_argument("--fp16", action="store_true", help="compute in float16")
+    group.add_argument("--bf16", action="store_true", help="compute in bfloat16")
+    group.add_argument("--xformers", action="store_true", help="use xFormers' attention where it runs")
+    group.add_argument("--diffusers_xformers", action="store_true", help="the same as --xformers")
+    group.add_argument("--sdpa", action="store_true", help="use PyTorch's attention (the default)")
+    group.add_argument("--opt_channels_last", action="store_true",
+                       help="put the channels last in memory (done on CPUs anyway)")  # fmt: skip
+    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+_OPTION_GROUPS = {
+    "model": _model_options,
+    "prompts": _source_options,
+    "picture": _picture_options,
+    "output": _output_options,
+    "memory and speed": _speed_options,
+}
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pipeline
+
+
+class Guidance:
+    """Classifier-free guidance (Ho and Salimans 2022, https://arxiv.org/abs/2207.12598) for a batch of jobs.
+
+    A batch is expanded to one branch for each text of `Job.texts`, branch by branch; the branches' predictions are
+    joined with each picture's own scale.
+    """
+
+    def __init__(self, jobs: Sequence[Job], device: "torch.device") -> None:
+        import torch
+
+        self.branches = jobs[0].branches
+        self.texts = [text for branch in zip(*(job.texts for job in jobs)) for text in branch]
+
+        def column(numbers: Sequence[float]) -> torch.Tensor:
+            return torch.tensor(numbers, dtype=torch.float32, device=device).view(-1, 1, 1, 1)
+
+        self._scale = column([job.guidance_scale for job in jobs])
+        self._negative_scale = column([job.negative_scale or 0.0 for job in jobs])
+        self._join = {1: self._only_prompt, 2: self._from_negative, 3: self._from_empty}[self.branches]
+
+    def expand(self, latents: "torch.Tensor") -> "torch.Tensor":
+        """(B, C, h, w) → (branches * B, C, h, w)"""
+        return latents.repeat(self.branches, 1, 1, 1)
+
+    def join(self, prediction: "torch.Tensor") -> "torch.Tensor":
+        """(branches * B, C, h, w) → (B, C, h, w)"""
+        return self._join(*prediction.chunk(self.branches))
+
+    def _only_prompt(self, prompt: "torch.Tensor") -> "torch.Tensor":
+        return prompt
+
+    def _from_negative(self, negative: "torch.Tensor", prompt: "torch.Tensor") -> "torch.Tensor":
+        return negative + self._scale * (prompt - negative)
+
+    def _from_empty(self, negative: "torch.Tensor", prompt: "torch.Tensor", empty: "torch.Tensor") -> "torch.Tensor":
+        return empty + self._scale * (prompt - empty) - self._negative_scale * (negative - empty)
+
+
+class Pipeline:
+    """Draws batches of jobs: prompts to embeddings, noise to latents, latents to pixels."""
+
+    def __init__(self, models: "Models", sampler: Sampler, plan: RunPlan) -> None:
+        from library.text_encoding import PromptEncoder
+
+        self.unet, self.vae = models.unet, models.vae
+        self.encoder = PromptEncoder(models.tokenizer, models.text_encoder, plan.clip_skip, plan.max_chunks)
+        self.sampler = sampler
+        self.prediction_type = plan.model.prediction_type
+        self.vae_batch_size = plan.vae_batch_size
+        self.cell_px = 2 ** (len(self.vae.config.block_out_channels) - 1)  # pixels a latent cell stands for, each way
+
+    def batch_key(self, job: Job) -> tuple[int, ...]:
+        """Jobs with equal keys can be drawn together without any of them changing."""
+        return (*job.batch_key, self.encoder.chunks(*job.texts))
+
+    def draw(self, jobs: Sequence[Job], on_step: Callable[[], object]) -> "list[np.ndarray | None]":
+        """Draw a batch of jobs with equal `batch_key`.
+
+        Returns:
+            For each job its picture (height, width, 3) uint8, or None where the model gave no finite numbers.
+        """
+        import torch
+
+        from library.attention import forget_text
+
+        with torch.inference_mode():
+            latents = self._denoise(jobs, on_step)
+            forget_text(self.unet)
+            return [picture for part in latents.split(self.vae_batch_size) for picture in self._decode(part)]
+
+    def _denoise(self, jobs: Sequence[Job], on_step: Callable[[], object]) -> "torch.Tensor":
+        """The denoised latents (B, C, height / 8, width / 8), float32."""
+        device, dtype = self.unet.device, self.unet.dtype
+        guidance = Guidance(jobs, device)
+        text = self.encoder.encode(guidance.texts, self.encoder.chunks(*guidance.texts)).to(dtype)
+        scheduler = make_scheduler(self.sampler, self.prediction_type)
+        scheduler.set_timesteps(jobs[0].steps, device=device)
+        shape = (self.unet.config.in_channels, jobs[0].height // self.cell_px, jobs[0].width // self.cell_px)
+        noise, generators = start_noise([job.seed for job in jobs], shape, self.sampler, jobs[0].steps)
+        step_arguments = {"generator": generators} if self.sampler.draws_noise else {}
+        latents = noise.to(device) * scheduler.init_noise_sigma
+        for timestep in scheduler.timesteps:
+            sample = guidance.expand(scheduler.scale_model_input(latents, timestep)).to(dtype)
+            prediction = self.unet(sample, timestep, encoder_hidden_states=text).sample.float()
+            latents = scheduler.step(guidance.join(prediction), timestep, latents, **step_arguments).prev_sample
+            on_step()
+        return latents
+
+    def _decode(self, latents: "torch.Tensor") -> "list[np.ndarray | None]":
+        """Latents (B, C, h, w) to pictures; one that float16 cannot hold is decoded again in float32."""
+        pixels = self._decode_to_pixels(latents)
+        finite = pixels.isfinite().flatten(1).all(1)
+        if not finite.all() and self.vae.dtype != pixels.dtype:
+            narrow = self.vae.dtype
+            self.vae.float()
+            pixels[~finite] = self._decode_to_pixels(latents[~finite])
+            self.vae.to(narrow)
+            finite = pixels.isfinite().flatten(1).all(1)
+        pixels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).nan_to_num().round().byte().permute(0, 2, 3, 1)
+        return [picture if ok else None for picture, ok in zip(pixels.cpu().numpy(), finite.tolist())]
+
+    def _decode_to_pixels(self, latents: "torch.Tensor") -> "torch.Tensor":
+        """(B, C, h, w) → (B, 3, 8h, 8w) float32, about -1 to 1"""
+        return self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample.float()
+
+
+def load_pipeline(plan: RunPlan) -> Pipeline:
+    """Choose the device, load the models and set them up as planned."""
+    from library import devices
+
+    devices.check_versions()
+    import diffusers
+    import torch
+    import transformers
+
+    from library.attention import use_kernel
+    from library.models import load_models
+    from library.vae_slices import slice_resnets
+
+    diffusers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.set_verbosity_error()
+    device = devices.choose_device()
+    dtype = devices.choose_dtype(device, fp16=plan.fp16, bf16=plan.bf16)
+    kernel = devices.choose_attention(device, xformers=plan.xformers)
+    models = load_models(plan.model, device, dtype, plan.tokenizer_cache_dir)
+    use_kernel(models.unet, kernel)
+    if plan.channels_last or device.type == "cpu":
+        models.unet.to(memory_format=torch.channels_last)
+        models.vae.to(memory_format=torch.channels_last)
+    if plan.vae_slices:
+        slice_resnets(models.vae, plan.vae_slices)
+    return Pipeline(models, plan.sampler, plan)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Runs
+
+EXIT_SOME_FAILED = 3
+EXIT_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; returns its exit status."""
+    options = make_parser().parse(argv)
+    with console.messages():
+        try:
+            return run(make_plan(options))
+        except ProgramError as problem:
+            if options.debug:
+                raise
+            console.error(problem)
+            return problem.exit_status
+        except KeyboardInterrupt:
+            console.error("interrupted; the pictures named above are complete")
+            return EXIT_INTERRUPTED
+        except Exception as problem:
+            if options.debug:
+                raise
+            console.error(
+                f"a fault of this program, {type(problem).__name__}: {problem}; --debug shows where".replace("\n", " ")
+            )
+            return ProgramError.exit_status
+
+
+def run(plan: RunPlan) -> int:
+    """Make the pictures of a plan; returns the exit status."""
+    model_hash = FileHash(plan.model.path)
+    pipeline = load_pipeline(plan)
+    make_folder(plan.outdir, "--outdir")
+    facts = RunFacts(plan.sampler, plan.model.name, plan.clip_skip, model_hash)
+    with PictureWriter(facts, announce) as writer:
+        if plan.interactive_seeds is not None:
+            return run_interactive(plan, pipeline, writer, plan.interactive_seeds)
+        return run_jobs(plan, pipeline, writer)
+
+
+def announce(job: Job, file: Path) -> None:
+    """Say on standard output where a picture is."""
+    try:
+        print(file, flush=True)
+    except BrokenPipeError:  # nobody reads any more; the pictures matter, the list does not
+        sys.stdout = Path(os.devnull).open("w")
+
+
+def run_jobs(plan: RunPlan, pipeline: Pipeline, writer: PictureWriter) -> int:
+    """Make all planned pictures, in batches filled from the whole run."""
+    progress = console.Progress(len(plan.jobs))
+    failed = 0
+    try:
+        for batch in group_into_batches(plan.jobs, plan.batch_size, pipeline.batch_key):
+            failed += len(batch) - len(draw_batch(batch, pipeline, writer, progress))
+    finally:
+        progress.close()
+    return EXIT_SOME_FAILED if failed else 0
+
+
+def run_interactive(plan: RunPlan, pipeline: Pipeline, writer: PictureWriter, seeds: SeedSource) -> int:
+    """Ask for prompt lines and draw them until the input ends."""
+    with suppress(ImportError):
+        import readline  # noqa: F401  # gives input() its history
+    show_pictures = plan.preview and preview.can_show()
+    progress = console.Progress(None)
+    while (line := ask_for_line()) is not None:
+        names = FileNames(plan.outdir, sequential=plan.sequential_file_name, now=datetime.now())
+        maker = JobMaker(plan.defaults, plan.images_per_prompt, seeds, names.next)
+        try:
+            count_pictures([line], plan.images_per_prompt, plan.iterations)
+            jobs = plan_jobs([line], maker, plan.iterations)
+        except InputError as problem:
+            console.error(problem)
+            continue
+        console.say(f"seed: {', '.join(str(job.seed) for job in jobs)}")
+        pictures = []
+        for batch in group_into_batches(jobs, plan.batch_size, pipeline.batch_key):
+            pictures += draw_batch(batch, pipeline, writer, progress)
+        writer.wait()
+        if show_pictures and pictures:
+            preview.show(pictures, jobs[0].prompt)
+    return 0
+
+
+def ask_for_line() -> SourceLine | None:
+    """Ask for a prompt line until there is one; None at the end of the input."""
+    while True:
+        try:
+            text = input("Type prompt: ").strip()
+        except EOFError:
+            print()
+            return None
+        except UnicodeDecodeError:
+            console.error("the prompt is not UTF-8; set the terminal to UTF-8")
+            continue
+        if text:
+            return SourceLine(text)
+
+
+def draw_batch(
+    jobs: Sequence[Job], pipeline: Pipeline, writer: PictureWriter, progress: console.Progress
+) -> "list[np.ndarray]":
+    """Draw a batch, hand its pictures to the writer and return them; one that fails is reported and left out."""
+    with progress.steps(jobs[0].steps) as bar:
+        pictures = pipeline.draw(jobs, bar.update)
+    for job, picture in zip(jobs, pictures):
+        if picture is None:
+            subject = f"{job.file.name} (seed {job.seed})"
+            console.error(f"{subject}: the model gave NaN or infinite values, not saved; try --bf16 or float32")
+        else:
+            writer.write(picture, job)
+    progress.made(len(jobs))
+    return [picture for picture in pictures if picture is not None]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""The U-Net's attention: PyTorch's or xFormers' kernels, with cross-attention's keys and values kept over the steps."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
+
+# (B, T, heads, size), (B, S, heads, size), (B, S, heads, size) → (B, T, heads, size)
+AttentionKernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """PyTorch's fused attention. Its kernels hold the scores in float32 whatever the inputs' type."""
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))  # (B, heads, T, size)
+    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+
+
+def xformers_attention() -> AttentionKernel:
+    """xFormers' memory-efficient attention; ImportError or OSError where xFormers does not run."""
+    from xformers.ops import memory_efficient_attention
+
+    return memory_efficient_attention
+
+
+class AttentionProcessor:
+    """How one attention layer of the U-Net computes.
+
+    The text does not change while a batch is denoised, so cross-attention computes its keys and values once for each
+    text tensor it is given and keeps them until it sees another.
+    """
+
+    def __init__(self, kernel: AttentionKernel) -> None:
+        self.kernel = kernel
+        self._text: torch.Tensor | None = None
+        self._kept: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: None = None,
+    ) -> torch.Tensor:
+        """Attend from `hidden_states` (B, T, C) to `encoder_hidden_states` (B, S, D), or to themselves without it.
+
+        Diffusers passes `attention_mask`; the U-Nets of SD 1.x and 2.x have none.
+        """
+        query = _heads(attn, attn.to_q(hidden_states))
+        if encoder_hidden_states is None:
+            key, value = self._keys_and_values(attn, hidden_states)
+        else:
+            if encoder_hidden_states is not self._text:
+                self._text, self._kept = encoder_hidden_states, self._keys_and_values(attn, encoder_hidden_states)
+            key, value = self._kept
+        attended = self.kernel(query, key, value).flatten(2)  # (B, T, heads * size)
+        return attn.to_out[0](attended)
+
+    def forget(self) -> None:
+        """Let go of the kept keys and values."""
+        self._text = self._kept = None
+
+    @staticmethod
+    def _keys_and_values(attn: Attention, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return _heads(attn, attn.to_k(states)), _heads(attn, attn.to_v(states))
+
+
+def _heads(attn: Attention, x: torch.Tensor) -> torch.Tensor:
+    return x.unflatten(2, (attn.heads, -1))  # (B, T, heads, size)
+
+
+def use_kernel(unet: UNet2DConditionModel, kernel: AttentionKernel) -> None:
+    """Give every attention layer of the U-Net a processor of its own."""
+    unet.set_attn_processor({name: AttentionProcessor(kernel) for name in unet.attn_processors})
+
+
+def forget_text(unet: UNet2DConditionModel) -> None:
+    """Let go of what the layers kept of the last batch's text."""
+    for processor in unet.attn_processors.values():
+        processor.forget()

@@ -1,0 +1,205 @@
+"""How the original Stable Diffusion checkpoints name what diffusers and transformers name otherwise, and what their
+tensors' shapes tell of the model's sizes. Pure data: names and shapes, no weights, no torch.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+UNET_PREFIX = "model.diffusion_model."
+VAE_PREFIX = "first_stage_model."
+SD1_TEXT_PREFIX = "cond_stage_model.transformer."
+SD2_TEXT_PREFIX = "cond_stage_model.model."
+
+# Parts of a residual block: diffusers' name → the original's
+_UNET_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+_VAE_RESNET = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2", "conv_shortcut": "nin_shortcut"}
+# Parts of the VAE's attention: today's name → those of the original and of older diffusers files
+VAE_ATTENTION = {
+    "group_norm": ("norm", "group_norm"),
+    "to_q": ("q", "query"),
+    "to_k": ("k", "key"),
+    "to_v": ("v", "value"),
+    "to_out.0": ("proj_out", "proj_attn"),
+}
+# OpenCLIP's text transformer: transformers' name → OpenCLIP's
+_OPENCLIP_TOP = {
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm.weight": "ln_final.weight",
+    "final_layer_norm.bias": "ln_final.bias",
+}
+_OPENCLIP_LAYER = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
+_STACKED = ("q_proj", "k_proj", "v_proj")  # in this order in OpenCLIP's in_proj
+
+
+def unet_modules(config: Mapping) -> dict[str, str]:
+    """Map the U-Net's module paths from diffusers' to the original's (without `UNET_PREFIX`).
+
+    Attention blocks map as a whole: inside them both name things alike.
+    """
+    levels, layers = len(config["block_out_channels"]), config["layers_per_block"]
+    names = {
+        "conv_in": "input_blocks.0.0",
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "conv_norm_out": "out.0",
+        "conv_out": "out.2",
+    }
+
+    def resnet(path: str, original: str) -> None:
+        names.update({f"{path}.{part}": f"{original}.{name}" for part, name in _UNET_RESNET.items()})
+
+    for level in range(levels):
+        for layer in range(layers):
+            block = 1 + level * (layers + 1) + layer
+            resnet(f"down_blocks.{level}.resnets.{layer}", f"input_blocks.{block}.0")
+            names[f"down_blocks.{level}.attentions.{layer}"] = f"input_blocks.{block}.1"
+        names[f"down_blocks.{level}.downsamplers.0.conv"] = f"input_blocks.{(level + 1) * (layers + 1)}.0.op"
+        for layer in range(layers + 1):
+            block = level * (layers + 1) + layer
+            resnet(f"up_blocks.{level}.resnets.{layer}", f"output_blocks.{block}.0")
+            names[f"up_blocks.{level}.attentions.{layer}"] = f"output_blocks.{block}.1"
+        place = 2 if "CrossAttn" in config["up_block_types"][level] else 1
+        names[f"up_blocks.{level}.upsamplers.0.conv"] = f"output_blocks.{level * (layers + 1) + layers}.{place}.conv"
+    resnet("mid_block.resnets.0", "middle_block.0")
+    names["mid_block.attentions.0"] = "middle_block.1"
+    resnet("mid_block.resnets.1", "middle_block.2")
+    return names
+
+
+def vae_modules(config: Mapping) -> dict[str, str]:
+    """Map the VAE's module paths from diffusers' to the original's (without `VAE_PREFIX`)."""
+    levels, layers = len(config["block_out_channels"]), config["layers_per_block"]
+    names = {"quant_conv": "quant_conv", "post_quant_conv": "post_quant_conv"}
+
+    def resnet(path: str, original: str) -> None:
+        names.update({f"{path}.{part}": f"{original}.{name}" for part, name in _VAE_RESNET.items()})
+
+    for half in ("encoder", "decoder"):
+        names |= {f"{half}.conv_in": f"{half}.conv_in", f"{half}.conv_out": f"{half}.conv_out"}
+        names[f"{half}.conv_norm_out"] = f"{half}.norm_out"
+        resnet(f"{half}.mid_block.resnets.0", f"{half}.mid.block_1")
+        resnet(f"{half}.mid_block.resnets.1", f"{half}.mid.block_2")
+        for part, (original, _) in VAE_ATTENTION.items():
+            names[f"{half}.mid_block.attentions.0.{part}"] = f"{half}.mid.attn_1.{original}"
+    for level in range(levels):
+        for layer in range(layers):
+            resnet(f"encoder.down_blocks.{level}.resnets.{layer}", f"encoder.down.{level}.block.{layer}")
+        names[f"encoder.down_blocks.{level}.downsamplers.0.conv"] = f"encoder.down.{level}.downsample.conv"
+        mirrored = levels - 1 - level  # the original counts the decoder's levels from the fine end
+        for layer in range(layers + 1):
+            resnet(f"decoder.up_blocks.{level}.resnets.{layer}", f"decoder.up.{mirrored}.block.{layer}")
+        names[f"decoder.up_blocks.{level}.upsamplers.0.conv"] = f"decoder.up.{mirrored}.upsample.conv"
+    return names
+
+
+def original_name(name: str, modules: Mapping[str, str]) -> str | None:
+    """The original's name of a parameter, looked up by the longest module path in `modules`; None when it has none."""
+    path = name
+    while path:
+        if path in modules:
+            return modules[path] + name[len(path) :]
+        path = path.rpartition(".")[0]
+    return None
+
+
+def openclip_name(name: str) -> tuple[str, int | None]:
+    """OpenCLIP's name of a text encoder parameter, and which third of it (of q, k, v) where it is stacked."""
+    if name in _OPENCLIP_TOP:
+        return _OPENCLIP_TOP[name], None
+    layer, part = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)", name).groups()
+    module, _, kind = part.rpartition(".")
+    block = f"transformer.resblocks.{layer}"
+    projection = module.rpartition(".")[2]
+    if projection in _STACKED:
+        return f"{block}.attn.in_proj_{kind}", _STACKED.index(projection)
+    return f"{block}.{_OPENCLIP_LAYER[module]}.{kind}", None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sizes read from shapes
+
+
+def unet_sizes(shapes: Shapes) -> dict[str, object]:
+    """The part of a diffusers U-Net configuration that an original checkpoint's shapes tell (`UNET_PREFIX` cut off)."""
+    widths: list[int] = []
+    attention: list[bool] = []
+    layers, new_level = 0, True
+    for block in range(1, 1 + _count(shapes, r"input_blocks\.(\d+)\.")):
+        if f"input_blocks.{block}.0.op.weight" in shapes:
+            new_level = True
+        elif (convolution := shapes.get(f"input_blocks.{block}.0.in_layers.2.weight")) is not None:
+            if new_level:
+                widths.append(convolution[0])
+                attention.append(f"input_blocks.{block}.1.norm.weight" in shapes)
+                layers, new_level = 0, False
+            layers += 1
+    projection = shapes["middle_block.1.proj_in.weight"]
+    return {
+        "in_channels": shapes["input_blocks.0.0.weight"][1],
+        "block_out_channels": widths,
+        "layers_per_block": layers,
+        "down_block_types": ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attention],
+        "up_block_types": ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)],
+        "cross_attention_dim": shapes["middle_block.1.transformer_blocks.0.attn2.to_k.weight"][1],
+        "use_linear_projection": len(projection) == 2,
+        "norm_num_groups": math.gcd(32, *widths),
+    }
+
+
+def vae_sizes(shapes: Shapes) -> dict[str, object]:
+    """The part of a diffusers VAE configuration that shapes tell, under the original's or diffusers' names."""
+    original = "encoder.mid.block_1.conv1.weight" in shapes
+    block = r"encoder\.down\.{}\.block\.(\d+)\." if original else r"encoder\.down_blocks\.{}\.resnets\.(\d+)\."
+    first = "encoder.down.{}.block.0.conv1.weight" if original else "encoder.down_blocks.{}.resnets.0.conv1.weight"
+    levels = _count(shapes, block.split(r"\.{}")[0] + r"\.(\d+)\.") + 1
+    widths = [shapes[first.format(level)][0] for level in range(levels)]
+    return {
+        "block_out_channels": widths,
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "layers_per_block": _count(shapes, block.format(0)) + 1,
+        "latent_channels": shapes["decoder.conv_in.weight"][1],
+        "norm_num_groups": math.gcd(32, *widths),
+    }
+
+
+def text_encoder_sizes(shapes: Shapes, *, openclip: bool) -> dict[str, object]:
+    """The part of a CLIP text configuration that shapes tell, under OpenCLIP's or transformers' names."""
+    if openclip:
+        layer, width = r"transformer\.resblocks\.(\d+)\.", shapes["positional_embedding"][1]
+        inner = shapes["transformer.resblocks.0.mlp.c_fc.weight"][0]
+        vocabulary = shapes["token_embedding.weight"][0]
+    else:
+        layer, width = r"encoder\.layers\.(\d+)\.", shapes["embeddings.position_embedding.weight"][1]
+        inner = shapes["encoder.layers.0.mlp.fc1.weight"][0]
+        vocabulary = shapes["embeddings.token_embedding.weight"][0]
+    layers = _count(shapes, layer) + 1
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": inner,
+        # SD 2.x was trained on the last but one layer of OpenCLIP's text encoder
+        "num_hidden_layers": layers - 1 if openclip else layers,
+    }
+
+
+def _count(shapes: Shapes, pattern: str) -> int:
+    """The highest number that the pattern's group takes among the names (0 when none matches)."""
+    return max((int(m[1]) for m in map(re.compile(pattern).match, shapes) if m), default=0)

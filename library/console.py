@@ -1,0 +1,81 @@
+"""What the user sees while the program runs: warnings, errors and progress, all on standard error."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+
+class _Handler(logging.Handler):
+    """Writes `level: message` lines that do not break progress bars, each message once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = f"{record.levelname.lower()}: {record.getMessage()}"
+        if message not in self._seen:
+            self._seen.add(message)
+            tqdm.write(message, file=sys.stderr)
+
+
+@contextmanager
+def messages() -> Iterator[None]:
+    """Show this program's log messages on standard error for the length of the block."""
+    logger = logging.getLogger("library")
+    handler = _Handler()
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def error(problem: object) -> None:
+    """Write one error line."""
+    tqdm.write(f"error: {problem}", file=sys.stderr)
+
+
+def say(message: str) -> None:
+    """Write one line of information."""
+    tqdm.write(message, file=sys.stderr)
+
+
+class Progress:
+    """Progress of a run: a bar for its pictures and one for the current batch's steps on a terminal, else plain lines.
+
+    Args:
+        pictures: how many the run makes; None when that is not known, as in interactive use.
+    """
+
+    def __init__(self, pictures: int | None) -> None:
+        self._on_terminal = sys.stderr.isatty()
+        self._total = pictures
+        self._done = 0
+        self._started = time.monotonic()
+        self._pictures = tqdm(
+            total=pictures, unit="image", desc="images", disable=not self._on_terminal or pictures is None, position=0
+        )
+
+    def steps(self, count: int) -> tqdm:
+        """A bar for the steps of one batch."""
+        return tqdm(total=count, unit="step", desc="steps", leave=False, disable=not self._on_terminal, position=1)
+
+    def made(self, pictures: int) -> None:
+        """Count finished pictures."""
+        self._done += pictures
+        self._pictures.update(pictures)
+        if not self._on_terminal and self._total is not None:
+            per_picture = (time.monotonic() - self._started) / self._done
+            left = tqdm.format_interval(per_picture * (self._total - self._done))
+            print(
+                f"{self._done}/{self._total} images, {per_picture:.2f} s each, {left} left", file=sys.stderr, flush=True
+            )
+
+    def close(self) -> None:
+        """Take the bars away."""
+        self._pictures.close()

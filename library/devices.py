@@ -1,0 +1,87 @@
+"""Where and in which precision the model runs, and which attention kernel it runs with."""
+
+import logging
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from library.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from library.attention import AttentionKernel
+
+logger = logging.getLogger(__name__)
+
+# The versions this program works with: from the first, before the second
+_SUPPORTED_VERSIONS = {
+    "torch": ("2.10", "3"),
+    "diffusers": ("0.42", "0.43"),
+    "transformers": ("5.6", "6"),
+    "safetensors": ("0.5", "1"),
+}
+
+
+def check_versions() -> None:
+    """Refuse libraries that this program does not work with, before they are imported.
+
+    Raises:
+        InputError: naming the version found and the one wanted.
+    """
+    from packaging.version import Version
+
+    for package, (lowest, beyond) in _SUPPORTED_VERSIONS.items():
+        wanted = f"{package} >= {lowest}, < {beyond}"
+        advice = "run `pip install -r requirements.txt`"
+        try:
+            found = version(package)
+        except PackageNotFoundError:
+            raise InputError(package, f"is not installed, wanted is {wanted}; {advice}") from None
+        if not Version(lowest) <= Version(found) < Version(beyond):
+            raise InputError(package, f"found version {found}, wanted is {wanted}; {advice}")
+
+
+def choose_device() -> "torch.device":
+    """The first of CUDA, XPU, MPS that this machine has; else the CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.xpu.is_available():
+        return torch.device("xpu")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def choose_dtype(device: "torch.device", *, fp16: bool, bf16: bool) -> "torch.dtype":
+    """The type the networks run in; `--fp16` on a CPU warns and means float32.
+
+    Raises:
+        InputError: for `--bf16` on a device that has no bfloat16.
+    """
+    import torch
+
+    if fp16 and device.type == "cpu":
+        logger.warning("--fp16 is slower than float32 on a CPU; computing in float32 (--bf16 is fast on many CPUs)")
+        return torch.float32
+    if bf16 and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise InputError("--bf16", f"{torch.cuda.get_device_name(device)} has no bfloat16; use --fp16")
+    return torch.float16 if fp16 else torch.bfloat16 if bf16 else torch.float32
+
+
+def choose_attention(device: "torch.device", *, xformers: bool) -> "AttentionKernel":
+    """xFormers' kernel when it is asked for and runs here, else PyTorch's."""
+    from library.attention import sdpa, xformers_attention
+
+    if not xformers:
+        return sdpa
+    if device.type != "cuda":
+        logger.warning("--xformers: xFormers runs on CUDA devices only, this is %s; using PyTorch's SDPA", device.type)
+        return sdpa
+    try:
+        return xformers_attention()
+    except Exception as problem:  # whatever a package built for another version of torch raises
+        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0][:160]
+        logger.warning("--xformers: xFormers cannot be used (%s); using PyTorch's SDPA", reason)
+        return sdpa

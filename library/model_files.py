@@ -1,0 +1,305 @@
+"""Finding the files that make up a Stable Diffusion model, and telling from their headers what model it is.
+
+Nothing is loaded here: a wrong file, family or option is refused before any memory is taken.
+"""
+
+import glob
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from library import checkpoint_layout as layout
+from library.errors import InputError
+from library.weight_files import WeightFile, choose_weights, open_weights
+
+_LIBRARY = Path(__file__).resolve().parent
+SHIPPED_TOKENIZER = _LIBRARY / "clip_tokenizer"
+SD2_PAD_TOKEN = "!"  # id 0: OpenCLIP pads with zeros where OpenAI's CLIP repeats the end token
+CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+SDXL_SCALING_FACTOR = 0.13025
+
+
+@dataclass(frozen=True)
+class Component:
+    """One network of the model: its diffusers or transformers configuration, and the file that holds its weights."""
+
+    config: dict[str, object]
+    weights: WeightFile
+    openclip: bool = False  # a text encoder under OpenCLIP's names
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model that was found and checked, not yet loaded."""
+
+    path: Path  # the checkpoint file, or the Diffusers folder
+    name: str  # for people and metadata
+    v2: bool
+    prediction_type: str  # "epsilon" or "v_prediction"
+    unet: Component
+    vae: Component
+    text_encoder: Component
+    tokenizer: Path
+    warnings: tuple[str, ...] = field(default=())
+
+
+def find_model(ckpt: str, *, v2: bool, v_parameterization: bool, vae: str | None = None) -> ModelFiles:
+    """Find and check the model that `--ckpt` and its companions name.
+
+    Args:
+        ckpt: checkpoint file, Diffusers folder, Hugging Face id, or a glob that matches one of these.
+        v2: the user says that it is an SD 2.x model.
+        v_parameterization: the user says that it predicts v.
+        vae: another VAE in place of the model's own: file, folder or Hugging Face id.
+
+    Raises:
+        InputError: when it is not there, not Stable Diffusion 1.x or 2.x, or not what the options say.
+    """
+    path, name = _resolve(ckpt, "--ckpt")
+    unet, own_vae, text_encoder = _open_folder(path) if path.is_dir() else _open_single_file(path)
+    subject = f"--ckpt {ckpt}"
+    _check_unet(unet.config, subject)
+    is_v2 = _is_v2(unet.config)
+    if is_v2 and not v2:
+        raise InputError(subject, "is a Stable Diffusion 2.x model; add --v2")
+    if v2 and not is_v2:
+        raise InputError(subject, "is a Stable Diffusion 1.x model; leave out --v2")
+    prediction_type, warnings = _prediction_type(path, unet.weights, v_parameterization, subject)
+    own_tokenizer = path / "tokenizer"
+    return ModelFiles(
+        path=path,
+        name=name,
+        v2=is_v2,
+        prediction_type=prediction_type,
+        unet=unet,
+        vae=find_vae(vae) if vae else own_vae,
+        text_encoder=text_encoder,
+        tokenizer=own_tokenizer if own_tokenizer.is_dir() else SHIPPED_TOKENIZER,
+        warnings=warnings,
+    )
+
+
+def find_vae(vae: str) -> Component:
+    """Find and check the VAE that `--vae` names: a file, a folder, or a model folder with a `vae` inside."""
+    path, _ = _resolve(vae, "--vae")
+    if path.is_dir():
+        folder = path / "vae" if (path / "vae").is_dir() else path
+        component = _folder_component(folder, "diffusion_pytorch_model")
+    else:
+        component = _vae_component(open_weights(path))
+    subject = f"--vae {vae}"
+    if component.config.get("latent_channels", 4) != 4:
+        channels = component.config["latent_channels"]
+        raise InputError(subject, f"has {channels} latent channels; SD 1.x and 2.x need a VAE with 4")
+    architecture = component.weights.metadata.get("modelspec.architecture", "")
+    if component.config.get("scaling_factor") == SDXL_SCALING_FACTOR or "xl" in architecture:
+        raise InputError(subject, "is the VAE of SDXL; use one of Stable Diffusion 1.x or 2.x")
+    return component
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Paths
+
+
+def _resolve(given: str, option: str) -> tuple[Path, str]:
+    """Find the file or folder that a path, glob or Hugging Face id means, and its name for people."""
+    path = Path(given).expanduser()
+    if path.exists():
+        return path, path.stem if path.is_file() else path.resolve().name
+    if any(character in given for character in "*?["):
+        matches = sorted(glob.glob(str(path)))  # noqa: PTH207  # Path.glob takes no absolute patterns
+        if len(matches) != 1:
+            found = f"matches {len(matches)} paths: {', '.join(matches[:8])}" if matches else "matches nothing"
+            raise InputError(f"{option} {given}", f"{found}; give a pattern that matches one")
+        return _resolve(matches[0], option)
+    if _is_hub_id(given):
+        from library.hub import fetch_model
+
+        return fetch_model(given, f"{option} {given}"), given.rpartition("/")[2]
+    raise InputError(f"{option} {given}", "no such file or folder; check the path")
+
+
+def _is_hub_id(given: str) -> bool:
+    """Tell `owner/name` from a path that is not there, which has a folder that exists, a file's ending, or more parts."""
+    owner, slash, name = given.partition("/")
+    plain = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w][\w.-]*", given, re.ASCII)
+    return bool(plain and slash and not Path(owner).exists() and not name.lower().endswith(CHECKPOINT_SUFFIXES))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Diffusers folders
+
+
+def _open_folder(path: Path) -> tuple[Component, Component, Component]:
+    index = _read_json(path / "model_index.json") if (path / "model_index.json").is_file() else {}
+    pipeline = str(index.get("_class_name", ""))
+    for mark, family in (("XL", "SDXL"), ("Diffusion3", "Stable Diffusion 3"), ("Flux", "Flux")):
+        if mark in pipeline:
+            raise InputError(
+                f"--ckpt {path}", f"is a {family} model; this program draws with Stable Diffusion 1.x and 2.x"
+            )
+    for part in ("unet", "vae", "text_encoder"):
+        if not (path / part / "config.json").is_file():
+            raise InputError(
+                f"--ckpt {path}",
+                f"is no Diffusers model folder: {part}/config.json is missing; give the folder above unet/",
+            )
+    return (
+        _folder_component(path / "unet", "diffusion_pytorch_model"),
+        _folder_component(path / "vae", "diffusion_pytorch_model"),
+        _folder_component(path / "text_encoder", "model", "pytorch_model"),
+    )
+
+
+def _folder_component(folder: Path, *stems: str) -> Component:
+    """Open the configuration and the weights of one network of a Diffusers folder."""
+    if not (folder / "config.json").is_file():
+        raise InputError(str(folder), "has no config.json; give a Diffusers folder or a file")
+    weights = choose_weights([entry.name for entry in folder.iterdir()], stems)
+    if weights is None:
+        raise InputError(str(folder), f"holds no weights ({stems[0]}.safetensors or .bin); download them")
+    return Component(_read_json(folder / "config.json"), open_weights(folder / weights))
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise InputError(str(path), f"cannot be read as JSON ({problem}); download it again") from None
+    if not isinstance(content, dict):
+        raise InputError(str(path), "is no configuration (a JSON object); download it again")
+    return content
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Single files
+
+# What a weight file holds, told by its keys; the first that fits names it.
+_KINDS: tuple[tuple[str, Callable[[str], bool]], ...] = (
+    ("an SDXL checkpoint", lambda key: key.startswith("conditioner.embedders.")),
+    ("a Stable Diffusion 3 checkpoint", lambda key: "joint_blocks." in key),
+    ("a Flux checkpoint", lambda key: "double_blocks." in key),
+    ("a ControlNet", lambda key: key.startswith(("control_model.", "zero_convs.", "controlnet_cond_embedding."))),
+    ("a LoRA or one of its relatives", lambda key: re.search(r"lora_|\.hada_|\.lokr_|\.oft_", key) is not None),
+    ("a textual inversion embedding", lambda key: key in ("emb_params", "string_to_param", "clip_g", "clip_l")),
+)
+
+
+def name_kind(weights: WeightFile) -> str | None:
+    """Name what a weight file is when it is none of a model's parts."""
+    return next((kind for kind, fits in _KINDS if any(map(fits, weights.shapes))), None)
+
+
+def _open_single_file(path: Path) -> tuple[Component, Component, Component]:
+    weights = open_weights(path)
+    subject = f"--ckpt {path}"
+    parts = {
+        "U-Net": (layout.UNET_PREFIX,),
+        "VAE": (layout.VAE_PREFIX,),
+        "text encoder": (layout.SD1_TEXT_PREFIX, layout.SD2_TEXT_PREFIX),
+    }
+    missing = [part for part, prefixes in parts.items() if not any(key.startswith(prefixes) for key in weights.shapes)]
+    kind = name_kind(weights)
+    if (kind and (missing or "checkpoint" in kind)) or len(missing) == len(parts):
+        raise InputError(
+            subject, f"is {kind or 'no Stable Diffusion checkpoint'}; give a Stable Diffusion 1.x or 2.x model"
+        )
+    if missing:
+        raise InputError(subject, f"has no {' and no '.join(missing)}; give a whole checkpoint")
+    try:
+        return _unet_component(weights), _vae_component(weights), _text_component(weights)
+    except (KeyError, IndexError) as problem:
+        raise InputError(
+            subject, f"is no whole Stable Diffusion checkpoint: {problem} is missing; download it again"
+        ) from None
+
+
+def _cut(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str, tuple[int, ...]]:
+    return {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
+
+
+def _unet_component(weights: WeightFile) -> Component:
+    sizes = layout.unet_sizes(_cut(weights.shapes, layout.UNET_PREFIX))
+    config = _shipped_config("sd2" if sizes["use_linear_projection"] else "sd1", "unet") | sizes
+    if config["use_linear_projection"]:  # SD 2.x: heads of size 64 at every width
+        config["attention_head_dim"] = [max(1, width // 64) for width in config["block_out_channels"]]
+    return Component(config, weights)
+
+
+def _vae_component(weights: WeightFile) -> Component:
+    shapes = _cut(weights.shapes, layout.VAE_PREFIX) or weights.shapes
+    try:
+        sizes = layout.vae_sizes(shapes)
+    except KeyError:
+        kind = name_kind(weights) or "no VAE"
+        raise InputError(str(weights.path), f"is {kind}; give the VAE of a Stable Diffusion 1.x or 2.x model") from None
+    return Component(_shipped_config("sd1", "vae") | sizes, weights)
+
+
+def _text_component(weights: WeightFile) -> Component:
+    openclip = any(key.startswith(layout.SD2_TEXT_PREFIX) for key in weights.shapes)
+    shapes = _cut(weights.shapes, layout.SD2_TEXT_PREFIX if openclip else layout.SD1_TEXT_PREFIX)
+    if not openclip:
+        shapes = {name.removeprefix("text_model."): shape for name, shape in shapes.items()}
+    sizes = layout.text_encoder_sizes(shapes, openclip=openclip)
+    heads = max(1, sizes["hidden_size"] // 64)  # CLIP's heads are of size 64 in every published model
+    config = _shipped_config("sd2" if openclip else "sd1", "text_encoder") | sizes | {"num_attention_heads": heads}
+    return Component(config, weights, openclip)
+
+
+def _shipped_config(family: str, part: str) -> dict[str, object]:
+    return _read_json(_LIBRARY / "configs" / f"{family}.json")[part]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Family and prediction type
+
+
+def _is_v2(unet: Mapping[str, object]) -> bool:
+    """SD 2.x is told by the text encoder's width; in models of other widths by its linear projections."""
+    width = unet.get("cross_attention_dim")
+    return width == 1024 or (width != 768 and bool(unet.get("use_linear_projection")))
+
+
+_OTHER_INPUTS = {9: "an inpainting model", 8: "an instruct-pix2pix model", 5: "a depth model", 7: "an upscaler"}
+
+
+def _check_unet(unet: Mapping[str, object], subject: str) -> None:
+    """Refuse U-Nets that are conditioned on more than text."""
+    if (channels := unet.get("in_channels", 4)) != 4:
+        what = _OTHER_INPUTS.get(channels, "a model of another kind")
+        raise InputError(subject, f"is {what} (a U-Net with {channels} input channels); use one with 4")
+    if unet.get("cross_attention_dim") == 2048 or unet.get("addition_embed_type"):
+        raise InputError(subject, "is an SDXL model; this program draws with Stable Diffusion 1.x and 2.x")
+    if unet.get("class_embed_type"):
+        raise InputError(subject, "is an image-conditioned (unCLIP) model; use a text-to-image model")
+
+
+def _prediction_type(
+    path: Path, weights: WeightFile, v_parameterization: bool, subject: str
+) -> tuple[str, tuple[str, ...]]:
+    """Decide what the U-Net predicts: the user's word first, then what the files say; contradictions are warned of."""
+    evidence, source = _prediction_evidence(path, weights)
+    if v_parameterization and evidence == "epsilon":
+        return "v_prediction", (
+            f"{subject}: {source} says that it predicts noise; --v_parameterization overrides that",
+        )
+    if not v_parameterization and evidence == "v_prediction":
+        return "v_prediction", (
+            f"{subject}: taken for a v-prediction model, as {source} says; add --v_parameterization",
+        )
+    return "v_prediction" if v_parameterization else "epsilon", ()
+
+
+def _prediction_evidence(path: Path, weights: WeightFile) -> tuple[str | None, str]:
+    scheduler = path / "scheduler" / "scheduler_config.json"
+    if scheduler.is_file():
+        return str(_read_json(scheduler).get("prediction_type", "epsilon")), f"{path.name}{os.sep}scheduler"
+    stated = weights.metadata.get("modelspec.prediction_type", "").lower()
+    if stated:
+        return "v_prediction" if stated.startswith("v") else "epsilon", "its metadata"
+    marks = [name for name in ("v_pred", "ztsnr") if name in weights.shapes]
+    return ("v_prediction", f"its tensor {marks[0]!r}") if marks else (None, "")

@@ -1,0 +1,181 @@
+"""Loading a model's networks: built without memory, filled tensor by tensor from the file, in the type they run in."""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from library import checkpoint_layout as layout
+from library.errors import InputError
+from library.model_files import SD2_PAD_TOKEN, SHIPPED_TOKENIZER, Component, ModelFiles
+from library.weight_files import WeightFile
+
+Model = TypeVar("Model", bound=torch.nn.Module)
+# For a parameter's name: the names it may have in a file, each with the third of the tensor that it is (None: all)
+NamesInFile = Callable[[str], Iterable[tuple[str, int | None]]]
+
+
+@dataclass(frozen=True)
+class Models:
+    """The loaded networks, on their device, ready for inference."""
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+
+
+def load_models(
+    files: ModelFiles, device: torch.device, dtype: torch.dtype, tokenizer_cache_dir: Path | None = None
+) -> Models:
+    """Load the networks of a model.
+
+    Args:
+        files: what `model_files.find_model` found.
+        device: where the networks go.
+        dtype: the type they run in; each tensor is cast as it is read.
+        tokenizer_cache_dir: see `load_tokenizer`.
+
+    Raises:
+        InputError: when tensors are missing, of a wrong shape, or hold NaN or infinite values.
+    """
+    with ThreadPoolExecutor(max_workers=3) as pool:  # reading and casting release the GIL
+        unet = pool.submit(load_unet, files.unet, device, dtype)
+        vae = pool.submit(load_vae, files.vae, device, dtype)
+        text_encoder = pool.submit(load_text_encoder, files.text_encoder, device, dtype)
+        tokenizer = load_tokenizer(files, tokenizer_cache_dir)
+        return Models(unet.result(), vae.result(), text_encoder.result(), tokenizer)
+
+
+def load_unet(component: Component, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:
+    """Build and fill the U-Net."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(component.config)
+    modules = layout.unet_modules(unet.config)
+
+    def names(target: str) -> Iterator[tuple[str, int | None]]:
+        yield target, None
+        if original := layout.original_name(target, modules):
+            yield layout.UNET_PREFIX + original, None
+
+    return _fill(unet, component.weights, names, device, dtype)
+
+
+def load_vae(component: Component, device: torch.device, dtype: torch.dtype) -> AutoencoderKL:
+    """Build and fill the VAE."""
+    with torch.device("meta"):
+        vae = AutoencoderKL.from_config(component.config)
+    modules = layout.vae_modules(vae.config)
+
+    def names(target: str) -> Iterator[tuple[str, int | None]]:
+        yield target, None
+        if original := layout.original_name(target, modules):
+            yield original, None
+            yield layout.VAE_PREFIX + original, None
+        for part, (_, older) in layout.VAE_ATTENTION.items():
+            if f".attentions.0.{part}." in target:
+                yield target.replace(part, older), None
+
+    return _fill(vae, component.weights, names, device, dtype)
+
+
+def load_text_encoder(component: Component, device: torch.device, dtype: torch.dtype) -> CLIPTextModel:
+    """Build and fill the CLIP text encoder."""
+    with torch.device("meta"):
+        text_encoder = CLIPTextModel(CLIPTextConfig(**component.config))
+
+    def names(target: str) -> Iterator[tuple[str, int | None]]:
+        # Files keep a level that transformers has left out of its module names since version 5.6
+        target = target.removeprefix("text_model.")
+        if component.openclip:
+            name, third = layout.openclip_name(target)
+            yield layout.SD2_TEXT_PREFIX + name, third
+            return
+        for prefix in ("", layout.SD1_TEXT_PREFIX):
+            yield f"{prefix}text_model.{target}", None
+            yield f"{prefix}{target}", None
+
+    return _fill(text_encoder, component.weights, names, device, dtype)
+
+
+def _fill(model: Model, weights: WeightFile, names: NamesInFile, device: torch.device, dtype: torch.dtype) -> Model:
+    """Give every parameter of a model built on `meta` its tensor.
+
+    Args:
+        model: the empty model.
+        weights: the file.
+        names: where a parameter stands in it.
+    """
+    missing = []
+    for target, parameter in list(model.named_parameters()):
+        source = next(((name, third) for name, third in names(target) if name in weights.shapes), None)
+        if source is None:
+            missing.append(target)
+            continue
+        value = _read(weights, *source, parameter.shape, device, dtype)
+        owner, _, leaf = target.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, torch.nn.Parameter(value, requires_grad=False))
+    if missing:
+        raise InputError(
+            str(weights.path),
+            f"lacks {len(missing)} tensors of the {type(model).__name__}, {missing[0]!r} first; download it again",
+        )
+    _fill_buffers(model, device)
+    return model.eval()
+
+
+def _read(
+    weights: WeightFile, name: str, third: int | None, shape: torch.Size, device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
+    """Read one tensor as a copy of its own in the type and on the device it is used in."""
+    value = weights.tensor(name)
+    if third is not None:
+        value = value.chunk(3)[third]
+    # 1×1 convolutions and linear layers stand for each other between versions of the format
+    if tuple(d for d in value.shape if d != 1) != tuple(d for d in shape if d != 1):
+        raise InputError(
+            str(weights.path),
+            f"{name!r} has the shape {list(value.shape)}, the model needs {list(shape)}; use a model that fits",
+        )
+    value = value.reshape(shape).to(device=device, dtype=dtype, copy=True)
+    lowest, highest = value.aminmax()  # NaN if any value is
+    if not torch.isfinite(highest - lowest):
+        raise InputError(str(weights.path), f"{name!r} holds NaN or infinite values; download it again or use float32")
+    if third is None:
+        weights.release(name)
+    return value
+
+
+def _fill_buffers(model: torch.nn.Module, device: torch.device) -> None:
+    """Compute the buffers that files do not hold: CLIP's position numbers."""
+    for module in model.modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if buffer.is_meta and name != "position_ids":
+                raise NotImplementedError(f"{type(module).__name__}.{name} is a buffer this program does not know")
+            if buffer.is_meta:
+                positions = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape)
+                module.register_buffer(name, positions, persistent=False)
+
+
+def load_tokenizer(files: ModelFiles, cache_dir: Path | None = None) -> CLIPTokenizer:
+    """Load the model's tokenizer: a Diffusers folder's own, else the one in `cache_dir`, else the one shipped here.
+
+    Args:
+        files: the model.
+        cache_dir: a folder of tokenizers by family; the shipped one is written there when it is not there yet, so that
+            another vocabulary can be put in its place.
+    """
+    if files.tokenizer != SHIPPED_TOKENIZER:
+        return CLIPTokenizer.from_pretrained(files.tokenizer)
+    cached = cache_dir / ("stable-diffusion-2" if files.v2 else "clip-vit-large-patch14") if cache_dir else None
+    if cached and cached.is_dir():
+        return CLIPTokenizer.from_pretrained(cached)
+    tokenizer = CLIPTokenizer.from_pretrained(SHIPPED_TOKENIZER, **({"pad_token": SD2_PAD_TOKEN} if files.v2 else {}))
+    if cached:
+        tokenizer.save_pretrained(cached)
+    return tokenizer

@@ -1,0 +1,279 @@
+"""Pictures to files: names that collide with nothing, metadata from the picture's own job, and whole files or none."""
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from library.errors import EnvironmentFault, InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.PngImagePlugin import PngInfo
+
+    from library.plan import Job
+    from library.samplers import Sampler
+
+# zlib's 4 makes files of the same size as PNG's usual 6 in a third of the time
+_PNG_COMPRESSION = 4
+_WRITERS = 2
+_WAITING_PICTURES = 32  # pictures that may wait for a writer before the run waits for them
+
+
+class FileNames:
+    """Names for the pictures of a run, chosen before they are made.
+
+    Args:
+        folder: where they go; it need not exist yet.
+        sequential: `im_000001.png` on, after the highest there is, instead of time, number and seed.
+        now: the run's time.
+    """
+
+    def __init__(self, folder: Path, *, sequential: bool, now: datetime) -> None:
+        self.folder = folder
+        self._sequential = sequential
+        self._time = now.strftime("%Y%m%d%H%M%S")
+        self._taken = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
+        numbers = (re.fullmatch(r"im_(\d{6,})(?:-\d+)?\.png", name) for name in self._taken)
+        self._count = max((int(match[1]) for match in numbers if match), default=0) if sequential else -1
+
+    def next(self, seed: int) -> Path:
+        """The next picture's file, different from all others and from those that are there."""
+        self._count += 1
+        stem = f"im_{self._count:06d}" if self._sequential else f"im_{self._time}_{self._count:03d}_{seed}"
+        name = next(name for name in _numbered(stem) if name not in self._taken)
+        self._taken.add(name)
+        return self.folder / name
+
+
+def _numbered(stem: str):
+    """`stem.png`, `stem-1.png`, `stem-2.png`, …"""
+    yield f"{stem}.png"
+    number = 0
+    while True:
+        number += 1
+        yield f"{stem}-{number}.png"
+
+
+def check_folder(folder: Path, option: str) -> None:
+    """Refuse an output folder that pictures cannot go to; it is made by `make_folder`, once the run starts.
+
+    Raises:
+        InputError: when it is a file, or it or the folder it will be made in cannot be written to.
+    """
+    existing = folder
+    while not existing.exists() and existing.parent != existing:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise InputError(f"{option} {folder}", f"{existing} is a file; give a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"{option} {folder}", f"{existing} cannot be written to; give another folder")
+
+
+def make_folder(folder: Path, option: str) -> None:
+    """Make the output folder; a folder that cannot take files after all is an `InputError`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as problem:
+        raise InputError(
+            f"{option} {folder}", f"cannot be written to ({problem.strerror}); give another folder"
+        ) from None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Metadata
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a picture's metadata says of its run rather than of its job."""
+
+    sampler: "Sampler"
+    model_name: str
+    clip_skip: int
+    model_hash: Callable[[], str | None]  # called when the first picture is written
+
+
+class FileHash:
+    """The SHA-256 of a file, worked out in the background; its first ten digits are what other tools call the hash."""
+
+    def __init__(self, path: Path) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hash")
+        self._hash: Future[str | None] = self._pool.submit(self._short_hash, path)
+        self._pool.shutdown(wait=False)
+
+    def __call__(self) -> str | None:
+        """The hash; None for a folder, which has none."""
+        return self._hash.result()
+
+    @staticmethod
+    def _short_hash(path: Path) -> str | None:
+        if not path.is_file():
+            return None
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:10]
+
+
+def metadata(job: "Job", facts: RunFacts) -> dict[str, str]:
+    """A picture's metadata: the names of sd-scripts, and `parameters` as AUTOMATIC1111's web UI writes them."""
+    values = {
+        "prompt": job.prompt,
+        "negative-prompt": job.negative_prompt,
+        "seed": job.seed,
+        "sampler": facts.sampler.name,
+        "steps": job.steps,
+        "scale": job.guidance_scale,
+        "negative-scale": job.negative_scale,
+        "raw-prompt": job.raw_prompt,
+    }
+    texts = {name: str(value) for name, value in values.items() if value is not None and value != ""}
+    return texts | {"parameters": _a1111_parameters(job, facts)}
+
+
+def _a1111_parameters(job: "Job", facts: RunFacts) -> str:
+    settings: dict[str, object] = {
+        "Steps": job.steps,
+        "Sampler": facts.sampler.a1111_name,
+        "CFG scale": f"{job.guidance_scale:g}",
+        "Seed": job.seed,
+        "Size": f"{job.width}x{job.height}",
+        "Model hash": facts.model_hash(),
+        "Model": facts.model_name,
+    }
+    if facts.clip_skip > 1:
+        settings["Clip skip"] = facts.clip_skip
+    if job.negative_scale is not None and job.branches == 3:
+        settings["Negative scale"] = f"{job.negative_scale:g}"
+    lines = [job.prompt]
+    if job.negative_prompt:
+        lines.append(f"Negative prompt: {job.negative_prompt}")
+    lines.append(", ".join(f"{key}: {_quoted(str(value))}" for key, value in settings.items() if value is not None))
+    return "\n".join(lines)
+
+
+def _quoted(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False) if re.search(r"[,:\n]", value) else value
+
+
+def _png_info(texts: Mapping[str, str]) -> "PngInfo":
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    for name, text in texts.items():
+        info.add_text(name, text)
+    return info
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def save_png(pixels: "np.ndarray", file: Path, texts: Mapping[str, str]) -> Path:
+    """Save a picture (H, W, 3) uint8 with its metadata, whole or not at all, over nothing.
+
+    It is written under a temporary name in the same folder and then linked to its own; a name that has been taken
+    meanwhile gets `-1`, `-2`, ….
+
+    Returns:
+        The file it became.
+
+    Raises:
+        EnvironmentFault: when the folder or the disk does not take it.
+    """
+    from PIL import Image
+
+    temporary = file.with_name(f".{file.stem}.{os.getpid()}.tmp")
+    try:
+        try:
+            with temporary.open("wb") as stream:
+                info = _png_info(texts)
+                Image.fromarray(pixels).save(stream, "PNG", compress_level=_PNG_COMPRESSION, pnginfo=info)
+                stream.flush()
+                os.fsync(stream.fileno())
+            return _place(temporary, file)
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
+    except OSError as problem:
+        raise EnvironmentFault(
+            str(file), f"cannot be written ({problem.strerror or problem}); make room or give another --outdir"
+        ) from problem
+
+
+def _place(temporary: Path, file: Path) -> Path:
+    """Give a finished file its name without replacing anything."""
+    for name in _numbered(file.stem):
+        target = file.with_name(name)
+        try:
+            _link(temporary, target)
+            return target
+        except FileExistsError:
+            continue
+    raise AssertionError("names do not run out")
+
+
+def _link(temporary: Path, target: Path) -> None:
+    """Link a file to a second name; FileExistsError when that is taken."""
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        raise
+    except (OSError, AttributeError, NotImplementedError):  # a file system without hard links
+        with target.open("xb") as stream:
+            try:
+                stream.write(temporary.read_bytes())
+                stream.flush()
+            except OSError:
+                target.unlink()  # made by this very call
+                raise
+
+
+class PictureWriter:
+    """Writes pictures in the background, a bounded number at a time; use as a context manager.
+
+    A failure to write is raised by the next `write`, or at the end of the block. Files that are waiting are written
+    before the block is left, also after an error.
+    """
+
+    def __init__(self, facts: RunFacts, on_saved: Callable[["Job", Path], None]) -> None:
+        self._facts = facts
+        self._on_saved = on_saved
+        self._pool = ThreadPoolExecutor(max_workers=_WRITERS, thread_name_prefix="writer")
+        self._pending: deque[Future[None]] = deque()
+        self._report = threading.Lock()
+
+    def __enter__(self) -> "PictureWriter":
+        return self
+
+    def __exit__(self, error_type: type | None, *rest: object) -> None:
+        self._pool.shutdown(wait=True)
+        if error_type is None:
+            self.wait()
+
+    def write(self, pixels: "np.ndarray", job: "Job") -> None:
+        """Hand over a picture (H, W, 3) uint8 of a job."""
+        while self._pending and (self._pending[0].done() or len(self._pending) >= _WAITING_PICTURES):
+            self._pending.popleft().result()
+        self._pending.append(self._pool.submit(self._save, pixels, job))
+
+    def wait(self) -> None:
+        """Wait until everything handed over is written."""
+        while self._pending:
+            self._pending.popleft().result()
+
+    def _save(self, pixels: "np.ndarray", job: "Job") -> None:
+        file = save_png(pixels, job.file, metadata(job, self._facts))
+        with self._report:
+            self._on_saved(job, file)

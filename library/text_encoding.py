@@ -1,0 +1,148 @@
+"""Prompts to embeddings: tokens with weights, chunks of 75, the text encoder, and the weights applied."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from library.prompts import BREAK, MAX_WEIGHT, parse_emphasis
+
+logger = logging.getLogger(__name__)
+
+CHUNK_TOKENS = 75  # what CLIP's 77 positions leave between the begin and the end token
+_KEPT_TEXTS = 256  # texts whose embeddings are kept for later batches
+_SHOWN_CHARACTERS = 200  # of a text that was cut off
+
+
+@dataclass(frozen=True)
+class WeightedTokens:
+    """A text's token ids without begin and end, and the weight of each."""
+
+    ids: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def chunks(self) -> int:
+        """How many chunks the tokens fill, at least one."""
+        return max(1, -(-len(self.ids) // CHUNK_TOKENS))
+
+
+class PromptEncoder:
+    """Encodes prompts of any length with CLIP's text encoder.
+
+    Args:
+        tokenizer: the model's.
+        text_encoder: the model's.
+        clip_skip: take the n-th last layer's output; 1 is the last layer.
+        max_chunks: a prompt is cut after this many chunks.
+    """
+
+    def __init__(
+        self, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, clip_skip: int = 1, max_chunks: int = 1
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.text_encoder = text_encoder
+        self.clip_skip = clip_skip
+        self.max_tokens = max_chunks * CHUNK_TOKENS
+        self.tokenize = lru_cache(maxsize=4 * _KEPT_TEXTS)(self._tokenize)
+        self._kept: dict[tuple[str, int], torch.Tensor] = {}  # oldest first
+
+    def chunks(self, *texts: str) -> int:
+        """The number of chunks that the longest of the texts fills."""
+        return max(self.tokenize(text).chunks for text in texts)
+
+    def encode(self, texts: Sequence[str], chunks: int) -> torch.Tensor:
+        """Encode texts, each padded to `chunks` chunks.
+
+        Returns:
+            (len(texts), 77 * chunks, width) in float32, on the text encoder's device.
+        """
+        missing = [text for text in dict.fromkeys(texts) if (text, chunks) not in self._kept]
+        if missing:
+            encoded = self._encode([self.tokenize(text) for text in missing], chunks)
+            self._kept.update({(text, chunks): embedding for text, embedding in zip(missing, encoded)})
+        embeddings = torch.stack([self._kept[text, chunks] for text in texts])
+        while len(self._kept) > _KEPT_TEXTS:
+            del self._kept[next(iter(self._kept))]
+        return embeddings
+
+    def _tokenize(self, text: str) -> WeightedTokens:
+        """Tokenize a prompt piece by piece; warns of what is cut off and of weights out of bounds."""
+        ids: list[int] = []
+        weights: list[float] = []
+        for piece, weight in parse_emphasis(text):
+            if piece is BREAK:
+                piece_ids = [self.tokenizer.pad_token_id] * (-len(ids) % CHUNK_TOKENS)
+            else:
+                piece_ids = self.tokenizer(piece, add_special_tokens=False, verbose=False).input_ids
+            ids += piece_ids
+            weights += [weight] * len(piece_ids)
+        if max(map(abs, weights), default=0) >= MAX_WEIGHT:
+            logger.warning("a weight in %r is beyond %g and was set to that", _shorten(text), MAX_WEIGHT)
+        if len(ids) > self.max_tokens:
+            logger.warning(
+                "the prompt has %d tokens, %d of them are cut off: %r; raise --max_embeddings_multiples to keep them",
+                len(ids),
+                len(ids) - self.max_tokens,
+                _shorten(self.tokenizer.decode(ids[self.max_tokens :])),
+            )
+        return WeightedTokens(tuple(ids[: self.max_tokens]), tuple(weights[: self.max_tokens]))
+
+    @torch.inference_mode()
+    def _encode(self, texts: Sequence[WeightedTokens], chunks: int) -> torch.Tensor:
+        device = self.text_encoder.device
+        ids = torch.tensor([row for text in texts for row in self._chunk_ids(text, chunks)], device=device)
+        output = self.text_encoder(ids, output_hidden_states=True)  # ids: (texts * chunks, 77)
+        if self.clip_skip == 1:
+            hidden = output.last_hidden_state
+        else:
+            hidden = self._final_layer_norm(output.hidden_states[-self.clip_skip])
+        embeddings = hidden.float().reshape(len(texts), chunks * (CHUNK_TOKENS + 2), -1)
+        weights = torch.tensor([_chunk_weights(text, chunks) for text in texts], device=device)
+        return _weigh(embeddings, weights[:, :, None])
+
+    def _final_layer_norm(self, hidden: torch.Tensor) -> torch.Tensor:
+        return getattr(self.text_encoder, "text_model", self.text_encoder).final_layer_norm(hidden)
+
+    def _chunk_ids(self, text: WeightedTokens, chunks: int) -> list[list[int]]:
+        """The ids of each chunk, 77 with begin and end.
+
+        The chunks of a text are cut from one long sequence; a chunk that is not the last runs on into the next one, so
+        its end gets an end token. OpenCLIP, which pads with 0, is given one only where it would see none.
+        """
+        begin, end, pad = (getattr(self.tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad"))
+        length = chunks * CHUNK_TOKENS + 2
+        ids = [begin, *text.ids, end]
+        ids += [pad] * (length - len(ids))
+        rows = [ids[i * CHUNK_TOKENS : (i + 1) * CHUNK_TOKENS + 2] for i in range(chunks)]
+        for row in rows if chunks > 1 else ():
+            row[0] = begin
+            if pad == end or row[-1] not in (end, pad):
+                row[-1] = end
+            if pad != end and row[1] == pad:
+                row[1] = end
+        return rows
+
+
+def _chunk_weights(text: WeightedTokens, chunks: int) -> list[float]:
+    """The weights of all chunks' tokens; begin, end and padding have weight 1."""
+    weights: list[float] = []
+    for chunk in range(chunks):
+        part = text.weights[chunk * CHUNK_TOKENS : (chunk + 1) * CHUNK_TOKENS]
+        weights += [1.0, *part, *[1.0] * (CHUNK_TOKENS + 1 - len(part))]
+    return weights
+
+
+def _weigh(embeddings: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Multiply token vectors (N, T, width) by weights (N, T, 1), then scale each text to the mean it had before."""
+    before = embeddings.mean(dim=(1, 2), keepdim=True)
+    weighted = embeddings * weights
+    after = weighted.mean(dim=(1, 2), keepdim=True)
+    return torch.where(after == 0, weighted, weighted * (before / after))
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"

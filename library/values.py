@@ -1,0 +1,73 @@
+"""Validating converters for the values of options, shared by the command line and by prompt lines.
+
+Each takes the text that the user wrote and returns the value, or raises `argparse.ArgumentTypeError` that says the rule
+and what to write instead.
+"""
+
+import math
+import re
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+
+# Pictures are made of latent cells of 8×8 pixels: the VAEs of SD 1.x and 2.x halve the size three times.
+PIXELS_PER_CELL = 8
+MAX_SIZE_PX = 16384
+MAX_STEPS = 1000  # timesteps that SD 1.x and 2.x were trained on
+MAX_SEED = 2**63 - 1  # what torch.Generator.manual_seed takes, with room for a second stage's seed + 1
+
+
+def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
+    """Make a converter for whole numbers from `low` to `high` (no upper limit when None)."""
+    allowed = f"a whole number from {low} to {high}" if high is not None else f"a whole number, {low} or more"
+
+    def convert(text: str) -> int:
+        if not re.fullmatch(r"[+-]?[0-9]{1,20}", text.strip(), re.ASCII):
+            raise ArgumentTypeError(f"not a whole number; write {allowed}")
+        value = int(text)
+        if value < low or (high is not None and value > high):
+            raise ArgumentTypeError(f"out of range; write {allowed}")
+        return value
+
+    return convert
+
+
+def number(low: float = -math.inf, *, above: bool = False) -> Callable[[str], float]:
+    """Make a converter for finite numbers of at least `low` (greater than `low` when `above`)."""
+    allowed = "a number" if low == -math.inf else f"a number {'above' if above else 'not below'} {low:g}"
+
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise ArgumentTypeError(f"not a number; write {allowed}") from None
+        if not math.isfinite(value):
+            raise ArgumentTypeError(f"not a finite number; write {allowed}")
+        if value < low or (above and value == low):
+            raise ArgumentTypeError(f"out of range; write {allowed}")
+        return value
+
+    return convert
+
+
+def size_px(text: str) -> int:
+    """Convert a picture's width or height in pixels, a multiple of 8."""
+    value = whole_number(PIXELS_PER_CELL, MAX_SIZE_PX)(text)
+    if remainder := value % PIXELS_PER_CELL:
+        lower = value - remainder
+        raise ArgumentTypeError(f"must be a multiple of {PIXELS_PER_CELL}; use {lower} or {lower + PIXELS_PER_CELL}")
+    return value
+
+
+def seeds(text: str) -> tuple[int, ...]:
+    """Convert `a` or `a,b,c`: one seed for each picture of a prompt."""
+    return tuple(seed(part) for part in text.split(","))
+
+
+def number_or_none(text: str) -> float | None:
+    """Convert a finite number, or the word `none`."""
+    return None if text.strip().lower() == "none" else number()(text)
+
+
+steps = whole_number(1, MAX_STEPS)
+seed = whole_number(0, MAX_SEED)
+guidance_scale = number(0)

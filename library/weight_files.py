@@ -1,0 +1,344 @@
+"""Opening weight files safely, whatever their name ends in, and telling what they hold from their header.
+
+safetensors files are read here, tensor by tensor from a memory map whose pages are given back after each tensor, so
+that loading needs one copy of the weights in the type they are used in. Pickles go through `torch.load(weights_only=True)`
+alone: no code in a weight file ever runs.
+"""
+
+import json
+import math
+import mmap
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from library.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+# safetensors' name of a type → (torch's name, bytes of one element); https://huggingface.co/docs/safetensors
+_SAFETENSORS_TYPES = {
+    "F64": ("float64", 8),
+    "F32": ("float32", 4),
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
+    "F8_E4M3": ("float8_e4m3fn", 1),
+    "F8_E5M2": ("float8_e5m2", 1),
+    "I64": ("int64", 8),
+    "I32": ("int32", 4),
+    "I16": ("int16", 2),
+    "I8": ("int8", 1),
+    "U8": ("uint8", 1),
+    "BOOL": ("bool", 1),
+}
+_MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+
+# Modules whose objects honest training checkpoints carry beside their weights. Their objects are replaced by `_Inert`.
+_BYSTANDER_MODULES = (
+    "pytorch_lightning.",
+    "lightning.",
+    "lightning_fabric.",
+    "omegaconf.",
+    "numpy.",
+    "_codecs.",
+    "argparse.",
+)
+
+
+class WeightFile(Protocol):
+    """Named tensors in a file that was checked; `shapes` and `metadata` cost nothing, `tensor` reads one of them."""
+
+    path: Path
+    shapes: dict[str, tuple[int, ...]]
+    metadata: dict[str, str]
+
+    def tensor(self, name: str) -> "torch.Tensor":
+        """Read one tensor; it may share the file's memory, so whoever keeps it copies it."""
+
+    def release(self, name: str) -> None:
+        """Let go of the memory that reading a tensor took."""
+
+
+def open_weights(path: Path) -> WeightFile:
+    """Open a weight file by its content.
+
+    Raises:
+        InputError: when it is no weight file, is cut short or damaged, or a pickle that asks for more than data.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as problem:
+        raise InputError(str(path), f"cannot be read: {problem.strerror}") from None
+    if _starts_like_safetensors(head, size):
+        return SafetensorsFile(path)
+    if head.startswith(b"PK\x03\x04"):
+        if not _is_torch_zip(path):
+            raise InputError(str(path), "is a zip archive, not a weight file; unpack it and give the file inside")
+        return PickleFile(path)
+    if head.startswith(b"\x80"):
+        return PickleFile(path)
+    raise InputError(str(path), _what_it_is(head, size))
+
+
+def choose_weights(names: list[str], stems: tuple[str, ...]) -> str | None:
+    """Choose a network's weight file: safetensors before pickles, no variant before fp16 before other variants."""
+
+    def preference(name: str) -> tuple[bool, int, str]:
+        variant = name.removesuffix(".safetensors").removesuffix(".bin").partition(".")[2]
+        return not name.endswith(".safetensors"), ("", "fp16").index(variant) if variant in ("", "fp16") else 2, name
+
+    pattern = re.compile(rf"(?:{'|'.join(stems)})(?:\.\w+)?\.(?:safetensors|bin)")
+    return min((name for name in names if pattern.fullmatch(name)), key=preference, default=None)
+
+
+def _starts_like_safetensors(head: bytes, size: int) -> bool:
+    return size >= 8 and (head[8:9] == b"{" or (head[6:8] == b"\0\0" and not head.startswith((b"\x80", b"PK"))))
+
+
+def _is_torch_zip(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("data.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError):
+        raise InputError(
+            str(path), "is cut short or damaged (its zip directory is missing); download it again"
+        ) from None
+
+
+def _what_it_is(head: bytes, size: int) -> str:
+    """Name what a file that holds no weights is instead, and what to do."""
+    start = head.lstrip().lower()
+    if size == 0:
+        return "is an empty file; download it again"
+    if head.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the weights; run `git lfs pull` in its folder"
+    if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<")):
+        return "is a web page, not a weight file; download the file itself"
+    if head.startswith(b"GGUF"):
+        return "is a GGUF file, which this program does not read; use a .safetensors file"
+    return "is no weight file (neither safetensors nor a PyTorch checkpoint); check the path"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# safetensors
+
+
+@dataclass(frozen=True)
+class _Entry:
+    dtype: str  # safetensors' name
+    shape: tuple[int, ...]
+    start: int  # bytes from the beginning of the file
+    end: int
+
+
+class SafetensorsFile:
+    """A safetensors file whose header was checked against its size."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._entries, self.metadata = _read_header(path)
+        self.shapes = {name: entry.shape for name, entry in self._entries.items()}
+        self._map: mmap.mmap | None = None
+
+    def tensor(self, name: str) -> "torch.Tensor":
+        """Read one tensor as a view of the memory map."""
+        import torch
+
+        entry = self._entries[name]
+        dtype = getattr(torch, _SAFETENSORS_TYPES[entry.dtype][0])
+        if entry.start == entry.end:
+            return torch.empty(entry.shape, dtype=dtype)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given buffer is not writable")  # nothing writes to it
+            flat = torch.frombuffer(
+                self._mapped(), dtype=torch.uint8, offset=entry.start, count=entry.end - entry.start
+            )
+        if entry.start % dtype.itemsize:  # headers need not be padded to the element size
+            flat = flat.clone()
+        return flat.view(dtype).view(entry.shape)
+
+    def release(self, name: str) -> None:
+        """Drop the tensor's pages from this process; the system's file cache keeps them."""
+        entry = self._entries[name]
+        start = entry.start - entry.start % mmap.PAGESIZE
+        if hasattr(mmap, "MADV_DONTNEED") and entry.end > start:
+            self._mapped().madvise(mmap.MADV_DONTNEED, start, entry.end - start)
+
+    def _mapped(self) -> mmap.mmap:
+        if self._map is None:
+            with self.path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return self._map
+
+
+def _read_header(path: Path) -> tuple[dict[str, _Entry], dict[str, str]]:
+    """Read and check the header: 8 bytes of little-endian length, JSON, then the data without gaps."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(_MAX_HEADER_BYTES, size - 8):
+            raise InputError(
+                str(path),
+                f"is damaged or cut short: its header claims {length:,} bytes, the file has {size:,}; get it again",
+            )
+        raw = file.read(length)
+    try:
+        header = json.loads(raw, object_pairs_hook=_unique_keys)
+        metadata = {str(k): str(v) for k, v in header.pop("__metadata__", {}).items()}
+        data_start = 8 + length
+        entries = {name: _read_entry(name, info, data_start) for name, info in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
+        raise InputError(str(path), f"has a damaged safetensors header ({problem}); download it again") from None
+    _check_extent(path, entries, data_start, size)
+    return entries, metadata
+
+
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    unique = dict(pairs)
+    if len(unique) != len(pairs):
+        raise ValueError("a key stands twice")
+    return unique
+
+
+def _read_entry(name: str, info: dict, data_start: int) -> _Entry:
+    dtype, shape, (start, end) = info["dtype"], tuple(info["shape"]), info["data_offsets"]
+    if dtype not in _SAFETENSORS_TYPES:
+        raise ValueError(f"{name!r} has the unknown type {dtype}")
+    if not all(type(n) is int and n >= 0 for n in (*shape, start, end)):
+        raise ValueError(f"{name!r} has a size or place that is no whole number")
+    if end - start != math.prod(shape) * _SAFETENSORS_TYPES[dtype][1]:
+        raise ValueError(f"{name!r} has {end - start:,} bytes, which do not fit its shape {list(shape)}")
+    return _Entry(dtype, shape, data_start + start, data_start + end)
+
+
+def _check_extent(path: Path, entries: dict[str, _Entry], data_start: int, size: int) -> None:
+    """Check that the tensors lie one behind the other and end where the file ends."""
+    expected = data_start
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):
+        if entry.start != expected:
+            problem = "overlap" if entry.start < expected else "leave a gap"
+            raise InputError(
+                str(path), f"has a damaged safetensors header (tensors {problem} at {name!r}); download it again"
+            )
+        expected = entry.end
+    if size < expected:
+        raise InputError(str(path), f"is cut short: expected {expected:,} bytes, found {size:,}; download it again")
+    if size > expected:
+        raise InputError(
+            str(path),
+            f"has {size - expected:,} bytes after its last tensor, as safetensors files never do; download it again",
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pickles
+
+
+class _Inert:
+    """Takes the place of objects that belong to the training program; holds nothing and does nothing."""
+
+    def __new__(cls, *args: object, **kwargs: object) -> "_Inert":
+        return super().__new__(cls)
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+class PickleFile:
+    """A PyTorch checkpoint: its tensors by name, `state_dict` unwrapped, everything else left aside."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.content = load_pickle(path)
+        state = self.content.get("state_dict", self.content) if isinstance(self.content, dict) else {}
+        self._tensors = dict(_named_tensors(state))
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+        self.metadata: dict[str, str] = {}
+
+    def tensor(self, name: str) -> "torch.Tensor":
+        """The tensor, mapped from the file where its format allows that."""
+        return self._tensors[name]
+
+    def release(self, name: str) -> None:
+        """Forget the tensor."""
+        self._tensors.pop(name, None)
+
+
+def _named_tensors(state: object) -> Iterator[tuple[str, "torch.Tensor"]]:
+    import torch
+
+    if isinstance(state, dict):
+        yield from ((name, value) for name, value in state.items() if isinstance(value, torch.Tensor))
+
+
+def load_pickle(path: Path) -> object:
+    """Read a PyTorch pickle as plain data.
+
+    Raises:
+        InputError: naming what it would have called, or saying how it is damaged.
+    """
+    import torch
+
+    is_zip = zipfile.is_zipfile(path)
+    bystanders = []
+    if is_zip:  # the older format cannot be looked into beforehand; there, torch refuses what is not plain data
+        try:
+            wanted = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        except (RuntimeError, pickle.UnpicklingError, ValueError, EOFError, KeyError, IndexError) as problem:
+            raise InputError(
+                str(path), f"is a damaged checkpoint ({_first_line(problem)}); download it again"
+            ) from None
+        bystanders = [name for name in wanted if name.startswith(_BYSTANDER_MODULES)]
+        if refused := sorted(set(wanted) - set(bystanders)):
+            raise InputError(str(path), _refusal(refused[0]))
+    try:
+        with _bystanders_inert(bystanders):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except pickle.UnpicklingError as problem:
+        name = _named_global(str(problem))
+        raise InputError(
+            str(path), _refusal(name) if name else f"is no plain checkpoint ({_first_line(problem)})"
+        ) from None
+    except (RuntimeError, ValueError, EOFError, KeyError, IndexError, TypeError, AttributeError) as problem:
+        raise InputError(str(path), f"is a damaged checkpoint ({_first_line(problem)}); download it again") from None
+
+
+@contextmanager
+def _bystanders_inert(names: Iterable[str]) -> Iterator[None]:
+    import torch
+
+    with torch.serialization.safe_globals([(_Inert, name) for name in names]):
+        yield
+
+
+def _refusal(name: str) -> str:
+    return (
+        f"would run {name} when loaded, so it was not loaded and nothing ran; "
+        "get it as .safetensors, or convert it on a machine you can do without"
+    )
+
+
+def _named_global(message: str) -> str | None:
+    """The global that torch's refusal names: `… Unsupported global: GLOBAL posix.system was not …`."""
+    _, found, rest = message.partition("GLOBAL ")
+    return rest.split()[0] if found else None
+
+
+def _first_line(problem: BaseException) -> str:
+    lines = str(problem).strip().splitlines()
+    return (lines[0] if lines else type(problem).__name__)[:160]

@@ -1,0 +1,163 @@
+#!/usr/bin/env python3
+"""Write a Stable Diffusion model of random weights, for measuring and testing without a published checkpoint.
+
+    python tools/random_model.py /tmp/model --family sd1                  # a Diffusers folder and one checkpoint file
+    python tools/random_model.py /tmp/small --family sd2 --tiny --layout folder
+
+The same seed gives the same weights in every layout. The pictures they draw are noise.
+"""
+
+import argparse
+import copy
+import json
+import shutil
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import save_file
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from library import checkpoint_layout as layout
+from library.model_files import SD2_PAD_TOKEN, SHIPPED_TOKENIZER
+
+CONFIGS = SHIPPED_TOKENIZER.parent / "configs"
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# Widths small enough for tests; head sizes as in the published models, so that both layouts mean the same model
+TINY = {
+    "unet": {"block_out_channels": [32, 64, 64, 64], "sample_size": 16},
+    "vae": {"block_out_channels": [32, 32, 32, 32], "sample_size": 128},
+    "text_encoder": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 1},
+}
+StateDict = dict[str, torch.Tensor]
+
+
+def configurations(family: str, *, tiny: bool) -> dict[str, dict[str, object]]:
+    """The three networks' configurations of a family, `sd1` or `sd2`."""
+    configs = json.loads((CONFIGS / f"{family}.json").read_text(encoding="utf-8"))
+    if tiny:
+        for part, sizes in TINY.items():
+            configs[part] |= copy.deepcopy(sizes)
+        configs["unet"]["cross_attention_dim"] = configs["text_encoder"]["hidden_size"]
+        if family == "sd2":
+            configs["unet"]["attention_head_dim"] = [max(1, w // 64) for w in configs["unet"]["block_out_channels"]]
+    return configs
+
+
+def random_networks(family: str, *, tiny: bool, seed: int) -> dict[str, torch.nn.Module]:
+    """Networks with the random weights their classes start from."""
+    configs = configurations(family, tiny=tiny)
+    torch.manual_seed(seed)
+    return {
+        "unet": UNet2DConditionModel.from_config(configs["unet"]),
+        "vae": AutoencoderKL.from_config(configs["vae"]),
+        "text_encoder": CLIPTextModel(CLIPTextConfig(**configs["text_encoder"])),
+    }
+
+
+def write_folder(networks: dict[str, torch.nn.Module], folder: Path, prediction_type: str, variant: str | None) -> None:
+    """Write a Diffusers folder."""
+    for part, network in networks.items():
+        network.save_pretrained(folder / part, variant=variant)
+    classes = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
+    index = {"_class_name": "StableDiffusionPipeline"} | {part: ["diffusers", name] for part, name in classes.items()}
+    index |= {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}
+    _write_json(folder / "model_index.json", index)
+    _write_json(
+        folder / "scheduler" / "scheduler_config.json",
+        {
+            "_class_name": "DDIMScheduler",
+            "num_train_timesteps": 1000,
+            "beta_start": 0.00085,
+            "beta_end": 0.012,
+            "beta_schedule": "scaled_linear",
+            "prediction_type": prediction_type,
+        },
+    )
+    shutil.copytree(SHIPPED_TOKENIZER, folder / "tokenizer", dirs_exist_ok=True)
+    if networks["unet"].config.use_linear_projection:  # SD 2.x
+        path = folder / "tokenizer" / "tokenizer_config.json"
+        _write_json(path, json.loads(path.read_text(encoding="utf-8")) | {"pad_token": SD2_PAD_TOKEN})
+
+
+def _write_json(path: Path, content: dict[str, object]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def original_state_dict(networks: dict[str, torch.nn.Module], *, ema: bool) -> StateDict:
+    """The networks' weights under the names of the original checkpoints, with what training leaves beside them."""
+    unet, vae, text_encoder = networks["unet"], networks["vae"], networks["text_encoder"]
+    state = _renamed(unet.state_dict(), layout.unet_modules(unet.config), layout.UNET_PREFIX)
+    if ema:
+        prefix = "model."
+        state |= {f"model_ema.{name.removeprefix(prefix).replace('.', '')}": value for name, value in state.items()}
+    state |= _renamed(vae.state_dict(), layout.vae_modules(vae.config), layout.VAE_PREFIX)
+    for name in list(state):
+        if ".attn_1." in name and name.endswith(".weight") and state[name].dim() == 2:  # 1×1 convolutions there
+            state[name] = state[name][:, :, None, None]
+    state |= _original_text(text_encoder.state_dict(), openclip=unet.config.use_linear_projection)
+    state["betas"] = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).float() ** 2
+    return {name: value.contiguous() for name, value in state.items()}
+
+
+def _renamed(state: StateDict, modules: dict[str, str], prefix: str) -> StateDict:
+    return {prefix + layout.original_name(name, modules): value for name, value in state.items()}
+
+
+def _original_text(state: StateDict, *, openclip: bool) -> StateDict:
+    state = {name.removeprefix("text_model."): value for name, value in state.items() if "position_ids" not in name}
+    if not openclip:
+        return {f"{layout.SD1_TEXT_PREFIX}text_model.{name}": value for name, value in state.items()}
+    original: StateDict = {}
+    stacked: dict[str, list[torch.Tensor]] = {}
+    for name, value in state.items():
+        target, third = layout.openclip_name(name)
+        if third is None:
+            original[layout.SD2_TEXT_PREFIX + target] = value
+        else:
+            stacked.setdefault(layout.SD2_TEXT_PREFIX + target, [value] * 3)[third] = value
+    original |= {name: torch.cat(thirds) for name, thirds in stacked.items()}
+    # the last layer, which SD 2.x does not use, stands in its files all the same
+    last = max(int(name.split("resblocks.")[1].split(".")[0]) for name in original if "resblocks." in name)
+    mark = f"resblocks.{last}."
+    unused = {n.replace(mark, f"resblocks.{last + 1}."): v.clone() for n, v in original.items() if mark in n}
+    return original | unused | {f"{layout.SD2_TEXT_PREFIX}logit_scale": torch.tensor(4.6)}
+
+
+def write_file(state: StateDict, path: Path) -> None:
+    """Write one checkpoint file; a name ending in `.ckpt` makes it a pickle."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".ckpt":
+        torch.save({"state_dict": state, "global_step": 840000}, path)
+    else:
+        save_file(state, path, metadata={"format": "pt"})
+
+
+def main() -> None:
+    """Run the tool."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("path", type=Path, help="the folder; files are named like it, with an ending")
+    parser.add_argument("--family", choices=["sd1", "sd2"], default="sd1")
+    parser.add_argument("--layout", choices=["folder", "safetensors", "ckpt", "both"], default="both")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32")
+    parser.add_argument("--prediction_type", choices=["epsilon", "v_prediction"], default="epsilon")
+    parser.add_argument("--variant", help="variant in the folder's file names, for instance fp16")
+    parser.add_argument("--ema", action="store_true", help="put averaged weights into the file too")
+    parser.add_argument("--tiny", action="store_true", help="widths of 32 and 64")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    networks = random_networks(args.family, tiny=args.tiny, seed=args.seed)
+    networks = {part: network.to(DTYPES[args.dtype]) for part, network in networks.items()}
+    if args.layout in ("folder", "both"):
+        write_folder(networks, args.path, args.prediction_type, args.variant)
+    if args.layout != "folder":
+        suffix = ".ckpt" if args.layout == "ckpt" else ".safetensors"
+        write_file(original_state_dict(networks, ema=args.ema), args.path.with_name(args.path.name + suffix))
+
+
+if __name__ == "__main__":
+    main()
