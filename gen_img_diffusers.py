@@ -7,19 +7,17 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from library import console, preview, values
 from library.errors import InputError, ProgramError
-from library.output import FileHash, FileNames, PictureWriter, RunFacts, make_folder
+from library.output import FileHash, PictureWriter, RunFacts, make_folder
 from library.plan import (
     Job,
     JobMaker,
     RunPlan,
-    SeedSource,
     SourceLine,
     count_pictures,
     group_into_batches,
@@ -360,8 +358,8 @@ def run(plan: RunPlan) -> int:
     make_folder(plan.outdir, "--outdir")
     facts = RunFacts(plan.sampler, plan.model.name, plan.clip_skip, model_hash)
     with PictureWriter(facts, announce) as writer:
-        if plan.interactive_seeds is not None:
-            return run_interactive(plan, pipeline, writer, plan.interactive_seeds)
+        if plan.keyboard is not None:
+            return run_interactive(plan, pipeline, writer, plan.keyboard)
         return run_jobs(plan, pipeline, writer)
 
 
@@ -370,7 +368,7 @@ def announce(job: Job, file: Path) -> None:
     try:
         print(file, flush=True)
     except BrokenPipeError:  # nobody reads any more; the pictures matter, the list does not
-        sys.stdout = Path(os.devnull).open("w")
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
 
 
 def run_jobs(plan: RunPlan, pipeline: Pipeline, writer: PictureWriter) -> int:
@@ -385,15 +383,13 @@ def run_jobs(plan: RunPlan, pipeline: Pipeline, writer: PictureWriter) -> int:
     return EXIT_SOME_FAILED if failed else 0
 
 
-def run_interactive(plan: RunPlan, pipeline: Pipeline, writer: PictureWriter, seeds: SeedSource) -> int:
+def run_interactive(plan: RunPlan, pipeline: Pipeline, writer: PictureWriter, maker: JobMaker) -> int:
     """Ask for prompt lines and draw them until the input ends."""
     with suppress(ImportError):
         import readline  # noqa: F401  # gives input() its history
     show_pictures = plan.preview and preview.can_show()
     progress = console.Progress(None)
     while (line := ask_for_line()) is not None:
-        names = FileNames(plan.outdir, sequential=plan.sequential_file_name, now=datetime.now())
-        maker = JobMaker(plan.defaults, plan.images_per_prompt, seeds, names.next)
         try:
             count_pictures([line], plan.images_per_prompt, plan.iterations)
             jobs = plan_jobs([line], maker, plan.iterations)

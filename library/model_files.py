@@ -123,7 +123,7 @@ def _resolve(given: str, option: str) -> tuple[Path, str]:
 
 
 def _is_hub_id(given: str) -> bool:
-    """Tell `owner/name` from a path that is not there, which has a folder that exists, a file's ending, or more parts."""
+    """Tell `owner/name` from a path that is not there, which has an existing folder, a file's ending, or more parts."""
     owner, slash, name = given.partition("/")
     plain = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w][\w.-]*", given, re.ASCII)
     return bool(plain and slash and not Path(owner).exists() and not name.lower().endswith(CHECKPOINT_SUFFIXES))

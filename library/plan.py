@@ -297,12 +297,10 @@ class RunPlan:
     vae_batch_size: int
     vae_slices: int | None
     outdir: Path
-    sequential_file_name: bool
-    defaults: JobSettings
     images_per_prompt: int
     iterations: int
     jobs: tuple[Job, ...]
-    interactive_seeds: SeedSource | None  # set when prompts come from the keyboard
+    keyboard: JobMaker | None  # makes the jobs when prompts come from the keyboard
     preview: bool
 
 
@@ -346,12 +344,10 @@ def make_plan(options: argparse.Namespace) -> RunPlan:
         vae_batch_size=_vae_batch_size(options.vae_batch_size, options.batch_size),
         vae_slices=options.vae_slices,
         outdir=options.outdir,
-        sequential_file_name=options.sequential_file_name,
-        defaults=defaults,
         images_per_prompt=options.images_per_prompt,
         iterations=options.n_iter,
         jobs=tuple(jobs),
-        interactive_seeds=seeds if options.interactive else None,
+        keyboard=maker if options.interactive else None,
         preview=options.interactive and not options.no_preview,
     )
 

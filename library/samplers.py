@@ -3,6 +3,7 @@
 Known here without torch or diffusers being imported, so that a wrong name is refused at once.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -70,7 +71,10 @@ def make_scheduler(sampler: Sampler, prediction_type: str) -> "SchedulerMixin":
     import diffusers
 
     scheduler_class = getattr(diffusers, sampler.scheduler)
-    return scheduler_class(**_TRAINING_SCHEDULE, **sampler.arguments, prediction_type=prediction_type)
+    with warnings.catch_warnings():
+        # DPM-Solver is announced to go in diffusers 1.0; requirements.txt pins an earlier version
+        warnings.filterwarnings("ignore", ".*algorithm_types", FutureWarning)
+        return scheduler_class(**_TRAINING_SCHEDULE, **sampler.arguments, prediction_type=prediction_type)
 
 
 def start_noise(

@@ -1,8 +1,8 @@
 """Opening weight files safely, whatever their name ends in, and telling what they hold from their header.
 
 safetensors files are read here, tensor by tensor from a memory map whose pages are given back after each tensor, so
-that loading needs one copy of the weights in the type they are used in. Pickles go through `torch.load(weights_only=True)`
-alone: no code in a weight file ever runs.
+that loading needs one copy of the weights in the type they are used in. Pickles go through
+`torch.load(weights_only=True)` alone: no code in a weight file ever runs.
 """
 
 import json
@@ -78,7 +78,7 @@ def open_weights(path: Path) -> WeightFile:
             head = file.read(512)
     except OSError as problem:
         raise InputError(str(path), f"cannot be read: {problem.strerror}") from None
-    if _starts_like_safetensors(head, size):
+    if head[8:9] == b"{":  # after eight bytes of length, a JSON object
         return SafetensorsFile(path)
     if head.startswith(b"PK\x03\x04"):
         if not _is_torch_zip(path):
@@ -98,10 +98,6 @@ def choose_weights(names: list[str], stems: tuple[str, ...]) -> str | None:
 
     pattern = re.compile(rf"(?:{'|'.join(stems)})(?:\.\w+)?\.(?:safetensors|bin)")
     return min((name for name in names if pattern.fullmatch(name)), key=preference, default=None)
-
-
-def _starts_like_safetensors(head: bytes, size: int) -> bool:
-    return size >= 8 and (head[8:9] == b"{" or (head[6:8] == b"\0\0" and not head.startswith((b"\x80", b"PK"))))
 
 
 def _is_torch_zip(path: Path) -> bool:
@@ -307,8 +303,11 @@ def load_pickle(path: Path) -> object:
         if refused := sorted(set(wanted) - set(bystanders)):
             raise InputError(str(path), _refusal(refused[0]))
     try:
-        with _bystanders_inert(bystanders):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        with _bystanders_inert(bystanders), path.open("rb") as file:
+            # torch.load reads the ending of a path before the content, so that a misnamed file is handed over open
+            misnamed = path.suffix == ".safetensors"
+            source, can_map = (file, False) if misnamed else (path, is_zip)
+            return torch.load(source, map_location="cpu", weights_only=True, mmap=can_map)
     except pickle.UnpicklingError as problem:
         name = _named_global(str(problem))
         raise InputError(

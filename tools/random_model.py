@@ -62,7 +62,7 @@ def write_folder(networks: dict[str, torch.nn.Module], folder: Path, prediction_
     """Write a Diffusers folder."""
     for part, network in networks.items():
         network.save_pretrained(folder / part, variant=variant)
-    classes = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
+    classes = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "scheduler": "DDIMScheduler"}
     index = {"_class_name": "StableDiffusionPipeline"} | {part: ["diffusers", name] for part, name in classes.items()}
     index |= {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}
     _write_json(folder / "model_index.json", index)
@@ -74,6 +74,8 @@ def write_folder(networks: dict[str, torch.nn.Module], folder: Path, prediction_
             "beta_start": 0.00085,
             "beta_end": 0.012,
             "beta_schedule": "scaled_linear",
+            "clip_sample": False,
+            "steps_offset": 1,
             "prediction_type": prediction_type,
         },
     )
@@ -94,7 +96,9 @@ def original_state_dict(networks: dict[str, torch.nn.Module], *, ema: bool) -> S
     state = _renamed(unet.state_dict(), layout.unet_modules(unet.config), layout.UNET_PREFIX)
     if ema:
         prefix = "model."
-        state |= {f"model_ema.{name.removeprefix(prefix).replace('.', '')}": value for name, value in state.items()}
+        state |= {
+            f"model_ema.{name.removeprefix(prefix).replace('.', '')}": value.clone() for name, value in state.items()
+        }
     state |= _renamed(vae.state_dict(), layout.vae_modules(vae.config), layout.VAE_PREFIX)
     for name in list(state):
         if ".attn_1." in name and name.endswith(".weight") and state[name].dim() == 2:  # 1×1 convolutions there

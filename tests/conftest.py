@@ -1,0 +1,81 @@
+"""Shared fixtures: tiny models of random weights in every layout, and the program run in this process."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import gen_img_diffusers
+from tools import random_model
+
+
+@dataclass
+class Models:
+    """Paths of one family's tiny model in three layouts."""
+
+    folder: Path
+    safetensors: Path
+    ckpt: Path
+    options: list[str]  # what --ckpt needs beside it
+
+
+def _write_model(root: Path, family: str, prediction_type: str, options: list[str]) -> Models:
+    networks = random_model.random_networks(family, tiny=True, seed=0)
+    random_model.write_folder(networks, root / family, prediction_type, variant=None)
+    state = random_model.original_state_dict(networks, ema=True)
+    for suffix in (".safetensors", ".ckpt"):
+        random_model.write_file(state, root / f"{family}{suffix}")
+    return Models(root / family, root / f"{family}.safetensors", root / f"{family}.ckpt", options)
+
+
+@pytest.fixture(scope="session")
+def sd1(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    """A tiny SD 1.x model."""
+    return _write_model(tmp_path_factory.mktemp("sd1"), "sd1", "epsilon", [])
+
+
+@pytest.fixture(scope="session")
+def sd2(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    """A tiny SD 2.x model that predicts v."""
+    options = ["--v2", "--v_parameterization"]
+    return _write_model(tmp_path_factory.mktemp("sd2"), "sd2", "v_prediction", options)
+
+
+@dataclass
+class Result:
+    """What a run of the program gave."""
+
+    status: int
+    stdout: str
+    stderr: str
+    files: list[Path] = field(default_factory=list)  # new pictures, in the order of their names
+
+    @property
+    def pictures(self) -> list[np.ndarray]:
+        """The new pictures as (H, W, 3) arrays of int."""
+        return [np.asarray(Image.open(file)).astype(int) for file in self.files]
+
+
+Generate = Callable[..., Result]
+
+
+@pytest.fixture
+def generate(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Generate:
+    """Run the program in this process: `generate(ckpt, *options)`, small and quick unless the options say otherwise."""
+
+    def run(ckpt: object, *options: object, outdir: Path | None = None) -> Result:
+        outdir = outdir or tmp_path / "out"
+        before = set(outdir.glob("*")) if outdir.is_dir() else set()
+        argv = ["--ckpt", ckpt, "--outdir", outdir, "--W", 64, "--H", 64, "--steps", 2, *options]
+        try:
+            status = gen_img_diffusers.main([str(argument) for argument in argv])
+        except SystemExit as leaving:
+            status = leaving.code
+        captured = capfd.readouterr()
+        files = sorted(set(outdir.glob("*")) - before) if outdir.is_dir() else []
+        return Result(status, captured.out, captured.err, files)
+
+    return run

@@ -1,0 +1,220 @@
+"""The command line: what it accepts, what it refuses, and how it says so."""
+
+import logging
+import subprocess
+import sys
+import types
+from importlib import metadata
+
+import pytest
+
+import gen_img_diffusers
+from library import devices
+from library.samplers import SAMPLERS
+
+PROGRAM = [sys.executable, "gen_img_diffusers.py"]
+
+
+def refuse(capfd, *argv: object) -> str:
+    """The single line with which the program refuses a command line, with status 2."""
+    try:
+        status = gen_img_diffusers.main([str(argument) for argument in argv])
+    except SystemExit as leaving:
+        status = leaving.code
+    captured = capfd.readouterr()
+    assert status == 2
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return lines[0].removeprefix("error: ")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--W", "500"], "--W 500: must be a multiple of 8; use 496 or 504"),
+        (["--H", "0"], "--H 0: out of range; write a whole number from 8 to 16384"),
+        (["--steps", "0"], "--steps 0: out of range; write a whole number from 1 to 1000"),
+        (["--steps", "abc"], "--steps abc: not a whole number; write a whole number from 1 to 1000"),
+        (["--steps", "1e9"], "--steps 1e9: not a whole number"),
+        (["--steps", "9" * 5000], "not a whole number"),
+        (["--scale", "nan"], "--scale nan: not a finite number"),
+        (["--scale", "inf"], "--scale inf: not a finite number"),
+        (["--scale", "-1"], "--scale -1: out of range; write a number not below 0"),
+        (["--sampler", "eulr"], "--sampler eulr: no such sampler; did you mean euler?"),
+        (["--sampler", "qqq"], "known are ddim, pndm"),
+        (["--batch_size", "0"], "--batch_size 0: out of range"),
+        (["--vae_batch_size", "0"], "--vae_batch_size 0: out of range"),
+        (["--vae_batch_size", "1.5"], "--vae_batch_size 1.5: out of range"),
+        (["--seed", "-1"], "--seed -1: out of range"),
+        (["--clip_skip", "9"], "--clip_skip 9: this model's text encoder has 3 layers; use 1 to 3"),
+        (["--fp16", "--bf16"], "--fp16 and --bf16: are two precisions; give one"),
+        (["--from_file", "x"], "--prompt and --from_file: are two sources of prompts; give one"),
+        (["--interactive"], "--prompt and --interactive: are two sources of prompts; give one"),
+        (["--samplr", "ddim"], "--samplr: no such option; did you mean --sampler?"),
+        (["--sample", "ddim"], "--sample: no such option"),  # no guessing from a beginning
+        (["cat"], "cat: no such option; see --help; a text with spaces needs quotes"),
+        (["--steps"], "--steps: expected one argument"),
+        (["--n_iter", "100000", "--images_per_prompt", "100"], "10,000,000 pictures, more than 1,000,000"),
+        (["--vae", "nowhere"], "--vae nowhere: no such file or folder"),
+        (["--prompt", "a --w 500"], "--w 500 (column 3): must be a multiple of 8"),
+        (["--prompt", "a --sampler x"], "--sampler (column 3): no such prompt option"),
+        (["--prompt", "a {b|c"], "{ (column 3): is never closed"),
+    ],
+)
+def test_bad_options_are_refused_in_one_line(sd1, capfd, tmp_path, options, message):
+    argv = ["--ckpt", sd1.folder, "--outdir", tmp_path / "out", "--prompt", "a", *options]
+    assert message in refuse(capfd, *argv)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_source_of_prompts_is_needed(sd1, capfd):
+    assert "--prompt: is missing; give --prompt TEXT, --from_file FILE or" in refuse(capfd, "--ckpt", sd1.folder)
+    assert "the following arguments are required: --ckpt" in refuse(capfd, "--prompt", "a")
+
+
+def test_faults_in_a_prompt_file_name_the_line(sd1, capfd, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("# x\n\na cat\na dog --h 512.9\n")
+    message = refuse(capfd, "--ckpt", sd1.folder, "--from_file", file)
+    assert message.startswith(f"--h 512.9 ({file}:4, column 7): not a whole number")
+    assert "cannot be read: No such file" in refuse(capfd, "--ckpt", sd1.folder, "--from_file", tmp_path / "none")
+    assert "cannot be read: Is a directory" in refuse(capfd, "--ckpt", sd1.folder, "--from_file", tmp_path)
+
+
+def test_output_folders_that_are_none(sd1, capfd, tmp_path):
+    (tmp_path / "file").touch()
+    for folder in ("file", "file/below"):
+        argv = ("--ckpt", sd1.folder, "--prompt", "a", "--outdir", tmp_path / folder)
+        assert f"{tmp_path / 'file'} is a file; give a folder" in refuse(capfd, *argv)
+
+
+def test_an_output_folder_that_cannot_be_written_to(sd1, capfd, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
+    message = refuse(capfd, "--ckpt", sd1.folder, "--prompt", "a", "--outdir", tmp_path)
+    assert "cannot be written to; give another folder" in message
+
+
+def test_refusals_and_help_need_no_torch(sd1):
+    code = (
+        "import sys, gen_img_diffusers as g\n"
+        "try: g.main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'diffusers', 'transformers', 'numpy', 'cv2'} & set(sys.modules)))"
+    )
+    for options in (["--help"], ["--ckpt", "x", "--W", "5"], ["--ckpt", str(sd1.safetensors), "--v2", "--prompt", "a"]):
+        done = subprocess.run([sys.executable, "-c", code, *options], capture_output=True, text=True)
+        assert done.stdout.splitlines()[-1] == "[]", options
+
+
+def test_help_names_every_option_and_prompt_option():
+    text = subprocess.run([*PROGRAM, "--help"], capture_output=True, text=True).stdout
+    for name in (*SAMPLERS, "--iter_same_seed", "--vae_slices", "--nl SCALE"):
+        assert name in text
+
+
+def test_standard_output_holds_the_paths_alone(sd1, generate):
+    result = generate(sd1.folder, "--prompt", "a", "--images_per_prompt", 2)
+    assert result.stdout.splitlines() == [str(path) for path in result.files]
+    assert "2/2 images" in result.stderr
+
+
+def test_prompts_from_standard_input(sd1, tmp_path):
+    argv = [
+        *PROGRAM,
+        "--ckpt",
+        sd1.folder,
+        "--outdir",
+        tmp_path,
+        "--from_file",
+        "-",
+        "--steps",
+        "1",
+        "--W",
+        "64",
+        "--H",
+        "64",
+    ]
+    done = subprocess.run(argv, input="a cat\n# x\na dog\n", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 2
+
+
+def test_a_closed_pipe_does_not_stop_the_run(sd1, tmp_path):
+    argv = [*map(str, PROGRAM), "--ckpt", str(sd1.folder), "--outdir", str(tmp_path / "out"), "--prompt", "a"]
+    argv += ["--steps", "1", "--W", "64", "--H", "64", "--images_per_prompt", "3"]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    stderr = process.stderr.read().decode()
+    assert process.wait() == 0, stderr
+    assert "Broken pipe" not in stderr
+    assert len(list((tmp_path / "out").iterdir())) == 3
+
+
+def test_what_the_machine_cannot_do_is_warned_of(sd1, generate):
+    result = generate(sd1.folder, "--prompt", "a —w 8 b", "--fp16", "--xformers")
+    warnings = [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
+    assert result.status == 0
+    assert any("--fp16 is slower than float32 on a CPU" in line for line in warnings)
+    assert any("xFormers" in line and "SDPA" in line for line in warnings)
+    assert any("two hyphens" in line for line in warnings)
+    assert len(warnings) == 3
+
+
+def test_the_documents_command_lines_parse():
+    for options in (
+        "--xformers --fp16 --W 512 --H 704 --scale 12.5 --sampler k_euler_a --steps 32 --batch_size 4",
+        "--n_iter 1 --scale 7.5 --opt_channels_last --diffusers_xformers --vae_batch_size 0.5 --no_preview --sdpa",
+    ):
+        argv = [
+            "--ckpt",
+            "model.ckpt",
+            "--outdir",
+            "outputs",
+            *options.split(),
+            "--prompt",
+            "beautiful flowers --n monochrome",
+        ]
+        parsed = gen_img_diffusers.make_parser().parse(argv)
+        assert parsed.prompt == "beautiful flowers --n monochrome"
+
+
+def test_a_faulty_program_says_so_in_one_line(sd1, generate, monkeypatch):
+    def broken(*_):
+        raise ZeroDivisionError("oops\nsecond line")
+
+    monkeypatch.setattr(gen_img_diffusers, "load_pipeline", broken)
+    result = generate(sd1.folder, "--prompt", "a")
+    assert result.status == 1
+    assert result.stderr == "error: a fault of this program, ZeroDivisionError: oops second line; --debug shows where\n"
+    with pytest.raises(ZeroDivisionError):
+        generate(sd1.folder, "--prompt", "a", "--debug")
+
+
+def test_libraries_of_other_versions_are_refused(monkeypatch, sd1, generate):
+    real = metadata.version
+    monkeypatch.setattr(devices, "version", lambda name: "4.57.1" if name == "transformers" else real(name))
+    result = generate(sd1.folder, "--prompt", "a")
+    assert result.status == 2
+    assert "transformers: found version 4.57.1, wanted is transformers >= 5.6, < 6" in result.stderr
+
+
+def test_an_xformers_that_does_not_load(monkeypatch, caplog):
+    import torch
+
+    broken = types.ModuleType("xformers")
+    monkeypatch.setitem(sys.modules, "xformers", broken)
+    monkeypatch.delitem(sys.modules, "xformers.ops", raising=False)
+    from library.attention import sdpa
+
+    with caplog.at_level(logging.WARNING):
+        assert devices.choose_attention(torch.device("cuda"), xformers=True) is sdpa
+    assert "xFormers cannot be used" in caplog.text
+
+
+def test_interrupting_ends_with_130(sd1, generate, monkeypatch):
+    monkeypatch.setattr(gen_img_diffusers, "load_pipeline", lambda plan: (_ for _ in ()).throw(KeyboardInterrupt()))
+    result = generate(sd1.folder, "--prompt", "a")
+    assert result.status == 130
+    assert result.stderr.startswith("error: interrupted")

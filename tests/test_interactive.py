@@ -1,0 +1,112 @@
+"""The loop: prompts typed through a pipe, with a window under Xvfb and without a display."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SMALL = ["--W", "64", "--H", "64", "--steps", "1", "--seed", "1"]
+
+
+def talk(models, outdir: Path, text: str, *options: str, display: str = "") -> subprocess.CompletedProcess[str]:
+    argv = [
+        sys.executable,
+        "gen_img_diffusers.py",
+        "--ckpt",
+        models.folder,
+        "--outdir",
+        outdir,
+        "--interactive",
+        *SMALL,
+        *options,
+    ]
+    environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    if display:
+        environment["DISPLAY"] = display
+    return subprocess.run(argv, input=text, capture_output=True, text=True, env=environment, timeout=120)
+
+
+def test_lines_are_drawn_and_bad_ones_explained(sd1, tmp_path):
+    done = talk(sd1, tmp_path / "out", "a cat\n\na dog --w 5\n{a|b\na bird --d 9\n", "--no_preview", "--n_iter", "2")
+    assert done.returncode == 0
+    assert done.stdout.count("Type prompt:") == 6
+    assert "error: --w 5 (column 7): out of range" in done.stderr
+    assert "is never closed" in done.stderr
+    seeds = [Image.open(path).info["seed"] for path in sorted((tmp_path / "out").iterdir())]
+    assert len(seeds) == 4
+    assert seeds[2:] == ["9", "9"]
+    assert f"seed: {seeds[0]}, {seeds[1]}" in done.stderr
+    again = talk(sd1, tmp_path / "again", "a cat\n", "--no_preview", "--n_iter", "2")
+    assert f"seed: {seeds[0]}, {seeds[1]}" in again.stderr
+
+
+def test_without_a_display_there_is_one_warning(sd1, tmp_path):
+    done = talk(sd1, tmp_path, "a cat\na dog\n")
+    assert done.returncode == 0
+    assert done.stderr.count("warning: no preview: there is no display") == 1
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_display_that_cannot_be_reached(sd1, tmp_path):
+    """OpenCV would end the process."""
+    done = talk(sd1, tmp_path, "a cat\n", display=":97531")
+    assert done.returncode == 0
+    assert done.stderr.count("warning: no preview") == 1
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.fixture
+def xvfb():
+    """An X server of our own and its display."""
+    display = f":{os.getpid() % 10_000 + 100}"
+    server = subprocess.Popen(["Xvfb", display, "-screen", "0", "640x480x24"], stderr=subprocess.DEVNULL)
+    socket = Path(f"/tmp/.X11-unix/X{display[1:]}")
+    deadline = time.monotonic() + 30
+    while not socket.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    yield display
+    server.terminate()
+    server.wait()
+
+
+@pytest.mark.skipif(
+    not all(map(shutil.which, ("Xvfb", "xdotool", "import"))), reason="needs Xvfb, xdotool and ImageMagick"
+)
+def test_the_window_shows_the_picture_and_a_key_closes_it(sd1, tmp_path, xvfb):
+    environment = os.environ | {"DISPLAY": xvfb}
+    argv = [sys.executable, "gen_img_diffusers.py", "--ckpt", sd1.folder, "--outdir", tmp_path / "out", "--interactive"]
+    argv += ["--W", "256", "--H", "192", "--steps", "1"]
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE, env=environment, text=True, stderr=subprocess.PIPE)
+    process.stdin.write("a distinctive title --d 1\na second --d 2\n")
+    process.stdin.close()
+
+    def x(*command: str) -> str:
+        return subprocess.run(command, env=environment, capture_output=True, text=True).stdout.strip()
+
+    for title in ("a distinctive title", "a second"):
+        window = x("xdotool", "search", "--sync", "--name", title).splitlines()[-1]
+        time.sleep(1)  # until it is painted
+        x("import", "-window", "root", str(tmp_path / "screen.png"))
+        screen = np.asarray(Image.open(tmp_path / "screen.png").convert("RGB")).astype(int)
+        x("xdotool", "key", "--window", window, "space")
+        drawn = sorted((tmp_path / "out").iterdir())[-1]
+        picture = np.asarray(Image.open(drawn)).astype(int)
+        assert shows(screen, picture), f"the window {title!r} does not show {drawn.name}"
+    assert process.wait(timeout=60) == 0, process.stderr.read()
+
+
+def shows(screen: np.ndarray, picture: np.ndarray) -> bool:
+    """Whether the picture stands somewhere on the screen, exactly."""
+    height, width = picture.shape[:2]
+    for y in range(screen.shape[0] - height + 1):
+        starts = np.flatnonzero((screen[y, : screen.shape[1] - width + 1] == picture[0, 0]).all(1))
+        for start in starts:
+            if np.array_equal(screen[y : y + height, start : start + width], picture):
+                return True
+    return False

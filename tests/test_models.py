@@ -1,0 +1,334 @@
+"""Finding and loading models: every layout gives the same networks, and what does not fit is refused by name."""
+
+import json
+import shutil
+import socket
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextModel
+
+from library import model_files
+from library.errors import InputError
+from library.model_files import find_model
+from library.models import load_models, load_text_encoder, load_tokenizer, load_unet, load_vae
+from tools import random_model
+
+CPU = torch.device("cpu")
+
+
+def find(models, path, **changes):
+    v2 = "--v2" in models.options
+    return find_model(str(path), **({"v2": v2, "v_parameterization": v2} | changes))
+
+
+@pytest.fixture(params=["sd1", "sd2"])
+def family(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.mark.parametrize("layout", ["folder", "safetensors", "ckpt"])
+def test_every_layout_gives_the_published_networks(family, layout):
+    loaded = load_models(find(family, getattr(family, layout)), CPU, torch.float32)
+    expected = {
+        "unet": UNet2DConditionModel.from_pretrained(family.folder / "unet"),
+        "vae": AutoencoderKL.from_pretrained(family.folder / "vae"),
+        "text_encoder": CLIPTextModel.from_pretrained(family.folder / "text_encoder"),
+    }
+    for part, network in expected.items():
+        ours, theirs = getattr(loaded, part).state_dict(), network.state_dict()
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs), part
+    for name in ("attention_head_dim", "use_linear_projection", "cross_attention_dim", "norm_num_groups"):
+        ours, theirs = loaded.unet.config[name], expected["unet"].config[name]
+        heads = len(expected["unet"].config.block_out_channels)
+        assert ours == theirs or [ours] * heads == list(theirs) or list(ours) == [theirs] * heads
+    for name in ("hidden_act", "num_attention_heads", "num_hidden_layers", "intermediate_size"):
+        assert getattr(loaded.text_encoder.config, name) == getattr(expected["text_encoder"].config, name)
+    assert loaded.vae.config.scaling_factor == expected["vae"].config.scaling_factor
+    assert not any(p.is_meta or p.requires_grad for p in loaded.unet.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_are_cast_as_they_are_read(sd1, dtype):
+    unet = load_unet(find(sd1, sd1.safetensors).unet, CPU, dtype)
+    whole = load_unet(find(sd1, sd1.folder).unet, CPU, torch.float32)
+    assert all(torch.equal(a, b.to(dtype)) for a, b in zip(unet.parameters(), whole.parameters()))
+
+
+def test_variants_and_pickles_in_folders(sd1, tmp_path):
+    for part, stem in (
+        ("unet", "diffusion_pytorch_model"),
+        ("vae", "diffusion_pytorch_model"),
+        ("text_encoder", "model"),
+    ):
+        shutil.copytree(sd1.folder / part, tmp_path / part)
+        file = tmp_path / part / f"{stem}.safetensors"
+        state = load_file(file)
+        file.unlink()
+        if part == "text_encoder":
+            torch.save(state, file.with_name("pytorch_model.bin"))
+        else:
+            save_file({k: v.half() for k, v in state.items()}, file.with_name(f"{stem}.fp16.safetensors"))
+    found = find(sd1, tmp_path)
+    assert load_unet(found.unet, CPU, torch.float32).dtype == torch.float32
+    text_encoder = load_text_encoder(found.text_encoder, CPU, torch.float32)
+    expected = CLIPTextModel.from_pretrained(sd1.folder / "text_encoder").state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in text_encoder.state_dict().items())
+    assert load_tokenizer(found).pad_token_id == 49407
+
+
+def test_checkpoints_without_the_text_model_level(sd1, tmp_path):
+    state = {k.replace("transformer.text_model.", "transformer."): v for k, v in load_file(sd1.safetensors).items()}
+    state["cond_stage_model.transformer.embeddings.position_ids"] = torch.arange(77.0)[None]
+    save_file(state, tmp_path / "x.safetensors")
+    found = find(sd1, tmp_path / "x.safetensors")
+    ours = load_text_encoder(found.text_encoder, CPU, torch.float32)
+    expected = load_text_encoder(find(sd1, sd1.folder).text_encoder, CPU, torch.float32)
+    ids = torch.tensor([[49406, 320, 2368, 49407]])
+    assert torch.equal(ours(ids).last_hidden_state, expected(ids).last_hidden_state)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def vae_files(sd1, folder):
+    """The tiny model's VAE in the formats found in the wild."""
+    original = {k: v for k, v in load_file(sd1.safetensors).items() if k.startswith("first_stage_model.")}
+    bare = {k.removeprefix("first_stage_model."): v for k, v in original.items()}
+    diffusers = load_file(sd1.folder / "vae" / "diffusion_pytorch_model.safetensors")
+    names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    old = dict(diffusers)
+    for new_name, old_name in names.items():
+        old = {k.replace(f"attentions.0.{new_name}.", f"attentions.0.{old_name}."): v for k, v in old.items()}
+    assert old.keys() != diffusers.keys()
+    for name, state in {"prefixed": original, "bare": bare, "diffusers": diffusers, "old": old}.items():
+        save_file(state, folder / f"{name}.safetensors")
+    torch.save({"state_dict": bare}, folder / "bare.ckpt")
+    shutil.copytree(sd1.folder / "vae", folder / "folder")
+    return [
+        "prefixed.safetensors",
+        "bare.safetensors",
+        "diffusers.safetensors",
+        "old.safetensors",
+        "bare.ckpt",
+        "folder",
+    ]
+
+
+def test_every_format_of_a_vae(sd1, tmp_path):
+    expected = AutoencoderKL.from_pretrained(sd1.folder / "vae").state_dict()
+    for name in [*vae_files(sd1, tmp_path), sd1.folder]:
+        found = find(sd1, sd1.folder, vae=str(tmp_path / name))
+        ours = load_vae(found.vae, CPU, torch.float32).state_dict()
+        assert ours.keys() == expected.keys()
+        assert all(torch.equal(ours[k], expected[k]) for k in expected), name
+
+
+def test_vaes_of_other_families_are_refused(sd1, tmp_path):
+    shutil.copytree(sd1.folder / "vae", tmp_path / "vae")
+    path = tmp_path / "vae" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"scaling_factor": 0.13025}))
+    with pytest.raises(InputError, match="SDXL"):
+        find(sd1, sd1.folder, vae=str(tmp_path / "vae"))
+    path.write_text(json.dumps(config | {"latent_channels": 16}))
+    with pytest.raises(InputError, match="16 latent channels"):
+        find(sd1, sd1.folder, vae=str(tmp_path / "vae"))
+    with pytest.raises(InputError, match="no VAE"):
+        save_file({"x": torch.ones(1)}, tmp_path / "x.safetensors")
+        find(sd1, sd1.folder, vae=str(tmp_path / "x.safetensors"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_wrong_family_option_is_refused(sd1, sd2):
+    for layout in ("folder", "safetensors", "ckpt"):
+        with pytest.raises(InputError, match="2.x model; add --v2"):
+            find(sd2, getattr(sd2, layout), v2=False)
+        with pytest.raises(InputError, match="1.x model; leave out --v2"):
+            find(sd1, getattr(sd1, layout), v2=True)
+
+
+def test_the_prediction_type_is_the_users_then_the_files(sd1, sd2, tmp_path):
+    assert find(sd2, sd2.folder).prediction_type == "v_prediction"
+    assert find(sd2, sd2.folder).warnings == ()
+    unsaid = find(sd2, sd2.folder, v_parameterization=False)
+    assert unsaid.prediction_type == "v_prediction"
+    assert "add --v_parameterization" in unsaid.warnings[0]
+    overridden = find(sd1, sd1.folder, v_parameterization=True)
+    assert overridden.prediction_type == "v_prediction"
+    assert "overrides" in overridden.warnings[0]
+    state = load_file(sd1.safetensors)
+    save_file(state, tmp_path / "stated.safetensors", metadata={"modelspec.prediction_type": "v"})
+    save_file(state | {"v_pred": torch.empty(0)}, tmp_path / "marked.safetensors")
+    assert find(sd1, tmp_path / "stated.safetensors").prediction_type == "v_prediction"
+    assert find(sd1, tmp_path / "marked.safetensors").prediction_type == "v_prediction"
+    assert find(sd1, sd1.safetensors).prediction_type == "epsilon"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"in_channels": 9}, "an inpainting model"),
+        ({"in_channels": 8}, "an instruct-pix2pix model"),
+        ({"in_channels": 5}, "a depth model"),
+        ({"cross_attention_dim": 2048}, "SDXL"),
+        ({"class_embed_type": "projection"}, "unCLIP"),
+    ],
+)
+def test_unets_for_more_than_text_are_refused(sd1, tmp_path, changes, message):
+    shutil.copytree(sd1.folder, tmp_path / "model")
+    path = tmp_path / "model" / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(InputError, match=message):
+        find(sd1, tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["conditioner.embedders.1.x", "model.diffusion_model.x"], "SDXL"),
+        (["model.diffusion_model.joint_blocks.0.x"], "Stable Diffusion 3"),
+        (["double_blocks.0.x"], "Flux"),
+        (["lora_unet_down.lora_up.weight"], "a LoRA"),
+        (["control_model.zero_convs.0.0.weight"], "a ControlNet"),
+        (["emb_params"], "a textual inversion"),
+        (["something"], "no Stable Diffusion checkpoint"),
+        (["model.diffusion_model.x", "first_stage_model.x"], "has no text encoder"),
+        (["model.diffusion_model.x", "first_stage_model.x", "cond_stage_model.transformer.x"], "no whole"),
+    ],
+)
+def test_files_of_other_kinds_are_named(sd1, tmp_path, keys, message):
+    save_file({key: torch.ones(1) for key in keys}, tmp_path / "x.safetensors")
+    with pytest.raises(InputError, match=message):
+        find(sd1, tmp_path / "x.safetensors")
+
+
+def test_an_inpainting_checkpoint_is_refused_from_its_header(sd1, tmp_path):
+    state = load_file(sd1.safetensors)
+    state["model.diffusion_model.input_blocks.0.0.weight"] = torch.ones(32, 9, 3, 3)
+    save_file(state, tmp_path / "x.safetensors")
+    with pytest.raises(InputError, match="inpainting model \\(a U-Net with 9 input channels"):
+        find(sd1, tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_named(sd1, tmp_path, value):
+    state = load_file(sd1.safetensors)
+    name = "model.diffusion_model.middle_block.0.in_layers.2.bias"
+    state[name][3] = value
+    save_file(state, tmp_path / "x.safetensors")
+    with pytest.raises(InputError, match=f"{name}.*NaN or infinite"):
+        load_unet(find(sd1, tmp_path / "x.safetensors").unet, CPU, torch.float32)
+
+
+def test_missing_and_misshapen_tensors_are_named(sd1, tmp_path):
+    state = load_file(sd1.safetensors)
+    shape = state["first_stage_model.decoder.conv_out.weight"].shape
+    state["first_stage_model.decoder.conv_out.weight"] = torch.ones(5, *shape[1:])
+    del state["model.diffusion_model.out.2.bias"]
+    save_file(state, tmp_path / "x.safetensors")
+    found = find(sd1, tmp_path / "x.safetensors")
+    with pytest.raises(InputError, match="lacks 1 tensors of the UNet2DConditionModel, 'conv_out.bias' first"):
+        load_unet(found.unet, CPU, torch.float32)
+    with pytest.raises(InputError, match="conv_out.weight' has the shape"):
+        load_vae(found.vae, CPU, torch.float32)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_globs_match_one_file(sd1, tmp_path):
+    (tmp_path / "[x] a").mkdir()
+    for name in ("one.safetensors", "two.safetensors"):
+        shutil.copy(sd1.safetensors, tmp_path / "[x] a" / name)
+    assert find(sd1, tmp_path / "[x] a" / "one.safetensors").name == "one"  # a path that is there is no glob
+    assert find(sd1, tmp_path / "*" / "o*.safetensors").name == "one"
+    with pytest.raises(InputError, match="matches 2 paths: .*one.safetensors, .*two.safetensors"):
+        find(sd1, tmp_path / "*" / "*.safetensors")
+    with pytest.raises(InputError, match="matches nothing"):
+        find(sd1, tmp_path / "*.ckpt")
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Every connection fails; returns the list of those that were tried."""
+    tried: list[object] = []
+
+    def refuse(self, address, *rest):
+        tried.append(address)
+        raise OSError(101, "Network is unreachable")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket.socket, "connect_ex", refuse)
+
+    def no_names(host, *rest, **named):
+        tried.append(host)
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_names)
+    return tried
+
+
+@pytest.mark.parametrize("path", ["./a/b", "a/b/c", "/nowhere/model", "nowhere", "a/b.safetensors", "~/x", "a\\b"])
+def test_a_path_that_is_not_there_is_never_asked_of_the_hub(sd1, no_network, path):
+    with pytest.raises(InputError, match="no such file or folder"):
+        find(sd1, path)
+    assert no_network == []
+
+
+def test_local_files_open_no_socket(sd1, sd2, no_network, generate):
+    for models in (sd1, sd2):
+        for path in (models.folder, models.safetensors):
+            assert generate(path, "--prompt", "a", *models.options).status == 0
+    assert no_network == []
+
+
+def test_a_model_of_the_hubs_cache_needs_no_network(sd1, no_network, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--someone--shapes"
+    snapshot = repository / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(snapshot.name)
+    blobs = repository / "blobs"
+    blobs.mkdir()
+    for number, file in enumerate(p for p in sd1.folder.rglob("*") if p.is_file()):
+        link = snapshot / file.relative_to(sd1.folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, blobs / str(number))
+        link.symlink_to(blobs / str(number))
+    found = find(sd1, "someone/shapes")
+    assert found.name == "shapes"
+    load_unet(found.unet, CPU, torch.float32)
+    assert no_network == []
+
+
+def test_a_model_that_is_nowhere_names_the_file(sd1, no_network, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with pytest.raises(InputError, match="model_index.json cannot be fetched"):
+        find(sd1, "someone/nothing")
+    assert no_network != []
+
+
+def test_the_tokenizer_folder_is_filled_once_and_then_used(sd2, tmp_path):
+    found = find(sd2, sd2.safetensors)
+    assert found.tokenizer == model_files.SHIPPED_TOKENIZER
+    tokenizer = load_tokenizer(found, tmp_path)
+    assert (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 49406, 49407)
+    kept = tmp_path / "stable-diffusion-2"
+    config = next(kept.glob("tokenizer_config.json"))
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"pad_token": "?"}))
+    assert load_tokenizer(found, tmp_path).pad_token == "?"
+
+
+def test_random_models_write_what_their_options_say(tmp_path):
+    networks = random_model.random_networks("sd2", tiny=True, seed=3)
+    state = random_model.original_state_dict(networks, ema=True)
+    assert any(name.startswith("model_ema.") for name in state)
+    layers = {name.split(".")[4] for name in state if "resblocks" in name}
+    assert len(layers) == networks["text_encoder"].config.num_hidden_layers + 1

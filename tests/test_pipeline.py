@@ -1,0 +1,224 @@
+"""Pictures: against diffusers' own pipeline, in batches and alone, in every precision and with every sampler."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from PIL import Image
+
+import gen_img_diffusers
+from library.attention import sdpa, use_kernel
+from library.plan import make_plan
+from library.samplers import SAMPLERS, SECOND_NAMES, make_scheduler, start_noise
+from library.vae_slices import slice_resnets
+
+PROMPTS = """a cat --d 1
+a (dog:1.3) --d 2 --n fog
+a house --d 3 --l 9
+two --d 4 --n grey, dull
+a tree --d 5
+[a] lake --d 6 --l 3
+seven --d 7
+a very small bird --d 8 --n x
+"""
+
+
+def largest_difference(first, second) -> int:
+    assert len(first) == len(second) > 0
+    return max(int(np.abs(a - b).max()) for a, b in zip(first, second))
+
+
+def load(*options):
+    return gen_img_diffusers.load_pipeline(make_plan(gen_img_diffusers.make_parser().parse([str(o) for o in options])))
+
+
+def test_the_same_picture_as_diffusers(sd1, generate):
+    options = ("--prompt", "a red cat --n a dog", "--seed", 3, "--steps", 4, "--W", 96, "--H", 128)
+    ours = generate(sd1.folder, *options).pictures[0]
+    theirs = StableDiffusionPipeline.from_pretrained(
+        sd1.folder, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
+    theirs.scheduler = DDIMScheduler(1000, 0.00085, 0.012, "scaled_linear", clip_sample=False, steps_offset=1)
+    latents = torch.randn((1, 4, 16, 12), generator=torch.Generator().manual_seed(3))
+    picture = theirs("a red cat", negative_prompt="a dog", width=96, height=128, num_inference_steps=4, latents=latents)
+    assert largest_difference([ours], [np.asarray(picture.images[0]).astype(int)]) <= 1
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler_a", "dpm_2_a", "dpmsolver++", "pndm"])
+def test_a_batch_of_eight_equals_eight_alone(sd1, generate, tmp_path, sampler):
+    file = tmp_path / "prompts.txt"
+    file.write_text(PROMPTS)
+    options = ("--from_file", file, "--sampler", sampler, "--steps", 4, "--sequential_file_name")
+    together = generate(sd1.folder, *options, "--batch_size", 8, outdir=tmp_path / "8").pictures
+    assert len(together) == 8
+    for number, line in enumerate(PROMPTS.splitlines()):
+        options = ("--prompt", line, "--sampler", sampler, "--steps", 4)
+        alone = generate(sd1.folder, *options, outdir=tmp_path / str(number)).pictures
+        assert largest_difference(alone, [together[number]]) <= 1
+
+
+def test_the_place_in_a_batch_does_not_matter(sd2, generate, tmp_path):
+    lines = PROMPTS.splitlines()
+    orders = {"a": lines[:4], "b": [lines[2], lines[0], lines[3], lines[1]]}
+    pictures = {}
+    for name, order in orders.items():
+        (tmp_path / f"{name}.txt").write_text("\n".join(order))
+        options = ("--from_file", tmp_path / f"{name}.txt", "--batch_size", 3, "--sampler", "k_euler_a")
+        result = generate(sd2.folder, *options, *sd2.options, outdir=tmp_path / name)
+        pictures[name] = {Image.open(file).info["seed"]: p for file, p in zip(result.files, result.pictures)}
+    for seed, picture in pictures["a"].items():
+        assert largest_difference([picture], [pictures["b"][seed]]) <= 1
+
+
+@pytest.mark.parametrize("name", [*SAMPLERS, *SECOND_NAMES])
+@pytest.mark.parametrize("family", ["sd1", "sd2"])
+def test_every_sampler_draws(request, generate, name, family):
+    models = request.getfixturevalue(family)
+    result = generate(models.folder, *models.options, "--prompt", "a cat --d 1", "--sampler", name, "--steps", 5)
+    assert result.status == 0, result.stderr
+    assert result.pictures[0].std() > 1
+    info = Image.open(result.files[0]).info
+    assert info["sampler"] == SECOND_NAMES.get(name, name)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samplers_reach_the_clean_picture(name):
+    """With a model that knows the noise exactly, every sampler ends at the clean latents."""
+    clean, noise = torch.full((1, 4, 8, 8), 0.5), start_noise([1], (4, 8, 8), SAMPLERS[name], 30)[0]
+    scheduler = make_scheduler(SAMPLERS[name], "epsilon")
+    scheduler.set_timesteps(30)
+    generators = {"generator": [torch.Generator().manual_seed(0)]} if SAMPLERS[name].draws_noise else {}
+    latents = noise * scheduler.init_noise_sigma
+    for timestep in scheduler.timesteps:
+        sample = scheduler.scale_model_input(latents, timestep)
+        level = (1 - scheduler.alphas_cumprod).sqrt()[timestep.round().long()]
+        epsilon = (sample - clean * (1 - level**2).sqrt()) / level
+        latents = scheduler.step(epsilon, timestep, latents, **generators).prev_sample
+    # what the last, smallest noise level leaves
+    assert (latents - clean).abs().max() < 0.1
+
+
+def test_noise_is_the_same_in_every_precision(sd1, monkeypatch):
+    drawn = []
+
+    def remember(*arguments):
+        noise, generators = start_noise(*arguments)
+        drawn.append(noise.clone())
+        return noise, generators
+
+    monkeypatch.setattr(gen_img_diffusers, "start_noise", remember)
+    options = ("--ckpt", sd1.folder, "--prompt", "a", "--W", 64, "--H", 64, "--steps", 1, "--seed", 5, "--outdir", "x")
+    for precision in ([], ["--bf16"]):
+        pipeline = load(*options, *precision)
+        pipeline.draw(make_plan(gen_img_diffusers.make_parser().parse([str(o) for o in options])).jobs, lambda: None)
+    assert torch.equal(*drawn)
+    assert drawn[0].dtype == torch.float32
+
+
+def test_bfloat16_draws_nearly_the_same_picture(sd1, generate):
+    options = ("--prompt", "a cat --d 1", "--steps", 4)
+    exact, rounded = (generate(sd1.folder, *options, *p).pictures[0] for p in ([], ["--bf16"]))
+    # bfloat16 has 8 bits: some levels over a few steps, against 40 between two seeds
+    assert 0 < np.abs(exact - rounded).mean() < 6
+
+
+def test_without_guidance_there_is_one_branch(sd1, generate):
+    first = generate(sd1.folder, "--prompt", "a cat --d 1 --l 1 --n dog").pictures
+    other = generate(sd1.folder, "--prompt", "a cat --d 1 --l 1 --n frog").pictures
+    assert largest_difference(first, other) == 0
+    assert largest_difference(first, generate(sd1.folder, "--prompt", "a cat --d 1 --l 1.5 --n dog").pictures) > 0
+
+
+def test_negative_scale_joins_three_branches():
+    from library.plan import Job
+
+    job = Job(
+        prompt="p", negative_prompt="n", seed=1, raw_prompt="p", where="", file=None, guidance_scale=7, negative_scale=3
+    )
+    guidance = gen_img_diffusers.Guidance([job, job], torch.device("cpu"))
+    assert guidance.texts == ["n", "n", "p", "p", "", ""]
+    negative, prompt, empty = torch.randn(3, 2, 4, 8, 8)
+    expected = empty + 7 * (prompt - empty) - 3 * (negative - empty)
+    assert torch.equal(guidance.join(torch.cat([negative, prompt, empty])), expected)
+
+
+def test_odd_sizes_are_exact(sd1, generate):
+    result = generate(sd1.folder, "--prompt", "a cat", "--W", 72, "--H", 8)
+    assert result.pictures[0].shape == (8, 72, 3)
+
+
+@pytest.mark.parametrize("options", [["--vae_slices", 3], ["--vae_batch_size", 1], ["--vae_batch_size", 0.5]])
+def test_memory_options_change_no_picture(sd1, generate, options):
+    common = ("--prompt", "a cat", "--images_per_prompt", 4, "--batch_size", 4, "--seed", 2)
+    assert (
+        largest_difference(generate(sd1.folder, *common).pictures, generate(sd1.folder, *common, *options).pictures)
+        <= 1
+    )
+
+
+@pytest.mark.parametrize("slices", [1, 2, 3, 7, 100])
+def test_sliced_vaes_are_exact(sd1, slices):
+    from diffusers import AutoencoderKL
+
+    whole, sliced = (AutoencoderKL.from_pretrained(sd1.folder / "vae").double().requires_grad_(False) for _ in range(2))
+    slice_resnets(sliced, slices)
+    latents = torch.randn(2, 4, 9, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    # the statistics are taken in float32
+    torch.testing.assert_close(sliced.decode(latents).sample, whole.decode(latents).sample, rtol=1e-4, atol=1e-5)
+    picture = torch.randn(1, 3, 72, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ours, theirs = (vae.encode(picture).latent_dist.mean for vae in (sliced, whole))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_kept_keys_follow_the_text(sd1):
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel.from_pretrained(sd1.folder / "unet")
+    texts = torch.randn(2, 1, 77, 64, generator=torch.Generator().manual_seed(0))
+    sample = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected = [unet(sample, 10, encoder_hidden_states=text).sample for text in texts]
+        use_kernel(unet, sdpa)
+        for _ in range(2):
+            for text, output in zip(texts, expected):
+                # the same sums in another memory layout
+                torch.testing.assert_close(
+                    unet(sample, 10, encoder_hidden_states=text).sample, output, rtol=1e-4, atol=1e-5
+                )
+
+
+def test_nan_is_no_black_picture(sd1, generate, monkeypatch):
+    from diffusers import UNet2DConditionModel
+
+    real = UNet2DConditionModel.forward
+
+    def broken(self, sample, *rest, **named):
+        output = real(self, sample, *rest, **named)
+        output.sample[-1] = float("nan")  # the last picture's prompt branch
+        return output
+
+    monkeypatch.setattr(UNet2DConditionModel, "forward", broken)
+    result = generate(sd1.folder, "--prompt", "a cat --d 1,2", "--images_per_prompt", 2, "--batch_size", 2)
+    assert result.status == 3
+    assert len(result.files) == 1
+    assert "seed 2" in result.stderr
+
+
+def test_a_vae_that_overflows_decodes_in_float32(sd1, generate, monkeypatch):
+    from diffusers import AutoencoderKL
+
+    real = AutoencoderKL.decode
+
+    def overflowing(self, latents, *rest, **named):
+        output = real(self, latents, *rest, **named)
+        if latents.dtype != torch.float32:
+            output.sample[0] = float("inf")
+        return output
+
+    options = ("--prompt", "a cat --d 1", "--bf16")
+    expected = generate(sd1.folder, *options).pictures
+    monkeypatch.setattr(AutoencoderKL, "decode", overflowing)
+    result = generate(sd1.folder, *options)
+    assert result.status == 0
+    # bfloat16's rounding of the decoder alone
+    assert np.abs(result.pictures[0] - expected[0]).mean() < 3
