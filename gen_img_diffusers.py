@@ -2,7 +2,6 @@
 """Draw pictures with Stable Diffusion 1.x and 2.x: from the shell, from a file of prompts, or in a loop."""
 
 import argparse
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -281,9 +280,11 @@ class Pipeline:
         finite = pixels.isfinite().flatten(1).all(1)
         if not finite.all() and self.vae.dtype != pixels.dtype:
             narrow = self.vae.dtype
-            self.vae.float()
-            pixels[~finite] = self._decode_to_pixels(latents[~finite])
-            self.vae.to(narrow)
+            try:
+                self.vae.float()
+                pixels[~finite] = self._decode_to_pixels(latents[~finite])
+            finally:
+                self.vae.to(narrow)
             finite = pixels.isfinite().flatten(1).all(1)
         pixels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).nan_to_num().round().byte().permute(0, 2, 3, 1)
         return [picture if ok else None for picture, ok in zip(pixels.cpu().numpy(), finite.tolist())]
@@ -365,10 +366,7 @@ def run(plan: RunPlan) -> int:
 
 def announce(job: Job, file: Path) -> None:
     """Say on standard output where a picture is."""
-    try:
-        print(file, flush=True)
-    except BrokenPipeError:  # nobody reads any more; the pictures matter, the list does not
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+    console.result(str(file))
 
 
 def run_jobs(plan: RunPlan, pipeline: Pipeline, writer: PictureWriter) -> int:

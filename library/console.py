@@ -1,10 +1,12 @@
 """What the user sees while the program runs: warnings, errors and progress, all on standard error."""
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -43,6 +45,15 @@ def error(problem: object) -> None:
 def say(message: str) -> None:
     """Write one line of information."""
     tqdm.write(message, file=sys.stderr)
+
+
+def result(line: str) -> None:
+    """Write one line of results to standard output, clear of the progress bars."""
+    try:
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads any more; the pictures matter, the list does not
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
 
 
 class Progress:

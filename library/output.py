@@ -115,15 +115,16 @@ class FileHash:
         self._pool.shutdown(wait=False)
 
     def __call__(self) -> str | None:
-        """The hash; None for a folder, which has none."""
+        """The hash; None for a folder, which has none, and for a file that went away."""
         return self._hash.result()
 
     @staticmethod
     def _short_hash(path: Path) -> str | None:
-        if not path.is_file():
+        try:
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()[:10]
+        except OSError:
             return None
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:10]
 
 
 def metadata(job: "Job", facts: RunFacts) -> dict[str, str]:
