@@ -12,17 +12,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 from library import console, preview, values
 from library.errors import InputError, ProgramError
+from library.jobs import Job, JobMaker, SourceLine, count_pictures, group_into_batches, plan_jobs
 from library.output import FileHash, PictureWriter, RunFacts, make_folder
-from library.plan import (
-    Job,
-    JobMaker,
-    RunPlan,
-    SourceLine,
-    count_pictures,
-    group_into_batches,
-    make_plan,
-    plan_jobs,
-)
+from library.plan import RunPlan, make_plan
 from library.prompts import PROMPT_OPTIONS
 from library.samplers import SAMPLERS, SECOND_NAMES, Sampler, make_scheduler, start_noise
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.PngImagePlugin import PngInfo
 
-    from library.plan import Job
+    from library.jobs import Job
     from library.samplers import Sampler
 
 # zlib's 4 makes files of the same size as PNG's usual 6 in a third of the time

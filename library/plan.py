@@ -1,81 +1,24 @@
-"""From options and prompt lines to a plan: one job for each picture, and the batches they run in. Knows no torch."""
+"""From options to a plan: what a run will do, resolved and checked before a model is loaded. Knows no torch."""
 
 import argparse
 import logging
 import random
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from library.errors import InputError
+from library.jobs import Job, JobMaker, JobSettings, SeedSource, SourceLine, count_pictures, plan_jobs
 from library.model_files import ModelFiles, find_model
 from library.output import FileNames, check_folder
-from library.prompts import DynamicPrompt, PromptLine, parse_dynamic_prompt, parse_prompt_line
 from library.samplers import SAMPLERS, Sampler
 
 logger = logging.getLogger(__name__)
 
-MAX_JOBS = 1_000_000  # in one run; far beyond a night's work, far below what fills the memory
-_RANDOM_SEED_LIMIT = 0x7FFFFFFF
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobSettings:
-    """What the command line sets for all pictures and a prompt line may set for its own."""
-
-    negative_prompt: str = ""
-    width: int = 512  # pixels
-    height: int = 512  # pixels
-    steps: int = 50
-    guidance_scale: float = 7.5
-    negative_scale: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job(JobSettings):
-    """One picture: all that its making depends on, and where it goes."""
-
-    prompt: str
-    seed: int
-    raw_prompt: str  # the line as it was written
-    where: str  # file and line of it
-    file: Path
-
-    @property
-    def branches(self) -> int:
-        """How many predictions guidance joins at each step: prompt, negative prompt, empty prompt."""
-        if self.guidance_scale <= 1:
-            return 1
-        return 2 if self.negative_scale is None else 3
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """The texts of the branches, in the order they are put into a batch."""
-        return {
-            1: (self.prompt,),
-            2: (self.negative_prompt, self.prompt),
-            3: (self.negative_prompt, self.prompt, ""),
-        }[self.branches]
-
-    @property
-    def batch_key(self) -> tuple[int, ...]:
-        """Jobs with equal keys can share a batch, if their texts have equally many chunks."""
-        return self.width, self.height, self.steps, self.branches
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Prompt sources
-
-
-@dataclass(frozen=True, slots=True)
-class SourceLine:
-    """One raw prompt line and its place, for messages ("" for one from the command line)."""
-
-    text: str
-    where: str = ""
 
 
 def read_prompt_file(path: str) -> list[SourceLine]:
@@ -123,157 +66,6 @@ def _decode(raw: bytes, subject: str) -> str:
 def prompt_from_argument(text: str) -> SourceLine:
     """The `--prompt` argument as a line; line breaks within it, as in wrapped command lines, are spaces."""
     return SourceLine(re.sub(r"\s*[\r\n]+\s*", " ", text).strip())
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Jobs
-
-
-class SeedSource:
-    """Hands out the seeds of pictures whose prompt line names none.
-
-    Args:
-        seed: what `--seed` says; None draws anew each run.
-        pictures: how many the run makes; a single one has `seed` itself.
-        same_in_iteration: all pictures of an iteration share one seed.
-    """
-
-    def __init__(self, seed: int | None, pictures: int | None, *, same_in_iteration: bool = False) -> None:
-        self._rng = random.Random(seed) if seed is not None else random.SystemRandom()
-        self._only = seed if pictures == 1 else None
-        self._same_in_iteration = same_in_iteration
-        self._shared: int | None = None
-
-    def start_iteration(self) -> None:
-        """Draw the iteration's seed where its pictures share one."""
-        self._shared = self._draw() if self._same_in_iteration else None
-
-    def next(self) -> int:
-        """The next picture's seed."""
-        return self._shared if self._shared is not None else self._draw()
-
-    def _draw(self) -> int:
-        return self._rng.randint(0, _RANDOM_SEED_LIMIT) if self._only is None else self._only
-
-
-class JobMaker:
-    """Turns prompt lines into jobs.
-
-    Args:
-        defaults: the command line's settings.
-        images_per_prompt: pictures for a line that does not enumerate its variants.
-        seeds: seeds for lines that name none.
-        name_file: gives the next picture's file, from its seed.
-    """
-
-    def __init__(
-        self,
-        defaults: JobSettings,
-        images_per_prompt: int,
-        seeds: SeedSource,
-        name_file: Callable[[int], Path],
-    ) -> None:
-        self.defaults = defaults
-        self.images_per_prompt = images_per_prompt
-        self.seeds = seeds
-        self.name_file = name_file
-
-    def jobs(self, line: SourceLine) -> Iterator[Job]:
-        """The jobs of one prompt line.
-
-        Raises:
-            InputError: for a fault in the line, with its place.
-        """
-        dynamic = parse_dynamic_prompt(line.text, line.where)
-        variants: Iterable[DynamicPrompt] = (
-            dynamic.combinations() if dynamic.enumerated else [dynamic] * self.images_per_prompt
-        )
-        parsed: PromptLine | None = None
-        for image, variant in enumerate(variants):
-            if parsed is None or variant.is_dynamic or dynamic.enumerated:
-                parsed = parse_prompt_line(variant.resolve(0), line.where)
-            seeds = parsed.settings.get("seeds")
-            seed = seeds[min(image, len(seeds) - 1)] if seeds else self.seeds.next()
-            resolved = parsed
-            if variant.is_dynamic:
-                resolved = parse_prompt_line(variant.resolve(seed), line.where)
-                if resolved.settings.get("seeds") != seeds:
-                    raise InputError("--d", "cannot be left to a {…} choice, which is drawn from it", line.where)
-            for warning in resolved.warnings:
-                logger.warning("%s", warning)
-            yield self._job(resolved, seed, line)
-
-    def _job(self, parsed: PromptLine, seed: int, line: SourceLine) -> Job:
-        overrides = {name: value for name, value in parsed.settings.items() if name != "seeds"}
-        job = Job(
-            **asdict(replace(self.defaults, **overrides)),
-            prompt=parsed.prompt,
-            seed=seed,
-            raw_prompt=line.text,
-            where=line.where,
-            file=self.name_file(seed),
-        )
-        if job.negative_scale is not None and job.branches == 1:
-            logger.warning(
-                "%s", f"{line.where + ': ' if line.where else ''}the negative scale does nothing at guidance scale 1"
-            )
-        return job
-
-
-def count_pictures(lines: Sequence[SourceLine], images_per_prompt: int, iterations: int) -> int:
-    """How many pictures a run makes.
-
-    Raises:
-        InputError: for a fault in a line's dynamic prompt, and for more than `MAX_JOBS`.
-    """
-    dynamics = [parse_dynamic_prompt(line.text, line.where) for line in lines]
-    pictures = iterations * sum(d.count() if d.enumerated else images_per_prompt for d in dynamics)
-    if pictures > MAX_JOBS:
-        raise InputError(
-            f"--n_iter {iterations}, --images_per_prompt {images_per_prompt}",
-            f"{pictures:,} pictures, more than {MAX_JOBS:,} in one run; make several runs",
-        )
-    return pictures
-
-
-def plan_jobs(
-    lines: Sequence[SourceLine], maker: JobMaker, iterations: int, shuffle: random.Random | None = None
-) -> list[Job]:
-    """The jobs of a run, in the order of its pictures: iteration by iteration, line by line.
-
-    Args:
-        lines: the prompt lines.
-        maker: makes jobs of them.
-        iterations: how often all lines are gone through.
-        shuffle: mixes the lines anew for each iteration; None leaves their order.
-    """
-    jobs: list[Job] = []
-    for _ in range(iterations):
-        maker.seeds.start_iteration()
-        order = list(lines)
-        if shuffle is not None:
-            shuffle.shuffle(order)
-        for line in order:
-            jobs += maker.jobs(line)
-    return jobs
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Batches
-
-
-def group_into_batches(jobs: Iterable[Job], batch_size: int, key: Callable[[Job], object]) -> list[list[Job]]:
-    """Fill batches with jobs of equal key from anywhere in the run; batches are in the order of their first job."""
-    batches: list[list[Job]] = []
-    filling: dict[object, list[Job]] = {}
-    for job in jobs:
-        job_key = key(job)
-        batch = filling.get(job_key)
-        if batch is None or len(batch) == batch_size:
-            batch = filling[job_key] = []
-            batches.append(batch)
-        batch.append(job)
-    return batches
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from library.errors import EnvironmentFault
+from library.jobs import Job
 from library.output import FileHash, RunFacts, metadata, save_png
-from library.plan import Job
 from library.samplers import SAMPLERS
 
 PICTURE = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)

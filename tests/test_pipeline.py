@@ -130,7 +130,7 @@ def test_without_guidance_there_is_one_branch(sd1, generate):
 
 
 def test_negative_scale_joins_three_branches():
-    from library.plan import Job
+    from library.jobs import Job
 
     job = Job(
         prompt="p", negative_prompt="n", seed=1, raw_prompt="p", where="", file=None, guidance_scale=7, negative_scale=3

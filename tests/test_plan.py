@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from library.errors import InputError
-from library.output import FileNames
-from library.plan import (
+from library.jobs import (
     Job,
     JobMaker,
     JobSettings,
@@ -17,9 +16,9 @@ from library.plan import (
     count_pictures,
     group_into_batches,
     plan_jobs,
-    prompt_from_argument,
-    read_prompt_file,
 )
+from library.output import FileNames
+from library.plan import prompt_from_argument, read_prompt_file
 
 NOW = datetime(2026, 11, 23, 4, 5, 6)
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from library.errors import InputError
-from library.plan import JobSettings
+from library.jobs import JobSettings
 from library.prompts import (
     BREAK,
     MAX_WEIGHT,
