@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """Draw pictures with Stable Diffusion 1.x and 2.x: from the shell, from a file of prompts, or in a loop."""
 
+from __future__ import annotations
+
 import argparse
 import re
 import sys
@@ -14,15 +16,20 @@ from library import console, preview, values
 from library.errors import InputError, ProgramError
 from library.jobs import Job, JobMaker, SourceLine, count_pictures, group_into_batches, plan_jobs
 from library.output import FileHash, PictureWriter, RunFacts, make_folder
+from library.pictures import load_mask, load_source
 from library.plan import RunPlan, make_plan
 from library.prompts import PROMPT_OPTIONS
-from library.samplers import SAMPLERS, SECOND_NAMES, Sampler, make_scheduler, start_noise
+from library.samplers import SAMPLERS, SECOND_NAMES, Noise, Sampler, draw_noise, make_scheduler
 
 if TYPE_CHECKING:  # torch and what needs it are imported once every option and file has been checked
     import numpy as np
     import torch
+    from diffusers import SchedulerMixin
+    from PIL.Image import Image
 
     from library.models import Models
+
+    StepHook = Callable[[torch.Tensor, int], torch.Tensor]  # latents (B, C, h, w) after a step, and the step's place
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Command line
@@ -126,8 +133,8 @@ def _source_options(group: argparse._ArgumentGroup) -> None:
 
 
 def _picture_options(group: argparse._ArgumentGroup) -> None:
-    _add(group, "--W", convert=values.size_px, metavar="PIXELS", default=512, help="width (default 512)")
-    _add(group, "--H", convert=values.size_px, metavar="PIXELS", default=512, help="height (default 512)")
+    _add(group, "--W", convert=values.size_px, metavar="PIXELS", help="width (default 512)")
+    _add(group, "--H", convert=values.size_px, metavar="PIXELS", help="height (default 512)")
     _add(group, "--steps", convert=values.steps, metavar="N", default=50, help="sampling steps (default 50)")
     _add(group, "--scale", convert=values.guidance_scale, metavar="SCALE", default=7.5,
          help="guidance scale; up to 1 is without guidance (default 7.5)")  # fmt: skip
@@ -147,6 +154,17 @@ def _picture_options(group: argparse._ArgumentGroup) -> None:
 def _output_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--outdir", type=Path, metavar="DIR", default=Path("outputs"), help="default: outputs")
     group.add_argument("--sequential_file_name", action="store_true", help="name pictures im_000001.png and so on")
+    group.add_argument("--use_original_file_name", action="store_true", help="name pictures like their source picture")
+
+
+def _img2img_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--image_path", "--img_path", metavar="PATH", help="picture to start from, or a folder of them")
+    group.add_argument("--mask_path", "--mask_image", metavar="PATH",
+                       help="mask, or a folder of them: white is repainted")  # fmt: skip
+    _add(group, "--strength", convert=values.strength, metavar="STRENGTH", default=0.8,
+         help="share of the steps that is run: how far the picture changes (default 0.8)")  # fmt: skip
+    group.add_argument("--keep_unmasked", action="store_true",
+                       help="outside the mask, keep the source's own pixels, not the VAE's copy of them")  # fmt: skip
 
 
 def _speed_options(group: argparse._ArgumentGroup) -> None:
@@ -171,11 +189,14 @@ _OPTION_GROUPS = {
     "prompts": _source_options,
     "picture": _picture_options,
     "output": _output_options,
+    "img2img and inpainting": _img2img_options,
     "memory and speed": _speed_options,
 }
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Pipeline
+
+KEPT_SOURCES = 64  # source pictures whose latents are kept for later batches
 
 
 class Guidance:
@@ -185,7 +206,7 @@ class Guidance:
     joined with each picture's own scale.
     """
 
-    def __init__(self, jobs: Sequence[Job], device: "torch.device") -> None:
+    def __init__(self, jobs: Sequence[Job], device: torch.device) -> None:
         import torch
 
         self.branches = jobs[0].branches
@@ -198,28 +219,70 @@ class Guidance:
         self._negative_scale = column([job.negative_scale or 0.0 for job in jobs])
         self._join = {1: self._only_prompt, 2: self._from_negative, 3: self._from_empty}[self.branches]
 
-    def expand(self, latents: "torch.Tensor") -> "torch.Tensor":
+    def expand(self, latents: torch.Tensor) -> torch.Tensor:
         """(B, C, h, w) → (branches * B, C, h, w)"""
         return latents.repeat(self.branches, 1, 1, 1)
 
-    def join(self, prediction: "torch.Tensor") -> "torch.Tensor":
+    def join(self, prediction: torch.Tensor) -> torch.Tensor:
         """(branches * B, C, h, w) → (B, C, h, w)"""
         return self._join(*prediction.chunk(self.branches))
 
-    def _only_prompt(self, prompt: "torch.Tensor") -> "torch.Tensor":
+    def _only_prompt(self, prompt: torch.Tensor) -> torch.Tensor:
         return prompt
 
-    def _from_negative(self, negative: "torch.Tensor", prompt: "torch.Tensor") -> "torch.Tensor":
+    def _from_negative(self, negative: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
         return negative + self._scale * (prompt - negative)
 
-    def _from_empty(self, negative: "torch.Tensor", prompt: "torch.Tensor", empty: "torch.Tensor") -> "torch.Tensor":
+    def _from_empty(self, negative: torch.Tensor, prompt: torch.Tensor, empty: torch.Tensor) -> torch.Tensor:
         return empty + self._scale * (prompt - empty) - self._negative_scale * (negative - empty)
+
+
+class Inpainting:
+    """Puts the source picture back outside the mask, after each step at the noise level of the next one."""
+
+    def __init__(
+        self,
+        scheduler: SchedulerMixin,
+        timesteps: torch.Tensor,
+        originals: torch.Tensor,
+        noise: torch.Tensor,
+        masks: torch.Tensor,
+    ) -> None:
+        self._scheduler, self._timesteps = scheduler, timesteps
+        self._originals, self._noise, self._masks = originals, noise, masks
+
+    def __call__(self, latents: torch.Tensor, index: int) -> torch.Tensor:
+        """Latents (B, C, h, w) after step `index`; after the last one the picture is put back clean."""
+        outside = self._originals
+        following = self._timesteps[index + 1 : index + 2]
+        if len(following):
+            outside = self._scheduler.add_noise(outside, self._noise, following.expand(len(outside)))
+        return latents * self._masks + outside * (1 - self._masks)
+
+
+def pixels_to_tensor(picture: Image) -> torch.Tensor:
+    """An RGB or grey picture as (1, channels, height, width) float32 from 0 to 1."""
+    import numpy as np
+    import torch
+
+    pixels = torch.from_numpy(np.array(picture)).float() / 255
+    return pixels.reshape(1, picture.height, picture.width, -1).permute(0, 3, 1, 2)
+
+
+def keep_unmasked(picture: np.ndarray, job: Job) -> np.ndarray:
+    """The picture (height, width, 3) inside the job's mask, the source's own pixels outside it."""
+    import numpy as np
+    from PIL import Image
+
+    size = (job.width, job.height)
+    source, mask = load_source(job.source, size), load_mask(job.mask, size)
+    return np.asarray(Image.composite(Image.fromarray(picture), source, mask))
 
 
 class Pipeline:
     """Draws batches of jobs: prompts to embeddings, noise to latents, latents to pixels."""
 
-    def __init__(self, models: "Models", sampler: Sampler, plan: RunPlan) -> None:
+    def __init__(self, models: Models, sampler: Sampler, plan: RunPlan) -> None:
         from library.text_encoding import PromptEncoder
 
         self.unet, self.vae = models.unet, models.vae
@@ -227,13 +290,15 @@ class Pipeline:
         self.sampler = sampler
         self.prediction_type = plan.model.prediction_type
         self.vae_batch_size = plan.vae_batch_size
+        self.keep_unmasked = plan.keep_unmasked
+        self._encoded: dict[tuple[Path, tuple[int, int]], torch.Tensor] = {}  # least lately used first
         self.cell_px = 2 ** (len(self.vae.config.block_out_channels) - 1)  # pixels a latent cell stands for, each way
 
     def batch_key(self, job: Job) -> tuple[int, ...]:
         """Jobs with equal keys can be drawn together without any of them changing."""
         return (*job.batch_key, self.encoder.chunks(*job.texts))
 
-    def draw(self, jobs: Sequence[Job], on_step: Callable[[], object]) -> "list[np.ndarray | None]":
+    def draw(self, jobs: Sequence[Job], on_step: Callable[[], object]) -> list[np.ndarray | None]:
         """Draw a batch of jobs with equal `batch_key`.
 
         Returns:
@@ -246,27 +311,77 @@ class Pipeline:
         with torch.inference_mode():
             latents = self._denoise(jobs, on_step)
             forget_text(self.unet)
-            return [picture for part in latents.split(self.vae_batch_size) for picture in self._decode(part)]
+            pictures = [picture for part in latents.split(self.vae_batch_size) for picture in self._decode(part)]
+        if self.keep_unmasked and jobs[0].mask is not None:
+            return [picture if picture is None else keep_unmasked(picture, job) for picture, job in zip(pictures, jobs)]
+        return pictures
 
-    def _denoise(self, jobs: Sequence[Job], on_step: Callable[[], object]) -> "torch.Tensor":
+    def _denoise(self, jobs: Sequence[Job], on_step: Callable[[], object]) -> torch.Tensor:
         """The denoised latents (B, C, height / 8, width / 8), float32."""
         device, dtype = self.unet.device, self.unet.dtype
         guidance = Guidance(jobs, device)
         text = self.encoder.encode(guidance.texts, self.encoder.chunks(*guidance.texts)).to(dtype)
-        scheduler = make_scheduler(self.sampler, self.prediction_type)
-        scheduler.set_timesteps(jobs[0].steps, device=device)
-        shape = (self.unet.config.in_channels, jobs[0].height // self.cell_px, jobs[0].width // self.cell_px)
-        noise, generators = start_noise([job.seed for job in jobs], shape, self.sampler, jobs[0].steps)
-        step_arguments = {"generator": generators} if self.sampler.draws_noise else {}
-        latents = noise.to(device) * scheduler.init_noise_sigma
-        for timestep in scheduler.timesteps:
+        scheduler, timesteps = self._schedule(jobs[0], device)
+        noise = draw_noise([job.seed for job in jobs], self._latent_shape(jobs[0]), self.sampler, jobs[0])
+        step_arguments = {"generator": noise.generators} if self.sampler.draws_noise else {}
+        latents, hooks = self._start(jobs, scheduler, timesteps, noise)
+        for index, timestep in enumerate(timesteps):
             sample = guidance.expand(scheduler.scale_model_input(latents, timestep)).to(dtype)
             prediction = self.unet(sample, timestep, encoder_hidden_states=text).sample.float()
             latents = scheduler.step(guidance.join(prediction), timestep, latents, **step_arguments).prev_sample
+            for hook in hooks:
+                latents = hook(latents, index)
             on_step()
         return latents
 
-    def _decode(self, latents: "torch.Tensor") -> "list[np.ndarray | None]":
+    def _latent_shape(self, job: Job) -> tuple[int, int, int]:
+        return self.unet.config.in_channels, job.height // self.cell_px, job.width // self.cell_px
+
+    def _schedule(self, job: Job, device: torch.device) -> tuple[SchedulerMixin, torch.Tensor]:
+        """A scheduler, and the timesteps it is run for: with a source picture the last `steps_run` steps."""
+        scheduler = make_scheduler(self.sampler, self.prediction_type)
+        scheduler.set_timesteps(job.steps, device=device)
+        first = (job.steps - job.steps_run) * scheduler.order
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(first)
+        return scheduler, scheduler.timesteps[first:]
+
+    def _start(
+        self, jobs: Sequence[Job], scheduler: SchedulerMixin, timesteps: torch.Tensor, noise: Noise
+    ) -> tuple[torch.Tensor, list[StepHook]]:
+        """The latents that denoising starts from, and what is done to them after each step."""
+        import torch
+
+        device = self.unet.device
+        if jobs[0].source is None:
+            return noise.start.to(device) * scheduler.init_noise_sigma, []
+        originals = torch.stack([self._encode_source(job.source, (job.width, job.height)) for job in jobs])
+        source_noise = noise.source.to(device)
+        latents = scheduler.add_noise(originals, source_noise, timesteps[:1].expand(len(jobs)))
+        if jobs[0].mask is None:
+            return latents, []
+        return latents, [Inpainting(scheduler, timesteps, originals, source_noise, self._latent_masks(jobs))]
+
+    def _encode_source(self, path: Path, size_px: tuple[int, int]) -> torch.Tensor:
+        """The latent mean of a picture, scaled: (C, h, w) float32. Pictures used lately are kept."""
+        kept = self._encoded.pop((path, size_px), None)
+        if kept is None:
+            pixels = pixels_to_tensor(load_source(path, size_px)).to(self.vae.device, self.vae.dtype)
+            mean = self.vae.encode(pixels * 2 - 1).latent_dist.mean
+            kept = mean[0].float() * self.vae.config.scaling_factor
+        self._encoded[path, size_px] = kept
+        if len(self._encoded) > KEPT_SOURCES:
+            del self._encoded[next(iter(self._encoded))]
+        return kept
+
+    def _latent_masks(self, jobs: Sequence[Job]) -> torch.Tensor:
+        """The jobs' masks at the size of the latents, (B, 1, h, w); 1 is repainted."""
+        import torch
+
+        _, height, width = self._latent_shape(jobs[0])
+        return torch.cat([pixels_to_tensor(load_mask(job.mask, (width, height))) for job in jobs]).to(self.unet.device)
+
+    def _decode(self, latents: torch.Tensor) -> list[np.ndarray | None]:
         """Latents (B, C, h, w) to pictures; one that float16 cannot hold is decoded again in float32."""
         pixels = self._decode_to_pixels(latents)
         finite = pixels.isfinite().flatten(1).all(1)
@@ -281,7 +396,7 @@ class Pipeline:
         pixels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).nan_to_num().round().byte().permute(0, 2, 3, 1)
         return [picture if ok else None for picture, ok in zip(pixels.cpu().numpy(), finite.tolist())]
 
-    def _decode_to_pixels(self, latents: "torch.Tensor") -> "torch.Tensor":
+    def _decode_to_pixels(self, latents: torch.Tensor) -> torch.Tensor:
         """(B, C, h, w) → (B, 3, 8h, 8w) float32, about -1 to 1"""
         return self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample.float()
 
@@ -413,7 +528,7 @@ def ask_for_line() -> SourceLine | None:
 
 def draw_batch(
     jobs: Sequence[Job], pipeline: Pipeline, writer: PictureWriter, progress: console.Progress
-) -> "list[np.ndarray]":
+) -> list[np.ndarray]:
     """Draw a batch, hand its pictures to the writer and return them; one that fails is reported and left out."""
     with progress.steps(jobs[0].steps) as bar:
         pictures = pipeline.draw(jobs, bar.update)

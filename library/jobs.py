@@ -1,18 +1,23 @@
 """From prompt lines to jobs, one for each picture, and to the batches they run in. Knows no torch."""
 
 import logging
+import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from library.errors import InputError
 from library.prompts import DynamicPrompt, PromptLine, parse_dynamic_prompt, parse_prompt_line
+from library.values import PIXELS_PER_CELL
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_SIZE_PX = 512
 MAX_JOBS = 1_000_000  # in one run; far beyond a night's work, far below what fills the memory
 _RANDOM_SEED_LIMIT = 0x7FFFFFFF
+Thing = TypeVar("Thing")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,11 +25,12 @@ class JobSettings:
     """What the command line sets for all pictures and a prompt line may set for its own."""
 
     negative_prompt: str = ""
-    width: int = 512  # pixels
-    height: int = 512  # pixels
+    width: int | None = None  # pixels; None leaves it to the source picture, or to `DEFAULT_SIZE_PX`
+    height: int | None = None
     steps: int = 50
     guidance_scale: float = 7.5
     negative_scale: float | None = None
+    strength: float = 0.8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +42,13 @@ class Job(JobSettings):
     raw_prompt: str  # the line as it was written
     where: str  # file and line of it
     file: Path
+    source: Path | None = None  # the picture that img2img starts from
+    mask: Path | None = None  # where it is repainted
+
+    @property
+    def steps_run(self) -> int:
+        """How many of the steps are run: with a source picture, only the last ones."""
+        return self.steps if self.source is None else int(self.steps * self.strength)
 
     @property
     def branches(self) -> int:
@@ -56,15 +69,40 @@ class Job(JobSettings):
     @property
     def batch_key(self) -> tuple[int, ...]:
         """Jobs with equal keys can share a batch, if their texts have equally many chunks."""
-        return self.width, self.height, self.steps, self.branches
+        return (
+            *(self.width, self.height, self.steps, self.steps_run, self.branches),
+            *(self.source is not None, self.mask is not None),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class SourceLine:
-    """One raw prompt line and its place, for messages ("" for one from the command line)."""
+    """One raw prompt line and its place, for messages ("" for one from the command line).
+
+    A line from a picture's metadata comes `parsed`, and belongs to that picture (its place among the sources).
+    """
 
     text: str
     where: str = ""
+    parsed: PromptLine | None = None
+    picture: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SourcePicture:
+    """A picture for img2img and its upright size in pixels."""
+
+    path: Path
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The source pictures and masks of a run; image k takes picture k and mask k, counting round and round."""
+
+    pictures: tuple[SourcePicture, ...] = ()
+    masks: tuple[Path, ...] = ()
 
 
 class SeedSource:
@@ -101,7 +139,8 @@ class JobMaker:
         defaults: the command line's settings.
         images_per_prompt: pictures for a line that does not enumerate its variants.
         seeds: seeds for lines that name none.
-        name_file: gives the next picture's file, from its seed.
+        name_file: gives the next picture's file, from its seed and its source picture.
+        sources: pictures and masks for img2img.
     """
 
     def __init__(
@@ -109,12 +148,15 @@ class JobMaker:
         defaults: JobSettings,
         images_per_prompt: int,
         seeds: SeedSource,
-        name_file: Callable[[int], Path],
+        name_file: Callable[[int, Path | None], Path],
+        sources: Sources = Sources(),  # it is immutable
     ) -> None:
         self.defaults = defaults
         self.images_per_prompt = images_per_prompt
         self.seeds = seeds
         self.name_file = name_file
+        self.sources = sources
+        self._made = 0
 
     def jobs(self, line: SourceLine) -> Iterator[Job]:
         """The jobs of one prompt line.
@@ -122,6 +164,10 @@ class JobMaker:
         Raises:
             InputError: for a fault in the line, with its place.
         """
+        if line.parsed is not None:
+            for _ in range(self.images_per_prompt):
+                yield self._job(line.parsed, self.seeds.next(), line)
+            return
         dynamic = parse_dynamic_prompt(line.text, line.where)
         variants: Iterable[DynamicPrompt] = (
             dynamic.combinations() if dynamic.enumerated else [dynamic] * self.images_per_prompt
@@ -143,19 +189,60 @@ class JobMaker:
 
     def _job(self, parsed: PromptLine, seed: int, line: SourceLine) -> Job:
         overrides = {name: value for name, value in parsed.settings.items() if name != "seeds"}
+        settings = replace(self.defaults, **overrides)
+        place = self._made if line.picture is None else line.picture
+        picture = _in_turn(self.sources.pictures, place)
+        width, height = _size(settings, picture, line.where)
         job = Job(
-            **asdict(replace(self.defaults, **overrides)),
+            **asdict(settings) | {"width": width, "height": height},
             prompt=parsed.prompt,
             seed=seed,
             raw_prompt=line.text,
             where=line.where,
-            file=self.name_file(seed),
+            file=self.name_file(seed, picture.path if picture else None),
+            source=picture.path if picture else None,
+            mask=_in_turn(self.sources.masks, place),
         )
-        if job.negative_scale is not None and job.branches == 1:
-            logger.warning(
-                "%s", f"{line.where + ': ' if line.where else ''}the negative scale does nothing at guidance scale 1"
-            )
+        self._made += 1
+        _check_job(job)
         return job
+
+
+def _in_turn(things: Sequence[Thing], place: int) -> Thing | None:
+    return things[place % len(things)] if things else None
+
+
+def _size(settings: JobSettings, picture: SourcePicture | None, where: str) -> tuple[int, int]:
+    """A job's width and height: what is said, else the source picture's, cut down to multiples of 8."""
+    said = (settings.width, settings.height)
+    if picture is None:
+        return settings.width or DEFAULT_SIZE_PX, settings.height or DEFAULT_SIZE_PX
+    if None not in said:
+        return said
+    if said != (None, None):
+        raise InputError("--W, --H", "img2img needs both to resize a picture; give both or neither", where)
+    width, height = (side - side % PIXELS_PER_CELL for side in (picture.width, picture.height))
+    if (width, height) != (picture.width, picture.height):
+        logger.warning("source pictures whose sides are no multiples of %d are resized to such", PIXELS_PER_CELL)
+    return width, height
+
+
+def _check_job(job: Job) -> None:
+    """Refuse and warn of settings that do not go together.
+
+    Raises:
+        InputError: when nothing of an img2img job would be run.
+    """
+    if job.steps_run < 1:
+        smallest = math.ceil(1000 / job.steps) / 1000
+        raise InputError(
+            f"strength {job.strength:g} of {job.steps} steps",
+            f"leaves no step to run; use a strength of {smallest:g} or more, or more steps",
+            job.where,
+        )
+    if job.negative_scale is not None and job.branches == 1:
+        place = f"{job.where}: " if job.where else ""
+        logger.warning("%sthe negative scale does nothing at guidance scale 1", place)
 
 
 def count_pictures(lines: Sequence[SourceLine], images_per_prompt: int, iterations: int) -> int:
@@ -164,7 +251,7 @@ def count_pictures(lines: Sequence[SourceLine], images_per_prompt: int, iteratio
     Raises:
         InputError: for a fault in a line's dynamic prompt, and for more than `MAX_JOBS`.
     """
-    dynamics = [parse_dynamic_prompt(line.text, line.where) for line in lines]
+    dynamics = [parse_dynamic_prompt(line.text if line.parsed is None else "", line.where) for line in lines]
     pictures = iterations * sum(d.count() if d.enumerated else images_per_prompt for d in dynamics)
     if pictures > MAX_JOBS:
         raise InputError(

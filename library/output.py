@@ -36,21 +36,26 @@ class FileNames:
     Args:
         folder: where they go; it need not exist yet.
         sequential: `im_000001.png` on, after the highest there is, instead of time, number and seed.
+        original: the name of the source picture.
         now: the run's time.
     """
 
-    def __init__(self, folder: Path, *, sequential: bool, now: datetime) -> None:
+    def __init__(self, folder: Path, *, sequential: bool, now: datetime, original: bool = False) -> None:
         self.folder = folder
         self._sequential = sequential
+        self._original = original
         self._time = now.strftime("%Y%m%d%H%M%S")
         self._taken = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
         numbers = (re.fullmatch(r"im_(\d{6,})(?:-\d+)?\.png", name) for name in self._taken)
         self._count = max((int(match[1]) for match in numbers if match), default=0) if sequential else -1
 
-    def next(self, seed: int) -> Path:
+    def next(self, seed: int, source: Path | None = None) -> Path:
         """The next picture's file, different from all others and from those that are there."""
         self._count += 1
-        stem = f"im_{self._count:06d}" if self._sequential else f"im_{self._time}_{self._count:03d}_{seed}"
+        if self._original and source is not None:
+            stem = source.stem
+        else:
+            stem = f"im_{self._count:06d}" if self._sequential else f"im_{self._time}_{self._count:03d}_{seed}"
         name = next(name for name in _numbered(stem) if name not in self._taken)
         self._taken.add(name)
         return self.folder / name
@@ -153,6 +158,8 @@ def _a1111_parameters(job: "Job", facts: RunFacts) -> str:
         "Model hash": facts.model_hash(),
         "Model": facts.model_name,
     }
+    if job.source is not None:
+        settings["Denoising strength"] = f"{job.strength:g}"
     if facts.clip_skip > 1:
         settings["Clip skip"] = facts.clip_skip
     if job.negative_scale is not None and job.branches == 3:

@@ -10,9 +10,20 @@ from datetime import datetime
 from pathlib import Path
 
 from library.errors import InputError
-from library.jobs import Job, JobMaker, JobSettings, SeedSource, SourceLine, count_pictures, plan_jobs
+from library.jobs import (
+    Job,
+    JobMaker,
+    JobSettings,
+    SeedSource,
+    SourceLine,
+    SourcePicture,
+    Sources,
+    count_pictures,
+    plan_jobs,
+)
 from library.model_files import ModelFiles, find_model
 from library.output import FileNames, check_folder
+from library.pictures import check_picture, find_pictures, read_picture, read_prompt
 from library.samplers import SAMPLERS, Sampler
 
 logger = logging.getLogger(__name__)
@@ -88,6 +99,7 @@ class RunPlan:
     batch_size: int
     vae_batch_size: int
     vae_slices: int | None
+    keep_unmasked: bool
     outdir: Path
     images_per_prompt: int
     iterations: int
@@ -103,7 +115,8 @@ def make_plan(options: argparse.Namespace) -> RunPlan:
         InputError: for the first thing that cannot work.
     """
     _check_combinations(options)
-    lines = _source_lines(options)
+    sources = _find_sources(options)
+    lines = _source_lines(options, sources)
     check_folder(options.outdir, "--outdir")
     pictures = count_pictures(lines, options.images_per_prompt, options.n_iter) if lines else None
     defaults = JobSettings(
@@ -112,10 +125,16 @@ def make_plan(options: argparse.Namespace) -> RunPlan:
         steps=options.steps,
         guidance_scale=options.scale,
         negative_scale=options.negative_scale,
+        strength=options.strength,
     )
     seeds = SeedSource(options.seed, pictures, same_in_iteration=options.iter_same_seed)
-    names = FileNames(options.outdir, sequential=options.sequential_file_name, now=datetime.now())
-    maker = JobMaker(defaults, options.images_per_prompt, seeds, names.next)
+    names = FileNames(
+        options.outdir,
+        sequential=options.sequential_file_name,
+        original=options.use_original_file_name,
+        now=datetime.now(),
+    )
+    maker = JobMaker(defaults, options.images_per_prompt, seeds, names.next, sources)
     shuffle = random.Random(options.seed) if options.shuffle_prompts else None
     jobs = plan_jobs(lines, maker, options.n_iter, shuffle) if lines else []
     model = find_model(options.ckpt, v2=options.v2, v_parameterization=options.v_parameterization, vae=options.vae)
@@ -135,6 +154,7 @@ def make_plan(options: argparse.Namespace) -> RunPlan:
         batch_size=options.batch_size,
         vae_batch_size=_vae_batch_size(options.vae_batch_size, options.batch_size),
         vae_slices=options.vae_slices,
+        keep_unmasked=options.keep_unmasked,
         outdir=options.outdir,
         images_per_prompt=options.images_per_prompt,
         iterations=options.n_iter,
@@ -146,21 +166,52 @@ def make_plan(options: argparse.Namespace) -> RunPlan:
 
 def _check_combinations(options: argparse.Namespace) -> None:
     """Refuse options that contradict each other."""
-    sources = [
-        f"--{name}" for name in ("prompt", "from_file", "interactive") if getattr(options, name) not in (None, False)
-    ]
+    sources = [name for name in ("--prompt", "--from_file", "--interactive") if _given(options, name)]
     if len(sources) > 1:
         raise InputError(" and ".join(sources), "are two sources of prompts; give one")
-    if not sources:
+    if not sources and options.image_path is None:
         raise InputError("--prompt", "is missing; give --prompt TEXT, --from_file FILE or --interactive")
     if options.fp16 and options.bf16:
         raise InputError("--fp16 and --bf16", "are two precisions; give one")
+    if options.image_path is None:
+        for name in ("--mask_path", "--keep_unmasked", "--use_original_file_name"):
+            if _given(options, name):
+                raise InputError(name, "is for img2img; give --image_path too, or leave it out")
+    if options.sequential_file_name and options.use_original_file_name:
+        raise InputError("--sequential_file_name and --use_original_file_name", "are two ways to name files; give one")
 
 
-def _source_lines(options: argparse.Namespace) -> list[SourceLine]:
+def _given(options: argparse.Namespace, name: str) -> bool:
+    return getattr(options, name.removeprefix("--")) not in (None, False)
+
+
+def _find_sources(options: argparse.Namespace) -> Sources:
+    """Find and check the pictures that img2img starts from, and their masks."""
+    pictures = []
+    if options.image_path is not None:
+        for path in find_pictures(options.image_path, "--image_path"):
+            pictures.append(SourcePicture(path, *check_picture(path, "--image_path")))
+    masks = find_pictures(options.mask_path, "--mask_path") if options.mask_path is not None else []
+    for mask in masks:
+        check_picture(mask, "--mask_path")
+        if read_picture(mask, "--mask_path").convert("L").getextrema()[1] == 0:
+            logger.warning("--mask_path %s: is black all over, so that nothing is repainted", mask)
+    return Sources(tuple(pictures), tuple(masks))
+
+
+def _source_lines(options: argparse.Namespace, sources: Sources) -> list[SourceLine]:
+    """The prompt lines of the run; without any, those in the metadata of the source pictures."""
+    if options.interactive:
+        return []
     if options.from_file is not None:
         return read_prompt_file(options.from_file)
-    return [prompt_from_argument(options.prompt)] if options.prompt is not None else []
+    if options.prompt is not None:
+        return [prompt_from_argument(options.prompt)]
+    lines = []
+    for number, picture in enumerate(sources.pictures):
+        parsed = read_prompt(picture.path)
+        lines.append(SourceLine(parsed.prompt, str(picture.path), parsed, number))
+    return lines
 
 
 def _check_clip_skip(clip_skip: int, model: ModelFiles) -> None:

@@ -36,6 +36,7 @@ PROMPT_OPTIONS = {
         PromptOption("s", "steps", "N", values.steps, "sampling steps, 1 to 1000"),
         PromptOption("d", "seeds", "SEED[,SEED...]", values.seeds, "a seed for each image; the last one stays"),
         PromptOption("l", "guidance_scale", "SCALE", values.guidance_scale, "guidance scale"),
+        PromptOption("t", "strength", "STRENGTH", values.strength, "img2img strength"),
         PromptOption(
             "nl", "negative_scale", "SCALE", values.number_or_none, "guidance scale of the negative prompt, or none"
         ),

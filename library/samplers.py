@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import torch
     from diffusers import SchedulerMixin
 
+    from library.jobs import Job
+
 # The schedule that SD 1.x and 2.x were trained with (Rombach et al. 2022, https://arxiv.org/abs/2112.10752)
 _TRAINING_SCHEDULE = {
     "num_train_timesteps": 1000,
@@ -77,29 +79,38 @@ def make_scheduler(sampler: Sampler, prediction_type: str) -> "SchedulerMixin":
         return scheduler_class(**_TRAINING_SCHEDULE, **sampler.arguments, prediction_type=prediction_type)
 
 
-def start_noise(
-    seeds: Sequence[int], shape: tuple[int, int, int], sampler: Sampler, steps: int
-) -> tuple["torch.Tensor", list["torch.Generator"]]:
-    """Draw the start latents of pictures that know nothing of each other.
+@dataclass(frozen=True)
+class Noise:
+    """The noise of a batch of pictures that know nothing of each other."""
+
+    start: "torch.Tensor"  # start latents (B, channels, latent height, latent width), float32 on the CPU
+    source: "torch.Tensor"  # what img2img adds to the encoded source pictures, likewise
+    generators: list["torch.Generator"]  # one for each picture, for the noise of the sampler's steps
+
+
+def draw_noise(seeds: Sequence[int], shape: tuple[int, int, int], sampler: Sampler, job: "Job") -> Noise:
+    """Draw the noise of a batch of pictures.
 
     Each picture's noise comes from a CPU generator of its own, in float32, so that a seed means the same noise on every
     device, in every precision and at every place in a batch. The order is that of sd-scripts: the start latent, noises
-    set aside for the sampler, and then those that the sampler's steps draw themselves.
+    set aside for the sampler, the noise for img2img, and then those that the sampler's steps draw themselves.
 
     Args:
         seeds: one for each picture.
         shape: (channels, latent height, latent width).
-        sampler: tells how many noises are set aside.
-        steps: sampling steps.
-
-    Returns:
-        The noise (B, channels, latent height, latent width), float32 on the CPU, and the generators to go on with.
+        sampler: tells how many noises are set aside for a step.
+        job: one of the batch, for its steps and whether it is img2img.
     """
     import torch
 
+    def draw() -> torch.Tensor:
+        return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-    if sampler.draws_noise:
-        for generator in generators:
-            torch.randn((steps * sampler.reserved_noises, *shape), generator=generator)
-    return noise, generators
+    start = source = draw()
+    if sampler.draws_noise or job.source is not None:
+        for _ in range(job.steps * sampler.reserved_noises):
+            draw()
+    if job.source is not None:
+        source = draw()
+    return Noise(start, source, generators)

@@ -68,6 +68,14 @@ def number_or_none(text: str) -> float | None:
     return None if text.strip().lower() == "none" else number()(text)
 
 
+def strength(text: str) -> float:
+    """Convert an img2img strength, above 0 and up to 1."""
+    value = number()(text)
+    if not 0 < value <= 1:
+        raise ArgumentTypeError("out of range; write a number above 0 and up to 1")
+    return value
+
+
 steps = whole_number(1, MAX_STEPS)
 seed = whole_number(0, MAX_SEED)
 guidance_scale = number(0)

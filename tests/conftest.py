@@ -1,8 +1,12 @@
 """Shared fixtures: tiny models of random weights in every layout, and the program run in this process."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+# The tiny models gain nothing from threads, and many small parallel regions crawl on a machine that does other work.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest

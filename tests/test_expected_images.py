@@ -4,6 +4,7 @@ Where two neighbouring lines had equal settings, the program that made these ima
 from one generator, that of the second seed. Here every picture has its own: alone, in any batch, in any order.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 import gen_img_diffusers
-from library.samplers import start_noise
+from library.samplers import draw_noise
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 OPTIONS = (
@@ -46,10 +47,10 @@ def test_pictures_that_shared_one_generator(generate, monkeypatch):
     """With the second picture's generator for both, they are the expected ones: nothing else differs."""
 
     def shared(*arguments):
-        noise, generators = start_noise(*arguments)
-        return noise, generators[-1]
+        noise = draw_noise(*arguments)
+        return replace(noise, generators=noise.generators[-1])
 
-    monkeypatch.setattr(gen_img_diffusers, "start_noise", shared)
+    monkeypatch.setattr(gen_img_diffusers, "draw_noise", shared)
     options = (*OPTIONS, "--batch_size", 2, "--sequential_file_name")
     pictures = generate(GOLDEN / "models" / "sd1-tiny", *options).pictures
     for number in (3, 4):

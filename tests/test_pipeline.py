@@ -8,8 +8,9 @@ from PIL import Image
 
 import gen_img_diffusers
 from library.attention import sdpa, use_kernel
+from library.jobs import Job
 from library.plan import make_plan
-from library.samplers import SAMPLERS, SECOND_NAMES, make_scheduler, start_noise
+from library.samplers import SAMPLERS, SECOND_NAMES, draw_noise, make_scheduler
 from library.vae_slices import slice_resnets
 
 PROMPTS = """a cat --d 1
@@ -84,7 +85,7 @@ def test_every_sampler_draws(request, generate, name, family):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_samplers_reach_the_clean_picture(name):
     """With a model that knows the noise exactly, every sampler ends at the clean latents."""
-    clean, noise = torch.full((1, 4, 8, 8), 0.5), start_noise([1], (4, 8, 8), SAMPLERS[name], 30)[0]
+    clean, noise = torch.full((1, 4, 8, 8), 0.5), torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     scheduler = make_scheduler(SAMPLERS[name], "epsilon")
     scheduler.set_timesteps(30)
     generators = {"generator": [torch.Generator().manual_seed(0)]} if SAMPLERS[name].draws_noise else {}
@@ -102,11 +103,11 @@ def test_noise_is_the_same_in_every_precision(sd1, monkeypatch):
     drawn = []
 
     def remember(*arguments):
-        noise, generators = start_noise(*arguments)
-        drawn.append(noise.clone())
-        return noise, generators
+        noise = draw_noise(*arguments)
+        drawn.append(noise.start.clone())
+        return noise
 
-    monkeypatch.setattr(gen_img_diffusers, "start_noise", remember)
+    monkeypatch.setattr(gen_img_diffusers, "draw_noise", remember)
     options = ("--ckpt", sd1.folder, "--prompt", "a", "--W", 64, "--H", 64, "--steps", 1, "--seed", 5, "--outdir", "x")
     for precision in ([], ["--bf16"]):
         pipeline = load(*options, *precision)
@@ -130,7 +131,6 @@ def test_without_guidance_there_is_one_branch(sd1, generate):
 
 
 def test_negative_scale_joins_three_branches():
-    from library.jobs import Job
 
     job = Job(
         prompt="p", negative_prompt="n", seed=1, raw_prompt="p", where="", file=None, guidance_scale=7, negative_scale=3
