@@ -42,6 +42,8 @@ class Job(JobSettings):
     raw_prompt: str  # the line as it was written
     where: str  # file and line of it
     file: Path
+    width: int = DEFAULT_SIZE_PX
+    height: int = DEFAULT_SIZE_PX
     source: Path | None = None  # the picture that img2img starts from
     mask: Path | None = None  # where it is repainted
 
