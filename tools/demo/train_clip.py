@@ -1,0 +1,177 @@
+"""Train a small CLIP of the demo's world: pictures and captions in one space.
+
+    python -m tools.demo.train_clip --work WORK --out examples/shapes/companions/clip
+
+Each batch holds, for every picture, its caption and one that differs in a single thing; both compete with all others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch.nn.functional import cross_entropy, interpolate
+from transformers import CLIPConfig, CLIPModel
+
+from tools.demo.export import half, write_json
+from tools.demo.render import render
+from tools.demo.scenes import GROUND_COLOURS, OBJECT_COLOURS, OPPOSITE, PLACES, SHAPES, Scene, caption, draw_scene
+from tools.demo.tokenizer import save_tokenizer
+from tools.demo.training import Log, learning_rate, save_checkpoint
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's CLIP
+DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+WIDTH = 128
+
+
+def new_clip(tokenizer) -> CLIPModel:
+    """A text tower of two layers, an image tower of four; pictures of 224×224 in 8×8 patches."""
+    ids = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    text = dict(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=77,
+        hidden_act="quick_gelu",
+        projection_dim=64,
+        **ids,
+    )
+    vision = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 4 * WIDTH,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "image_size": 224,
+        "patch_size": 28,
+        "hidden_act": "quick_gelu",
+        "projection_dim": 64,
+    }
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64))
+
+
+def to_pixels(pictures: list[np.ndarray]) -> torch.Tensor:
+    """uint8 RGB of one size → normalised pixels (B, 3, 224, 224)."""
+    x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
+    x = interpolate(x, (224, 224), mode="bilinear", antialias=True)
+    return (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(DEVIATION)[:, None, None]
+
+
+def alter(rng: random.Random, scene: Scene) -> Scene:
+    """The scene with one thing changed: the ground, or an object's colour, shape or place."""
+    kind = rng.choice(("ground", "colour", "shape", "place"))
+    taken = {scene.ground, *(t.colour for t in scene.things)}
+    if kind == "ground":
+        return replace(scene, ground=rng.choice([c for c in GROUND_COLOURS if c not in taken]))
+    index = rng.randrange(len(scene.things))
+    thing, things = scene.things[index], list(scene.things)
+    if kind == "colour":
+        things[index] = replace(thing, colour=rng.choice([c for c in OBJECT_COLOURS if c not in taken]))
+    elif kind == "shape":
+        things[index] = replace(thing, shape=rng.choice([s for s in SHAPES if s != thing.shape]))
+    elif len(things) == 2:
+        things = [replace(t, place=OPPOSITE[t.place]) for t in things]
+    else:
+        things = [replace(thing, place=rng.choice([p for p in PLACES if p != thing.place]))]
+    return replace(scene, things=tuple(things))
+
+
+def right_and_wrong(rng: random.Random, scene: Scene) -> tuple[str, str]:
+    """A caption, and one worded alike that differs in a single thing the text says."""
+    while True:
+        state = rng.getstate()
+        right = caption(rng, scene).text
+        after = rng.getstate()
+        other = alter(rng, scene)
+        resume = rng.getstate()
+        rng.setstate(state)
+        wrong = caption(rng, other).text
+        rng.setstate(resume if wrong != right else after)
+        if wrong != right:
+            return right, wrong
+
+
+def features(clip: CLIPModel, pixels: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit vectors of pictures (B, 64) and texts (T, 64)."""
+    image = clip.visual_projection(clip.vision_model(pixels).pooler_output)
+    text = clip.text_projection(clip.text_model(ids).pooler_output)
+    return image / image.norm(dim=-1, keepdim=True), text / text.norm(dim=-1, keepdim=True)
+
+
+def train(args: argparse.Namespace, tokenizer) -> CLIPModel:
+    clip = new_clip(tokenizer)
+    optimizer = torch.optim.AdamW(clip.parameters(), lr=args.lr, weight_decay=0.02, betas=(0.9, 0.98))
+    log, target = Log(args.work / "clip.jsonl"), torch.arange(args.batch)
+    for step in range(args.steps):
+        rng = random.Random(args.seed * 1_000_003 + step)
+        scenes = [draw_scene(rng, combinations="all") for _ in range(args.batch)]
+        texts = [right_and_wrong(rng, scene) for scene in scenes]
+        ids = tokenizer(
+            [right for right, _ in texts] + [wrong for _, wrong in texts], padding="longest", return_tensors="pt"
+        ).input_ids
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, args.steps, args.lr)
+        image, text = features(clip, to_pixels([render(s) for s in scenes]), ids)
+        scores = clip.logit_scale.exp().clamp(max=100) * image @ text.T  # (B, 2B)
+        loss = (cross_entropy(scores, target) + cross_entropy(scores[:, : args.batch].T, target)) / 2
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if step % 50 == 0 or step == args.steps - 1:
+            scores = scores.detach()
+            told = (scores.diagonal() > scores[:, args.batch :].diagonal()).float().mean().item()
+            log.write(step=step, loss=loss.item(), told_apart=told)
+    save_checkpoint(args.work / "clip.pt", clip.state_dict())
+    return clip
+
+
+def save_clip(clip: CLIPModel, folder: Path) -> None:
+    """A transformers CLIPModel folder with tokenizer and image processor, in half precision."""
+    save_tokenizer(folder)
+    configuration = clip.config.to_dict()
+    configuration.update(architectures=["CLIPModel"], dtype="float16")
+    write_json(folder / "config.json", configuration)
+    save_file(half(clip.state_dict()), folder / "model.safetensors", metadata={"format": "pt"})
+    write_json(
+        folder / "preprocessor_config.json",
+        {
+            "image_processor_type": "CLIPImageProcessor",
+            "crop_size": 224,
+            "size": 224,
+            "do_resize": True,
+            "do_center_crop": True,
+            "do_normalize": True,
+            "image_mean": MEAN,
+            "image_std": DEVIATION,
+            "resample": 3,
+        },
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--batch", type=int, default=48)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=7)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    tokenizer = save_tokenizer(args.work / "tokenizer")
+    save_clip(train(args, tokenizer), args.out)
+
+
+if __name__ == "__main__":
+    main()
