@@ -4,20 +4,22 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import re
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from library import console, preview, values
+from library import console, devices, preview, values
 from library.errors import InputError, ProgramError
 from library.jobs import Job, JobMaker, SourceLine, count_pictures, group_into_batches, plan_jobs
 from library.output import FileHash, PictureWriter, RunFacts, make_folder
 from library.pictures import load_mask, load_source
-from library.plan import RunPlan, make_plan
+from library.plan import RunPlan, make_plan, typed_line
 from library.prompts import PROMPT_OPTIONS
 from library.samplers import SAMPLERS, SECOND_NAMES, Noise, Sampler, draw_noise, make_scheduler
 
@@ -29,7 +31,10 @@ if TYPE_CHECKING:  # torch and what needs it are imported once every option and 
 
     from library.models import Models
 
+    MakeBar = Callable[[Iterable], Iterable]  # shows a bar while a batch's steps are gone through
     StepHook = Callable[[torch.Tensor, int], torch.Tensor]  # latents (B, C, h, w) after a step, and the step's place
+
+logger = logging.getLogger("library.pipeline")
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Command line
@@ -107,15 +112,23 @@ def _add(group: argparse._ArgumentGroup, *names: str, convert: Callable[[str], o
 
 
 def _model_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
+    _add(
+        group,
         "--ckpt",
+        convert=values.not_empty,
         required=True,
         metavar="MODEL",
         help="checkpoint file, Diffusers folder, Hugging Face id, or a glob that matches one file",
     )
     group.add_argument("--v2", action="store_true", help="the model is Stable Diffusion 2.x")
     group.add_argument("--v_parameterization", action="store_true", help="the model predicts v, not noise")
-    group.add_argument("--vae", metavar="VAE", help="VAE to use in place of the model's own (file, folder or id)")
+    _add(
+        group,
+        "--vae",
+        convert=values.not_empty,
+        metavar="VAE",
+        help="VAE to use in place of the model's own (file, folder or id)",
+    )
     _add(group, "--clip_skip", convert=values.whole_number(1), metavar="N", default=1,
          help="take the text encoder's N-th last layer (default 1, the last)")  # fmt: skip
     _add(group, "--max_embeddings_multiples", convert=values.whole_number(1, 100), metavar="N", default=1,
@@ -298,8 +311,8 @@ class Pipeline:
         """Jobs with equal keys can be drawn together without any of them changing."""
         return (*job.batch_key, self.encoder.chunks(*job.texts))
 
-    def draw(self, jobs: Sequence[Job], on_step: Callable[[], object]) -> list[np.ndarray | None]:
-        """Draw a batch of jobs with equal `batch_key`.
+    def draw(self, jobs: Sequence[Job], make_bar: MakeBar) -> list[np.ndarray | None]:
+        """Draw a batch of jobs with equal `batch_key`, showing a bar of so many evaluations.
 
         Returns:
             For each job its picture (height, width, 3) uint8, or None where the model gave no finite numbers.
@@ -309,14 +322,14 @@ class Pipeline:
         from library.attention import forget_text
 
         with torch.inference_mode():
-            latents = self._denoise(jobs, on_step)
+            latents = self._denoise(jobs, make_bar)
             forget_text(self.unet)
             pictures = [picture for part in latents.split(self.vae_batch_size) for picture in self._decode(part)]
         if self.keep_unmasked and jobs[0].mask is not None:
             return [picture if picture is None else keep_unmasked(picture, job) for picture, job in zip(pictures, jobs)]
         return pictures
 
-    def _denoise(self, jobs: Sequence[Job], on_step: Callable[[], object]) -> torch.Tensor:
+    def _denoise(self, jobs: Sequence[Job], make_bar: MakeBar) -> torch.Tensor:
         """The denoised latents (B, C, height / 8, width / 8), float32."""
         device, dtype = self.unet.device, self.unet.dtype
         guidance = Guidance(jobs, device)
@@ -325,13 +338,12 @@ class Pipeline:
         noise = draw_noise([job.seed for job in jobs], self._latent_shape(jobs[0]), self.sampler, jobs[0])
         step_arguments = {"generator": noise.generators} if self.sampler.draws_noise else {}
         latents, hooks = self._start(jobs, scheduler, timesteps, noise)
-        for index, timestep in enumerate(timesteps):
+        for index, timestep in enumerate(make_bar(timesteps)):
             sample = guidance.expand(scheduler.scale_model_input(latents, timestep)).to(dtype)
             prediction = self.unet(sample, timestep, encoder_hidden_states=text).sample.float()
             latents = scheduler.step(guidance.join(prediction), timestep, latents, **step_arguments).prev_sample
             for hook in hooks:
                 latents = hook(latents, index)
-            on_step()
         return latents
 
     def _latent_shape(self, job: Job) -> tuple[int, int, int]:
@@ -387,6 +399,7 @@ class Pipeline:
         finite = pixels.isfinite().flatten(1).all(1)
         if not finite.all() and self.vae.dtype != pixels.dtype:
             narrow = self.vae.dtype
+            logger.warning("the VAE overflows in %s; such pictures are decoded again in float32", narrow)
             try:
                 self.vae.float()
                 pixels[~finite] = self._decode_to_pixels(latents[~finite])
@@ -403,9 +416,6 @@ class Pipeline:
 
 def load_pipeline(plan: RunPlan) -> Pipeline:
     """Choose the device, load the models and set them up as planned."""
-    from library import devices
-
-    devices.check_versions()
     import diffusers
     import torch
     import transformers
@@ -438,13 +448,15 @@ EXIT_INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit status."""
+    console.make_streams_safe()
     options = make_parser().parse(argv)
     with console.messages():
         try:
+            devices.check_versions()
             return run(make_plan(options))
         except ProgramError as problem:
             if options.debug:
-                raise
+                traceback.print_exc()
             console.error(problem)
             return problem.exit_status
         except KeyboardInterrupt:
@@ -452,18 +464,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             return EXIT_INTERRUPTED
         except Exception as problem:
             if options.debug:
-                raise
-            console.error(
-                f"a fault of this program, {type(problem).__name__}: {problem}; --debug shows where".replace("\n", " ")
-            )
+                traceback.print_exc()
+            reason = f"{type(problem).__name__}: {problem}".replace("\n", " ")
+            console.error(f"a fault of this program, {reason}; --debug shows where")
             return ProgramError.exit_status
 
 
 def run(plan: RunPlan) -> int:
     """Make the pictures of a plan; returns the exit status."""
+    make_folder(plan.outdir, "--outdir")
     model_hash = FileHash(plan.model.path)
     pipeline = load_pipeline(plan)
-    make_folder(plan.outdir, "--outdir")
     facts = RunFacts(plan.sampler, plan.model.name, plan.clip_skip, model_hash)
     with PictureWriter(facts, announce) as writer:
         if plan.keyboard is not None:
@@ -515,31 +526,34 @@ def ask_for_line() -> SourceLine | None:
     """Ask for a prompt line until there is one; None at the end of the input."""
     while True:
         try:
-            text = input("Type prompt: ").strip()
-        except EOFError:
+            line = typed_line(input("Type prompt: "), "the prompt")
+        except (EOFError, RuntimeError):  # RuntimeError: standard input is closed
             print()
             return None
         except UnicodeDecodeError:
-            console.error("the prompt is not UTF-8; set the terminal to UTF-8")
+            console.error("the prompt: the text is not UTF-8; set the terminal to UTF-8")
             continue
-        if text:
-            return SourceLine(text)
+        except InputError as problem:
+            console.error(problem)
+            continue
+        if line.text:
+            return line
 
 
 def draw_batch(
     jobs: Sequence[Job], pipeline: Pipeline, writer: PictureWriter, progress: console.Progress
 ) -> list[np.ndarray]:
     """Draw a batch, hand its pictures to the writer and return them; one that fails is reported and left out."""
-    with progress.steps(jobs[0].steps) as bar:
-        pictures = pipeline.draw(jobs, bar.update)
+    pictures = pipeline.draw(jobs, progress.steps)
     for job, picture in zip(jobs, pictures):
         if picture is None:
             subject = f"{job.file.name} (seed {job.seed})"
             console.error(f"{subject}: the model gave NaN or infinite values, not saved; try --bf16 or float32")
         else:
             writer.write(picture, job)
-    progress.made(len(jobs))
-    return [picture for picture in pictures if picture is not None]
+    drawn = [picture for picture in pictures if picture is not None]
+    progress.made(len(drawn))
+    return drawn
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """What the user sees while the program runs: warnings, errors and progress, all on standard error."""
 
+import io
 import logging
 import os
+import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +27,16 @@ class _Handler(logging.Handler):
             tqdm.write(message, file=sys.stderr)
 
 
+def make_streams_safe() -> None:
+    """Let no character and no closed stream stop the program: what cannot be written is escaped or left out."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 @contextmanager
 def messages() -> Iterator[None]:
     """Show this program's log messages on standard error for the length of the block."""
@@ -39,7 +51,8 @@ def messages() -> Iterator[None]:
 
 def error(problem: object) -> None:
     """Write one error line."""
-    tqdm.write(f"error: {problem}", file=sys.stderr)
+    line = re.sub(r"[\x00-\x1f\x7f]", lambda control: repr(control[0])[1:-1], f"error: {problem}")
+    tqdm.write(line, file=sys.stderr)
 
 
 def say(message: str) -> None:
@@ -52,7 +65,7 @@ def result(line: str) -> None:
     try:
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
-    except BrokenPipeError:  # nobody reads any more; the pictures matter, the list does not
+    except OSError:  # nobody reads any more, or the disk is full; the pictures matter, the list does not
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
 
 
@@ -72,15 +85,15 @@ class Progress:
             total=pictures, unit="image", desc="images", disable=not self._on_terminal or pictures is None, position=0
         )
 
-    def steps(self, count: int) -> tqdm:
-        """A bar for the steps of one batch."""
-        return tqdm(total=count, unit="step", desc="steps", leave=False, disable=not self._on_terminal, position=1)
+    def steps(self, timesteps: Iterable) -> Iterable:
+        """Go through the timesteps of one batch, showing a bar."""
+        return tqdm(timesteps, unit="step", desc="steps", leave=False, disable=not self._on_terminal, position=1)
 
     def made(self, pictures: int) -> None:
         """Count finished pictures."""
         self._done += pictures
         self._pictures.update(pictures)
-        if not self._on_terminal and self._total is not None:
+        if pictures and not self._on_terminal and self._total is not None:
             per_picture = (time.monotonic() - self._started) / self._done
             left = tqdm.format_interval(per_picture * (self._total - self._done))
             print(

@@ -22,9 +22,13 @@ def fetch_model(repo_id: str, subject: str) -> Path:
         InputError: when a file is neither in the cache nor to be had, naming it.
     """
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
     for index in ("model_index.json", "config.json"):
-        cached = try_to_load_from_cache(repo_id, index)
+        try:
+            cached = try_to_load_from_cache(repo_id, index)
+        except HFValidationError as problem:
+            raise InputError(subject, f"no such file or folder, and no id of the Hub ({problem}); check it") from None
         if isinstance(cached, str) and _missing_weights(_names(Path(cached).parent)) == []:
             return Path(cached).parent
     return _download(repo_id, subject)
@@ -42,7 +46,7 @@ def _chosen_weights(names: list[str]) -> dict[str, str | None]:
         folder = f"{part}/" if part else ""
         inside = [name.removeprefix(folder) for name in names if name.startswith(folder)]
         weights = choose_weights(inside, stems)
-        chosen[part] = folder + weights if weights else None
+        chosen[part] = folder + weights if weights and folder + "config.json" in names else None
     return chosen
 
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from library.errors import InputError
 from library.prompts import DynamicPrompt, PromptLine, parse_dynamic_prompt, parse_prompt_line
+from library.samplers import Sampler
 from library.values import PIXELS_PER_CELL
 
 logger = logging.getLogger(__name__)
@@ -142,6 +143,7 @@ class JobMaker:
         images_per_prompt: pictures for a line that does not enumerate its variants.
         seeds: seeds for lines that name none.
         name_file: gives the next picture's file, from its seed and its source picture.
+        sampler: what the jobs are drawn with.
         sources: pictures and masks for img2img.
     """
 
@@ -151,12 +153,14 @@ class JobMaker:
         images_per_prompt: int,
         seeds: SeedSource,
         name_file: Callable[[int, Path | None], Path],
+        sampler: Sampler,
         sources: Sources = Sources(),  # it is immutable
     ) -> None:
         self.defaults = defaults
         self.images_per_prompt = images_per_prompt
         self.seeds = seeds
         self.name_file = name_file
+        self.sampler = sampler
         self.sources = sources
         self._made = 0
 
@@ -199,14 +203,14 @@ class JobMaker:
             **asdict(settings) | {"width": width, "height": height},
             prompt=parsed.prompt,
             seed=seed,
-            raw_prompt=line.text,
+            raw_prompt=line.text.strip(),
             where=line.where,
             file=self.name_file(seed, picture.path if picture else None),
             source=picture.path if picture else None,
             mask=_in_turn(self.sources.masks, place),
         )
         self._made += 1
-        _check_job(job)
+        _check_job(job, self.sampler)
         return job
 
 
@@ -229,12 +233,16 @@ def _size(settings: JobSettings, picture: SourcePicture | None, where: str) -> t
     return width, height
 
 
-def _check_job(job: Job) -> None:
+def _check_job(job: Job, sampler: Sampler) -> None:
     """Refuse and warn of settings that do not go together.
 
     Raises:
-        InputError: when nothing of an img2img job would be run.
+        InputError: for steps that the sampler cannot do, or when nothing of an img2img job would be run.
     """
+    fewest, most = sampler.steps
+    if not fewest <= job.steps <= most:
+        problem = f"the sampler {sampler.name} does {fewest} to {most} steps; use as many or another sampler"
+        raise InputError(f"{job.steps} steps", problem, job.where)
     if job.steps_run < 1:
         smallest = math.ceil(1000 / job.steps) / 1000
         raise InputError(
@@ -244,7 +252,7 @@ def _check_job(job: Job) -> None:
         )
     if job.negative_scale is not None and job.branches == 1:
         place = f"{job.where}: " if job.where else ""
-        logger.warning("%sthe negative scale does nothing at guidance scale 1", place)
+        logger.warning("%sthe negative scale does nothing at a guidance scale of 1 or less", place)
 
 
 def count_pictures(lines: Sequence[SourceLine], images_per_prompt: int, iterations: int) -> int:

@@ -20,6 +20,7 @@ SHIPPED_TOKENIZER = _LIBRARY / "clip_tokenizer"
 SD2_PAD_TOKEN = "!"  # id 0: OpenCLIP pads with zeros where OpenAI's CLIP repeats the end token
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 SDXL_SCALING_FACTOR = 0.13025
+VAE_LEVELS = 4  # each but the last halves the size: a latent cell is 8 × 8 pixels
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class ModelFiles:
     """A model that was found and checked, not yet loaded."""
 
     path: Path  # the checkpoint file, or the Diffusers folder
-    name: str  # for people and metadata
+    name: str  # for people and metadata, without characters that cannot be written
     v2: bool
     prediction_type: str  # "epsilon" or "v_prediction"
     unet: Component
@@ -62,20 +63,26 @@ def find_model(ckpt: str, *, v2: bool, v_parameterization: bool, vae: str | None
     unet, own_vae, text_encoder = _open_folder(path) if path.is_dir() else _open_single_file(path)
     subject = f"--ckpt {ckpt}"
     _check_unet(unet.config, subject)
-    is_v2 = _is_v2(unet.config)
+    _check_text_encoder(text_encoder.config, unet.config, subject)
+    is_v2 = _is_v2(unet.config, text_encoder)
     if is_v2 and not v2:
         raise InputError(subject, "is a Stable Diffusion 2.x model; add --v2")
     if v2 and not is_v2:
         raise InputError(subject, "is a Stable Diffusion 1.x model; leave out --v2")
-    prediction_type, warnings = _prediction_type(path, unet.weights, v_parameterization, subject)
+    prediction_type, warnings = _prediction_type(path, unet.weights, is_v2, v_parameterization, subject)
     own_tokenizer = path / "tokenizer"
+    if own_tokenizer.is_dir():
+        check_tokenizer(own_tokenizer)
+    vae_files = find_vae(vae) if vae is not None else own_vae
+    if len(vae_files.config.get("block_out_channels") or ()) != VAE_LEVELS:
+        raise InputError(str(vae_files.weights.path), f"is no VAE of {VAE_LEVELS} levels, as SD 1.x and 2.x have them")
     return ModelFiles(
         path=path,
-        name=name,
+        name=name.encode("utf-8", "replace").decode(),
         v2=is_v2,
         prediction_type=prediction_type,
         unet=unet,
-        vae=find_vae(vae) if vae else own_vae,
+        vae=vae_files,
         text_encoder=text_encoder,
         tokenizer=own_tokenizer if own_tokenizer.is_dir() else SHIPPED_TOKENIZER,
         warnings=warnings,
@@ -106,15 +113,19 @@ def find_vae(vae: str) -> Component:
 
 def _resolve(given: str, option: str) -> tuple[Path, str]:
     """Find the file or folder that a path, glob or Hugging Face id means, and its name for people."""
-    path = Path(given).expanduser()
-    if path.exists():
-        return path, path.stem if path.is_file() else path.resolve().name
+    try:
+        path = Path(given).expanduser()
+        if path.exists():
+            return path, path.stem if path.is_file() else path.resolve().name
+    except (OSError, RuntimeError, ValueError) as problem:
+        raise InputError(f"{option} {given}", f"is no path that can be used ({problem}); check it") from None
     if any(character in given for character in "*?["):
         matches = sorted(glob.glob(str(path)))  # noqa: PTH207  # Path.glob takes no absolute patterns
         if len(matches) != 1:
             found = f"matches {len(matches)} paths: {', '.join(matches[:8])}" if matches else "matches nothing"
             raise InputError(f"{option} {given}", f"{found}; give a pattern that matches one")
-        return _resolve(matches[0], option)
+        if matches[0] != given:
+            return _resolve(matches[0], option)
     if _is_hub_id(given):
         from library.hub import fetch_model
 
@@ -159,6 +170,8 @@ def _folder_component(folder: Path, *stems: str) -> Component:
     if not (folder / "config.json").is_file():
         raise InputError(str(folder), "has no config.json; give a Diffusers folder or a file")
     weights = choose_weights([entry.name for entry in folder.iterdir()], stems)
+    if weights is None and any("-00001-of-" in entry.name for entry in folder.iterdir()):
+        raise InputError(str(folder), "holds its weights in several shards; save them as one file")
     if weights is None:
         raise InputError(str(folder), f"holds no weights ({stems[0]}.safetensors or .bin); download them")
     return Component(_read_json(folder / "config.json"), open_weights(folder / weights))
@@ -210,27 +223,35 @@ def _open_single_file(path: Path) -> tuple[Component, Component, Component]:
     if missing:
         raise InputError(subject, f"has no {' and no '.join(missing)}; give a whole checkpoint")
     try:
-        return _unet_component(weights), _vae_component(weights), _text_component(weights)
-    except (KeyError, IndexError) as problem:
-        raise InputError(
-            subject, f"is no whole Stable Diffusion checkpoint: {problem} is missing; download it again"
-        ) from None
+        text_encoder = _text_component(weights)
+        return _unet_component(weights, text_encoder), _vae_component(weights), text_encoder
+    except KeyError as problem:
+        what = f"{problem} is missing"
+    except (IndexError, ZeroDivisionError):
+        what = "a tensor has no sizes"
+    raise InputError(subject, f"is no whole Stable Diffusion checkpoint: {what}; download it again")
 
 
 def _cut(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str, tuple[int, ...]]:
     return {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
 
 
-def _unet_component(weights: WeightFile) -> Component:
-    sizes = layout.unet_sizes(_cut(weights.shapes, layout.UNET_PREFIX))
-    config = _shipped_config("sd2" if sizes["use_linear_projection"] else "sd1", "unet") | sizes
-    if config["use_linear_projection"]:  # SD 2.x: heads of size 64 at every width
+def _unet_component(weights: WeightFile, text_encoder: Component) -> Component:
+    shapes = _cut(weights.shapes, layout.UNET_PREFIX)
+    sizes = layout.unet_sizes(shapes)
+    v2 = _is_v2(sizes, text_encoder)
+    config = _shipped_config("sd2" if v2 else "sd1", "unet") | sizes
+    if v2:  # heads of size 64 at every width
         config["attention_head_dim"] = [max(1, width // 64) for width in config["block_out_channels"]]
+    if "label_emb.0.0.weight" in shapes:
+        config["class_embed_type"] = "projection"
     return Component(config, weights)
 
 
 def _vae_component(weights: WeightFile) -> Component:
     shapes = _cut(weights.shapes, layout.VAE_PREFIX) or weights.shapes
+    if (kind := name_kind(weights)) and kind.endswith("checkpoint"):
+        raise InputError(str(weights.path), f"is {kind}; give the VAE of a Stable Diffusion 1.x or 2.x model")
     try:
         sizes = layout.vae_sizes(shapes)
     except KeyError:
@@ -258,10 +279,39 @@ def _shipped_config(family: str, part: str) -> dict[str, object]:
 # Family and prediction type
 
 
-def _is_v2(unet: Mapping[str, object]) -> bool:
-    """SD 2.x is told by the text encoder's width; in models of other widths by its linear projections."""
+def _is_v2(unet: Mapping[str, object], text_encoder: Component) -> bool:
+    """SD 2.x is told by the text's width; for other widths by the text encoder's layout and activation."""
     width = unet.get("cross_attention_dim")
-    return width == 1024 or (width != 768 and bool(unet.get("use_linear_projection")))
+    if width in (768, 1024):
+        return width == 1024
+    return text_encoder.openclip or text_encoder.config.get("hidden_act") == "gelu"
+
+
+def _check_text_encoder(text_encoder: Mapping[str, object], unet: Mapping[str, object], subject: str) -> None:
+    """Refuse a text encoder whose configuration is not one, or whose width the U-Net does not take."""
+    for name in ("hidden_size", "num_hidden_layers"):
+        if not isinstance(text_encoder.get(name), int):
+            raise InputError(subject, f"its text encoder's configuration has no whole number {name}; download it again")
+    if text_encoder["hidden_size"] != unet.get("cross_attention_dim"):
+        widths = (
+            f"its text encoder is {text_encoder['hidden_size']} wide, its U-Net wants {unet.get('cross_attention_dim')}"
+        )
+        raise InputError(subject, f"{widths}; use parts of one model")
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Refuse a folder that holds no tokenizer; transformers would make an empty one.
+
+    Raises:
+        InputError: naming the file that is missing or damaged.
+    """
+    if (folder / "tokenizer.json").is_file():
+        _read_json(folder / "tokenizer.json")
+        return
+    for name in ("vocab.json", "merges.txt"):
+        if not (folder / name).is_file():
+            raise InputError(str(folder), f"is no tokenizer: {name} is missing; download it again or remove the folder")
+    _read_json(folder / "vocab.json")
 
 
 _OTHER_INPUTS = {9: "an inpainting model", 8: "an instruct-pix2pix model", 5: "a depth model", 7: "an upscaler"}
@@ -279,7 +329,7 @@ def _check_unet(unet: Mapping[str, object], subject: str) -> None:
 
 
 def _prediction_type(
-    path: Path, weights: WeightFile, v_parameterization: bool, subject: str
+    path: Path, weights: WeightFile, v2: bool, v_parameterization: bool, subject: str
 ) -> tuple[str, tuple[str, ...]]:
     """Decide what the U-Net predicts: the user's word first, then what the files say; contradictions are warned of."""
     evidence, source = _prediction_evidence(path, weights)
@@ -291,13 +341,21 @@ def _prediction_type(
         return "v_prediction", (
             f"{subject}: taken for a v-prediction model, as {source} says; add --v_parameterization",
         )
+    if v2 and evidence is None and not v_parameterization:
+        doubt = f"{subject}: nothing tells noise from v prediction; if pictures are brown, add --v_parameterization"
+        return "epsilon", (doubt,)
     return "v_prediction" if v_parameterization else "epsilon", ()
 
 
 def _prediction_evidence(path: Path, weights: WeightFile) -> tuple[str | None, str]:
     scheduler = path / "scheduler" / "scheduler_config.json"
     if scheduler.is_file():
-        return str(_read_json(scheduler).get("prediction_type", "epsilon")), f"{path.name}{os.sep}scheduler"
+        stated = str(_read_json(scheduler).get("prediction_type", "epsilon"))
+        if stated not in ("epsilon", "v_prediction"):
+            raise InputError(
+                str(scheduler), f"has the prediction type {stated!r}; use a model that predicts noise or v"
+            )
+        return stated, f"{path.name}{os.sep}scheduler"
     stated = weights.metadata.get("modelspec.prediction_type", "").lower()
     if stated:
         return "v_prediction" if stated.startswith("v") else "epsilon", "its metadata"

@@ -1,5 +1,6 @@
 """Loading a model's networks: built without memory, filled tensor by tensor from the file, in the type they run in."""
 
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from library import checkpoint_layout as layout
 from library.errors import InputError
-from library.model_files import SD2_PAD_TOKEN, SHIPPED_TOKENIZER, Component, ModelFiles
+from library.model_files import SD2_PAD_TOKEN, SHIPPED_TOKENIZER, Component, ModelFiles, check_tokenizer
 from library.weight_files import WeightFile
 
 Model = TypeVar("Model", bound=torch.nn.Module)
@@ -49,13 +50,15 @@ def load_models(
         vae = pool.submit(load_vae, files.vae, device, dtype)
         text_encoder = pool.submit(load_text_encoder, files.text_encoder, device, dtype)
         tokenizer = load_tokenizer(files, tokenizer_cache_dir)
-        return Models(unet.result(), vae.result(), text_encoder.result(), tokenizer)
+        models = Models(unet.result(), vae.result(), text_encoder.result(), tokenizer)
+    for component in (files.unet, files.vae, files.text_encoder):
+        component.weights.close()
+    return models
 
 
 def load_unet(component: Component, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:
     """Build and fill the U-Net."""
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(component.config)
+    unet = _build(component, UNet2DConditionModel.from_config)
     modules = layout.unet_modules(unet.config)
 
     def names(target: str) -> Iterator[tuple[str, int | None]]:
@@ -68,8 +71,7 @@ def load_unet(component: Component, device: torch.device, dtype: torch.dtype) ->
 
 def load_vae(component: Component, device: torch.device, dtype: torch.dtype) -> AutoencoderKL:
     """Build and fill the VAE."""
-    with torch.device("meta"):
-        vae = AutoencoderKL.from_config(component.config)
+    vae = _build(component, AutoencoderKL.from_config)
     modules = layout.vae_modules(vae.config)
 
     def names(target: str) -> Iterator[tuple[str, int | None]]:
@@ -86,8 +88,7 @@ def load_vae(component: Component, device: torch.device, dtype: torch.dtype) -> 
 
 def load_text_encoder(component: Component, device: torch.device, dtype: torch.dtype) -> CLIPTextModel:
     """Build and fill the CLIP text encoder."""
-    with torch.device("meta"):
-        text_encoder = CLIPTextModel(CLIPTextConfig(**component.config))
+    text_encoder = _build(component, lambda config: CLIPTextModel(CLIPTextConfig(**config)))
 
     def names(target: str) -> Iterator[tuple[str, int | None]]:
         # Files keep a level that transformers has left out of its module names since version 5.6
@@ -101,6 +102,18 @@ def load_text_encoder(component: Component, device: torch.device, dtype: torch.d
             yield f"{prefix}{target}", None
 
     return _fill(text_encoder, component.weights, names, device, dtype)
+
+
+def _build(component: Component, make: Callable[[dict[str, object]], Model]) -> Model:
+    """Make an empty model from its configuration, without memory for its weights."""
+    try:
+        with torch.device("meta"):
+            return make(component.config)
+    except Exception as problem:  # whatever diffusers and transformers raise for values they cannot use
+        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0][:160]
+        raise InputError(
+            str(component.weights.path), f"its configuration makes no model ({reason}); download it again"
+        ) from None
 
 
 def _fill(model: Model, weights: WeightFile, names: NamesInFile, device: torch.device, dtype: torch.dtype) -> Model:
@@ -143,8 +156,7 @@ def _read(
             f"{name!r} has the shape {list(value.shape)}, the model needs {list(shape)}; use a model that fits",
         )
     value = value.reshape(shape).to(device=device, dtype=dtype, copy=True)
-    lowest, highest = value.aminmax()  # NaN if any value is
-    if not torch.isfinite(highest - lowest):
+    if not torch.stack(value.aminmax()).isfinite().all():  # NaN if any value is
         raise InputError(str(weights.path), f"{name!r} holds NaN or infinite values; download it again or use float32")
     if third is None:
         weights.release(name)
@@ -174,8 +186,22 @@ def load_tokenizer(files: ModelFiles, cache_dir: Path | None = None) -> CLIPToke
         return CLIPTokenizer.from_pretrained(files.tokenizer)
     cached = cache_dir / ("stable-diffusion-2" if files.v2 else "clip-vit-large-patch14") if cache_dir else None
     if cached and cached.is_dir():
+        check_tokenizer(cached)
         return CLIPTokenizer.from_pretrained(cached)
     tokenizer = CLIPTokenizer.from_pretrained(SHIPPED_TOKENIZER, **({"pad_token": SD2_PAD_TOKEN} if files.v2 else {}))
     if cached:
-        tokenizer.save_pretrained(cached)
+        _keep_tokenizer(tokenizer, cached)
     return tokenizer
+
+
+def _keep_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Write a tokenizer to a folder that is not there yet, whole or not at all."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            written = Path(temporary) / folder.name
+            tokenizer.save_pretrained(written)
+            written.rename(folder)
+    except OSError as problem:
+        subject = f"--tokenizer_cache_dir {folder.parent}"
+        raise InputError(subject, f"cannot be written to ({problem.strerror}); give another folder") from None

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import tempfile
 import threading
 from collections import deque
@@ -71,18 +72,21 @@ def _numbered(stem: str):
 
 
 def check_folder(folder: Path, option: str) -> None:
-    """Refuse an output folder that pictures cannot go to; it is made by `make_folder`, once the run starts.
+    """Refuse an output folder that pictures cannot go to; `make_folder` makes it once everything else is checked.
 
     Raises:
         InputError: when it is a file, or it or the folder it will be made in cannot be written to.
     """
-    existing = folder
-    while not existing.exists() and existing.parent != existing:
-        existing = existing.parent
-    if not existing.is_dir():
-        raise InputError(f"{option} {folder}", f"{existing} is a file; give a folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"{option} {folder}", f"{existing} cannot be written to; give another folder")
+    try:
+        existing = folder
+        while not os.path.lexists(existing) and existing.parent != existing:
+            existing = existing.parent
+        if not existing.is_dir():
+            raise InputError(f"{option} {folder}", f"{existing} is no folder; give another one")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise InputError(f"{option} {folder}", f"{existing} cannot be written to; give another folder")
+    except (OSError, ValueError) as problem:
+        raise InputError(f"{option} {folder}", f"cannot be used ({problem}); give another folder") from None
 
 
 def make_folder(folder: Path, option: str) -> None:
@@ -115,21 +119,19 @@ class FileHash:
     """The SHA-256 of a file, worked out in the background; its first ten digits are what other tools call the hash."""
 
     def __init__(self, path: Path) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hash")
-        self._hash: Future[str | None] = self._pool.submit(self._short_hash, path)
-        self._pool.shutdown(wait=False)
+        self._path = path
+        self._digits: str | None = None
+        self._thread = threading.Thread(target=self._work_out, daemon=True)  # leaving the program does not wait for it
+        self._thread.start()
 
     def __call__(self) -> str | None:
         """The hash; None for a folder, which has none, and for a file that went away."""
-        return self._hash.result()
+        self._thread.join()
+        return self._digits
 
-    @staticmethod
-    def _short_hash(path: Path) -> str | None:
-        try:
-            with path.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()[:10]
-        except OSError:
-            return None
+    def _work_out(self) -> None:
+        with suppress(OSError), self._path.open("rb") as file:
+            self._digits = hashlib.file_digest(file, "sha256").hexdigest()[:10]
 
 
 def metadata(job: "Job", facts: RunFacts) -> dict[str, str]:
@@ -141,7 +143,7 @@ def metadata(job: "Job", facts: RunFacts) -> dict[str, str]:
         "sampler": facts.sampler.name,
         "steps": job.steps,
         "scale": job.guidance_scale,
-        "negative-scale": job.negative_scale,
+        "negative-scale": job.negative_scale if job.branches == 3 else None,
         "raw-prompt": job.raw_prompt,
     }
     texts = {name: str(value) for name, value in values.items() if value is not None and value != ""}
@@ -152,23 +154,28 @@ def _a1111_parameters(job: "Job", facts: RunFacts) -> str:
     settings: dict[str, object] = {
         "Steps": job.steps,
         "Sampler": facts.sampler.a1111_name,
-        "CFG scale": f"{job.guidance_scale:g}",
+        "CFG scale": _number(job.guidance_scale),
         "Seed": job.seed,
         "Size": f"{job.width}x{job.height}",
         "Model hash": facts.model_hash(),
         "Model": facts.model_name,
     }
     if job.source is not None:
-        settings["Denoising strength"] = f"{job.strength:g}"
+        settings["Denoising strength"] = _number(job.strength)
     if facts.clip_skip > 1:
         settings["Clip skip"] = facts.clip_skip
     if job.negative_scale is not None and job.branches == 3:
-        settings["Negative scale"] = f"{job.negative_scale:g}"
+        settings["Negative scale"] = _number(job.negative_scale)
     lines = [job.prompt]
     if job.negative_prompt:
         lines.append(f"Negative prompt: {job.negative_prompt}")
     lines.append(", ".join(f"{key}: {_quoted(str(value))}" for key, value in settings.items() if value is not None))
     return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    """A number in full, without a needless `.0`."""
+    return str(int(value)) if value == int(value) else repr(value)
 
 
 def _quoted(value: str) -> str:
@@ -202,10 +209,10 @@ def save_png(pixels: "np.ndarray", file: Path, texts: Mapping[str, str]) -> Path
     """
     from PIL import Image
 
-    temporary = file.with_name(f".{file.stem}.{os.getpid()}.tmp")
+    temporary = file.with_name(f".{file.stem}.{secrets.token_hex(8)}.tmp")
     try:
         try:
-            with temporary.open("wb") as stream:
+            with temporary.open("xb") as stream:
                 info = _png_info(texts)
                 Image.fromarray(pixels).save(stream, "PNG", compress_level=_PNG_COMPRESSION, pnginfo=info)
                 stream.flush()
@@ -239,13 +246,16 @@ def _link(temporary: Path, target: Path) -> None:
     except FileExistsError:
         raise
     except (OSError, AttributeError, NotImplementedError):  # a file system without hard links
-        with target.open("xb") as stream:
-            try:
-                stream.write(temporary.read_bytes())
+        content = temporary.read_bytes()
+        stream = target.open("xb")
+        try:
+            with stream:
+                stream.write(content)
                 stream.flush()
-            except OSError:
-                target.unlink()  # made by this very call
-                raise
+                os.fsync(stream.fileno())
+        except OSError:
+            target.unlink()  # made by this very call
+            raise
 
 
 class PictureWriter:

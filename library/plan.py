@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import random
 import re
 import sys
@@ -28,6 +29,8 @@ from library.samplers import SAMPLERS, Sampler
 
 logger = logging.getLogger(__name__)
 
+_LINE_END = re.compile(r"\r\n|\n|\r")
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Prompt sources
 
@@ -39,15 +42,17 @@ def read_prompt_file(path: str) -> list[SourceLine]:
         InputError: when it cannot be read, is not UTF-8, holds a NUL, or holds no prompt.
     """
     subject, name = f"--from_file {path}", "standard input" if path == "-" else path
+    if path == "-" and sys.stdin is None:
+        raise InputError(subject, "standard input is closed; give a file")
     try:
         raw = sys.stdin.buffer.read() if path == "-" else Path(path).expanduser().read_bytes()
-    except OSError as problem:
-        raise InputError(subject, f"cannot be read: {problem.strerror}; check the path") from None
+    except (OSError, RuntimeError, ValueError) as problem:
+        reason = getattr(problem, "strerror", None) or problem
+        raise InputError(subject, f"cannot be read: {reason}; check the path") from None
     text = _decode(raw, subject)
     lines = []
-    for number, line in enumerate(re.split(r"\r\n|\n|\r", text), start=1):
-        line = line.strip()
-        if line and not line.startswith("#"):
+    for number, line in enumerate(_LINE_END.split(text), start=1):
+        if line.strip() and not line.startswith("#"):
             lines.append(SourceLine(line, f"{name}:{number}"))
     if not lines:
         raise InputError(subject, "holds no prompt, only blank lines and comments; write one prompt a line")
@@ -60,22 +65,27 @@ def _decode(raw: bytes, subject: str) -> str:
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as problem:
-        before = raw[: problem.start]
-        line = before.count(b"\n") + 1
-        column = problem.start - (before.rfind(b"\n") + 1) + 1
-        byte = raw[problem.start]
-        raise InputError(
-            subject, f"line {line}, byte {column}: 0x{byte:02X} is not UTF-8; save the file as UTF-8"
-        ) from None
+        lines = re.split(rb"\r\n|\n|\r", raw[: problem.start])
+        place = f"line {len(lines)}, byte {len(lines[-1]) + 1}"
+        raise InputError(subject, f"{place}: 0x{raw[problem.start]:02X} is not UTF-8; save the file as UTF-8") from None
     if (place := text.find("\0")) >= 0:
-        raise InputError(
-            subject, f"line {text.count(chr(10), 0, place) + 1}: holds a NUL character; save it as plain text"
-        )
+        lines = _LINE_END.split(text[:place])
+        raise InputError(subject, f"line {len(lines)}: holds a NUL character; save it as plain text")
     return text
 
 
-def prompt_from_argument(text: str) -> SourceLine:
-    """The `--prompt` argument as a line; line breaks within it, as in wrapped command lines, are spaces."""
+def typed_line(text: str, subject: str) -> SourceLine:
+    """A prompt line from the command line or the keyboard; line breaks within it, as in wrapped commands, are spaces.
+
+    Raises:
+        InputError: when it is not UTF-8, or holds a NUL.
+    """
+    try:
+        text = os.fsencode(text).decode("utf-8")  # whatever the locale's encoding is
+    except UnicodeError:
+        raise InputError(subject, "the text is not UTF-8; set the terminal to UTF-8") from None
+    if "\0" in text:
+        raise InputError(subject, "the text holds a NUL character; leave it out")
     return SourceLine(re.sub(r"\s*[\r\n]+\s*", " ", text).strip())
 
 
@@ -134,7 +144,7 @@ def make_plan(options: argparse.Namespace) -> RunPlan:
         original=options.use_original_file_name,
         now=datetime.now(),
     )
-    maker = JobMaker(defaults, options.images_per_prompt, seeds, names.next, sources)
+    maker = JobMaker(defaults, options.images_per_prompt, seeds, names.next, SAMPLERS[options.sampler], sources)
     shuffle = random.Random(options.seed) if options.shuffle_prompts else None
     jobs = plan_jobs(lines, maker, options.n_iter, shuffle) if lines else []
     model = find_model(options.ckpt, v2=options.v2, v_parameterization=options.v_parameterization, vae=options.vae)
@@ -206,7 +216,7 @@ def _source_lines(options: argparse.Namespace, sources: Sources) -> list[SourceL
     if options.from_file is not None:
         return read_prompt_file(options.from_file)
     if options.prompt is not None:
-        return [prompt_from_argument(options.prompt)]
+        return [typed_line(options.prompt, "--prompt")]
     lines = []
     for number, picture in enumerate(sources.pictures):
         parsed = read_prompt(picture.path)

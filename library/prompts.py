@@ -1,7 +1,6 @@
 """Prompt lines: their options, their dynamic variants and their emphasis marks. Knows no torch."""
 
 import itertools
-import math
 import random
 import re
 from argparse import ArgumentTypeError
@@ -81,7 +80,7 @@ def parse_prompt_line(line: str, where: str = "") -> PromptLine:
 
 def _parse_option(text: str, place: str) -> tuple[PromptOption, object]:
     """Convert one `--name value`; the name counts in either case."""
-    name, _, raw_value = text[2:].partition(" ") if " " in text else (text[2:], "", "")
+    name, raw_value = (*text[2:].split(maxsplit=1), "", "")[:2] if not text[2:3].isspace() else ("", "")
     option = PROMPT_OPTIONS.get(name.lower())
     if option is None:
         nearest = get_close_matches(name.lower(), PROMPT_OPTIONS, n=1, cutoff=0.5)
@@ -115,8 +114,18 @@ class VariantGroup:
     enumerated: bool
 
     def count(self) -> int:
-        """Number of combinations of an enumerated group."""
-        return sum(math.comb(len(self.variants), size) for size in range(self.low, self.high + 1))
+        """Number of combinations of an enumerated group, counted to just beyond `MAX_COMBINATIONS`."""
+        total = 0
+        for size in range(self.low, self.high + 1):
+            combinations = 1
+            for chosen in range(min(size, len(self.variants) - size)):
+                combinations = combinations * (len(self.variants) - chosen) // (chosen + 1)
+                if combinations > MAX_COMBINATIONS:
+                    return combinations
+            total += combinations
+            if total > MAX_COMBINATIONS:
+                break
+        return total
 
     def combinations(self) -> Iterator[str]:
         """All combinations, smaller ones first, each in the order the variants are written in."""
@@ -146,8 +155,14 @@ class DynamicPrompt:
         return any(isinstance(piece, VariantGroup) for piece in self.pieces)
 
     def count(self) -> int:
-        """Number of combinations of the enumerated groups."""
-        return math.prod(p.count() for p in self.pieces if isinstance(p, VariantGroup) and p.enumerated)
+        """Number of combinations of the enumerated groups, counted to just beyond `MAX_COMBINATIONS`."""
+        total = 1
+        for piece in self.pieces:
+            if isinstance(piece, VariantGroup) and piece.enumerated:
+                total *= piece.count()
+                if total > MAX_COMBINATIONS:
+                    break
+        return total
 
     def combinations(self) -> Iterator["DynamicPrompt"]:
         """The line with its enumerated groups resolved, the first group slowest."""
@@ -182,14 +197,14 @@ def parse_dynamic_prompt(line: str, where: str = "") -> DynamicPrompt:
     dynamic = DynamicPrompt((*pieces, line[position:]))
     if (count := dynamic.count()) > MAX_COMBINATIONS:
         raise InputError(
-            "{e$$...}", f"{count:,} combinations, more than {MAX_COMBINATIONS:,}; use fewer variants", where
+            "{e$$...}", f"{count:,} combinations or more, the limit is {MAX_COMBINATIONS:,}; use fewer variants", where
         )
     return dynamic
 
 
 def _parse_group(content: str, place: str) -> VariantGroup:
     """Read what stands between a pair of braces."""
-    prefixes = re.match(r"(?:([eE])\$\$)?(?:([0-9]{1,9})(?:-([0-9]{1,9}))?\$\$)?(?:([^|$]+|[^|]+?)\$\$)?", content)
+    prefixes = re.match(r"(?:([eE])\$\$)?(?:([0-9]{1,9})(?:-([0-9]{1,9}))?\$\$)?(?:([^|]*?)\$\$)?", content)
     enumerated, low, high, separator = prefixes.groups()
     variants = tuple(content[prefixes.end() :].split("|"))
     low = int(low) if low else 1
@@ -209,12 +224,13 @@ def _parse_group(content: str, place: str) -> VariantGroup:
 BREAK = None  # in place of a piece's text: fill the current chunk of tokens
 ROUND_FACTOR = 1.1
 SQUARE_FACTOR = 1 / 1.1
+MAX_NESTING = 256  # brackets within brackets; deeper ones are text
 MAX_WEIGHT = 1000.0  # far beyond use; keeps products of brackets finite in float32
 
 _MARKS = re.compile(
     r"\\[()\[\]\\]"  # a literal bracket or backslash
     r"|\\"  # any other backslash: dropped, as the web UI does
-    r"|:\s*(?P<weight>[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))\s*\)"
+    r"|:\s*(?P<weight>[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+))\s*\)"
     r"|(?<!\w)BREAK(?!\w)"
     r"|[()\[\]]"
 )
@@ -264,6 +280,8 @@ def _match_brackets(marks: list[re.Match]) -> tuple[dict[int, float], dict[int, 
     round_open: list[int] = []
     square_open: list[int] = []
     for place, mark in enumerate(marks):
+        if mark[0] in "([" and len(round_open) + len(square_open) == MAX_NESTING:
+            continue
         if mark[0] == "(":
             round_open.append(place)
             factors[place] = ROUND_FACTOR

@@ -32,6 +32,7 @@ class Sampler:
     a1111_name: str  # what AUTOMATIC1111's web UI calls it, for its metadata
     arguments: dict[str, object] = field(default_factory=dict)
     draws_noise: bool = False  # whether its steps add noise, drawn from each picture's generator
+    steps: tuple[int, int] = (1, 1000)  # fewest and most it can do
     reserved_noises: int = 1  # for each step, noises that are drawn and set aside before the sampler begins
 
 
@@ -40,8 +41,8 @@ _OFFSET = {"steps_offset": 1}
 SAMPLERS = {
     sampler.name: sampler
     for sampler in (
-        Sampler("ddim", "DDIMScheduler", "DDIM", {"clip_sample": False} | _OFFSET),
-        Sampler("pndm", "PNDMScheduler", "PLMS", {"skip_prk_steps": False} | _OFFSET),
+        Sampler("ddim", "DDIMScheduler", "DDIM", {"clip_sample": False} | _OFFSET, steps=(1, 999)),
+        Sampler("pndm", "PNDMScheduler", "PLMS", {"skip_prk_steps": False} | _OFFSET, steps=(4, 999)),
         Sampler("lms", "LMSDiscreteScheduler", "LMS", _OFFSET),
         Sampler("euler", "EulerDiscreteScheduler", "Euler", _OFFSET),
         Sampler("euler_a", "EulerAncestralDiscreteScheduler", "Euler a", _OFFSET, draws_noise=True),

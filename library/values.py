@@ -12,6 +12,7 @@ from collections.abc import Callable
 # Pictures are made of latent cells of 8×8 pixels: the VAEs of SD 1.x and 2.x halve the size three times.
 PIXELS_PER_CELL = 8
 MAX_SIZE_PX = 16384
+MAX_SCALE = 1000.0  # far beyond use; keeps predictions finite
 MAX_STEPS = 1000  # timesteps that SD 1.x and 2.x were trained on
 MAX_SEED = 2**63 - 1  # what torch.Generator.manual_seed takes, with room for a second stage's seed + 1
 
@@ -31,9 +32,11 @@ def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
     return convert
 
 
-def number(low: float = -math.inf, *, above: bool = False) -> Callable[[str], float]:
-    """Make a converter for finite numbers of at least `low` (greater than `low` when `above`)."""
+def number(low: float = -math.inf, high: float = math.inf, *, above: bool = False) -> Callable[[str], float]:
+    """Make a converter for finite numbers from `low` (without `low` itself when `above`) to `high`."""
     allowed = "a number" if low == -math.inf else f"a number {'above' if above else 'not below'} {low:g}"
+    if high < math.inf:
+        allowed += f", up to {high:g}"
 
     def convert(text: str) -> float:
         try:
@@ -42,7 +45,7 @@ def number(low: float = -math.inf, *, above: bool = False) -> Callable[[str], fl
             raise ArgumentTypeError(f"not a number; write {allowed}") from None
         if not math.isfinite(value):
             raise ArgumentTypeError(f"not a finite number; write {allowed}")
-        if value < low or (above and value == low):
+        if not low <= value <= high or (above and value == low):
             raise ArgumentTypeError(f"out of range; write {allowed}")
         return value
 
@@ -65,17 +68,21 @@ def seeds(text: str) -> tuple[int, ...]:
 
 def number_or_none(text: str) -> float | None:
     """Convert a finite number, or the word `none`."""
-    return None if text.strip().lower() == "none" else number()(text)
+    return None if text.strip().lower() == "none" else number(-MAX_SCALE, MAX_SCALE)(text)
 
 
 def strength(text: str) -> float:
     """Convert an img2img strength, above 0 and up to 1."""
-    value = number()(text)
-    if not 0 < value <= 1:
-        raise ArgumentTypeError("out of range; write a number above 0 and up to 1")
-    return value
+    return number(0, 1, above=True)(text)
+
+
+def not_empty(text: str) -> str:
+    """Convert a text that has to name something."""
+    if not text.strip():
+        raise ArgumentTypeError("is empty; give a file, a folder or a name")
+    return text
 
 
 steps = whole_number(1, MAX_STEPS)
 seed = whole_number(0, MAX_SEED)
-guidance_scale = number(0)
+guidance_scale = number(0, MAX_SCALE)

@@ -42,6 +42,9 @@ _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 
 # Modules whose objects honest training checkpoints carry beside their weights. Their objects are replaced by `_Inert`.
 _BYSTANDER_MODULES = (
+    "builtins.slice",
+    "datetime.",
+    "pathlib.",
     "pytorch_lightning.",
     "lightning.",
     "lightning_fabric.",
@@ -64,6 +67,9 @@ class WeightFile(Protocol):
 
     def release(self, name: str) -> None:
         """Let go of the memory that reading a tensor took."""
+
+    def close(self) -> None:
+        """Let go of all memory; tensors cannot be read any more."""
 
 
 def open_weights(path: Path) -> WeightFile:
@@ -90,11 +96,11 @@ def open_weights(path: Path) -> WeightFile:
 
 
 def choose_weights(names: list[str], stems: tuple[str, ...]) -> str | None:
-    """Choose a network's weight file: safetensors before pickles, no variant before fp16 before other variants."""
+    """Choose a network's weight file: full weights before other variants than fp16, safetensors before pickles."""
 
-    def preference(name: str) -> tuple[bool, int, str]:
+    def preference(name: str) -> tuple[bool, bool, str, str]:
         variant = name.removesuffix(".safetensors").removesuffix(".bin").partition(".")[2]
-        return not name.endswith(".safetensors"), ("", "fp16").index(variant) if variant in ("", "fp16") else 2, name
+        return variant not in ("", "fp16"), not name.endswith(".safetensors"), variant, name
 
     pattern = re.compile(rf"(?:{'|'.join(stems)})(?:\.\w+)?\.(?:safetensors|bin)")
     return min((name for name in names if pattern.fullmatch(name)), key=preference, default=None)
@@ -153,11 +159,7 @@ class SafetensorsFile:
         dtype = getattr(torch, _SAFETENSORS_TYPES[entry.dtype][0])
         if entry.start == entry.end:
             return torch.empty(entry.shape, dtype=dtype)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The given buffer is not writable")  # nothing writes to it
-            flat = torch.frombuffer(
-                self._mapped(), dtype=torch.uint8, offset=entry.start, count=entry.end - entry.start
-            )
+        flat = torch.frombuffer(self._mapped(), dtype=torch.uint8, offset=entry.start, count=entry.end - entry.start)
         if entry.start % dtype.itemsize:  # headers need not be padded to the element size
             flat = flat.clone()
         return flat.view(dtype).view(entry.shape)
@@ -169,10 +171,15 @@ class SafetensorsFile:
         if hasattr(mmap, "MADV_DONTNEED") and entry.end > start:
             self._mapped().madvise(mmap.MADV_DONTNEED, start, entry.end - start)
 
+    def close(self) -> None:
+        """Let go of the memory map; it goes when no tensor uses it."""
+        self._map = None
+
     def _mapped(self) -> mmap.mmap:
         if self._map is None:
             with self.path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                # torch wants memory that can be written to; nothing does, and the file would not change
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         return self._map
 
 
@@ -260,8 +267,8 @@ class PickleFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.content = load_pickle(path)
-        state = self.content.get("state_dict", self.content) if isinstance(self.content, dict) else {}
+        content = load_pickle(path)
+        state = content.get("state_dict", content) if isinstance(content, dict) else {}
         self._tensors = dict(_named_tensors(state))
         self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
         self.metadata: dict[str, str] = {}
@@ -271,15 +278,21 @@ class PickleFile:
         return self._tensors[name]
 
     def release(self, name: str) -> None:
-        """Forget the tensor."""
+        """Forget the tensor; a file read into memory gives it back, a mapped one when all of it is forgotten."""
         self._tensors.pop(name, None)
+
+    def close(self) -> None:
+        """Forget all tensors."""
+        self._tensors.clear()
 
 
 def _named_tensors(state: object) -> Iterator[tuple[str, "torch.Tensor"]]:
     import torch
 
     if isinstance(state, dict):
-        yield from ((name, value) for name, value in state.items() if isinstance(value, torch.Tensor))
+        for name, value in state.items():
+            if isinstance(name, str) and isinstance(value, torch.Tensor):
+                yield name, value
 
 
 def load_pickle(path: Path) -> object:
@@ -302,19 +315,31 @@ def load_pickle(path: Path) -> object:
         bystanders = [name for name in wanted if name.startswith(_BYSTANDER_MODULES)]
         if refused := sorted(set(wanted) - set(bystanders)):
             raise InputError(str(path), _refusal(refused[0]))
-    try:
-        with _bystanders_inert(bystanders), path.open("rb") as file:
-            # torch.load reads the ending of a path before the content, so that a misnamed file is handed over open
-            misnamed = path.suffix == ".safetensors"
-            source, can_map = (file, False) if misnamed else (path, is_zip)
-            return torch.load(source, map_location="cpu", weights_only=True, mmap=can_map)
-    except pickle.UnpicklingError as problem:
-        name = _named_global(str(problem))
-        raise InputError(
-            str(path), _refusal(name) if name else f"is no plain checkpoint ({_first_line(problem)})"
-        ) from None
-    except (RuntimeError, ValueError, EOFError, KeyError, IndexError, TypeError, AttributeError) as problem:
-        raise InputError(str(path), f"is a damaged checkpoint ({_first_line(problem)}); download it again") from None
+    while True:
+        try:
+            return _load_plain(path, bystanders, can_map=is_zip)
+        except pickle.UnpicklingError as problem:
+            name = _named_global(str(problem))
+            if name is None:
+                raise InputError(str(path), f"is no plain checkpoint ({_first_line(problem)})") from None
+            if name in bystanders or not name.startswith(_BYSTANDER_MODULES):
+                raise InputError(str(path), _refusal(name)) from None
+            bystanders.append(name)  # one that the older format named only now
+        except (RuntimeError, ValueError, EOFError, KeyError, IndexError, TypeError, AttributeError) as problem:
+            raise InputError(
+                str(path), f"is a damaged checkpoint ({_first_line(problem)}); download it again"
+            ) from None
+
+
+def _load_plain(path: Path, bystanders: list[str], *, can_map: bool) -> object:
+    import torch
+
+    with _bystanders_inert(bystanders), path.open("rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of the pickle's protocol; what matters is raised
+        # torch.load reads the ending of a path before the content, so that a misnamed file is handed over open
+        misnamed = path.suffix == ".safetensors"
+        source = file if misnamed else path
+        return torch.load(source, map_location="cpu", weights_only=True, mmap=can_map and not misnamed)
 
 
 @contextmanager

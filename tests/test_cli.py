@@ -1,10 +1,13 @@
 """The command line: what it accepts, what it refuses, and how it says so."""
 
 import logging
+import os
+import shlex
 import subprocess
 import sys
 import types
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
@@ -87,7 +90,7 @@ def test_output_folders_that_are_none(sd1, capfd, tmp_path):
     (tmp_path / "file").touch()
     for folder in ("file", "file/below"):
         argv = ("--ckpt", sd1.folder, "--prompt", "a", "--outdir", tmp_path / folder)
-        assert f"{tmp_path / 'file'} is a file; give a folder" in refuse(capfd, *argv)
+        assert f"{tmp_path / 'file'} is no folder; give another one" in refuse(capfd, *argv)
 
 
 def test_an_output_folder_that_cannot_be_written_to(sd1, capfd, tmp_path, monkeypatch):
@@ -188,8 +191,9 @@ def test_a_faulty_program_says_so_in_one_line(sd1, generate, monkeypatch):
     result = generate(sd1.folder, "--prompt", "a")
     assert result.status == 1
     assert result.stderr == "error: a fault of this program, ZeroDivisionError: oops second line; --debug shows where\n"
-    with pytest.raises(ZeroDivisionError):
-        generate(sd1.folder, "--prompt", "a", "--debug")
+    debugged = generate(sd1.folder, "--prompt", "a", "--debug")
+    assert debugged.status == 1
+    assert "Traceback" in debugged.stderr
 
 
 def test_libraries_of_other_versions_are_refused(monkeypatch, sd1, generate):
@@ -218,3 +222,65 @@ def test_interrupting_ends_with_130(sd1, generate, monkeypatch):
     result = generate(sd1.folder, "--prompt", "a")
     assert result.status == 130
     assert result.stderr.startswith("error: interrupted")
+
+
+@pytest.mark.parametrize(("sampler", "steps"), [("pndm", 3), ("pndm", 1000), ("ddim", 1000)])
+def test_steps_that_a_sampler_cannot_do(sd1, capfd, tmp_path, sampler, steps):
+    file = tmp_path / "p.txt"
+    file.write_text(f"a --s 10\nb --s {steps}")
+    message = refuse(capfd, "--ckpt", sd1.folder, "--sampler", sampler, "--from_file", file)
+    assert message.startswith(f"{steps} steps ({file}:2): the sampler {sampler} does ")
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_fewest_steps(sd1, generate, sampler):
+    steps = SAMPLERS[sampler].steps[0]
+    assert generate(sd1.folder, "--prompt", "a", "--sampler", sampler, "--steps", steps).status == 0
+
+
+def run_bytes(models, *options: bytes, stdin: bytes = b"", **environment: str) -> subprocess.CompletedProcess[bytes]:
+    argv = [*PROGRAM, "--ckpt", str(models.folder), "--W", "64", "--H", "64", "--steps", "1", *options]
+    return subprocess.run(argv, input=stdin, capture_output=True, env=os.environ | environment)
+
+
+def test_texts_that_are_not_utf8(sd1, tmp_path):
+    done = run_bytes(sd1, b"--prompt", b"\xff cat")
+    assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
+    assert b"--prompt: the text is not UTF-8" in done.stderr
+    options = (b"--interactive", b"--no_preview", b"--outdir", bytes(tmp_path))
+    done = run_bytes(sd1, *options, stdin=b"\xff cat\na\0b\nok\n", LC_ALL="C")
+    assert done.returncode == 0
+    assert b"not UTF-8" in done.stderr
+    assert b"NUL" in done.stderr
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_locale_without_utf8_still_takes_it(sd1, tmp_path):
+    from PIL import Image
+
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = run_bytes(sd1, b"--prompt", "猫".encode(), b"--outdir", "出".encode(), b"--debug", **locale)
+    assert done.returncode == 0, done.stderr
+    (picture,) = (Path(os.fsdecode("出".encode()))).iterdir()
+    assert Image.open(picture).info["prompt"] == "猫"
+    picture.unlink()
+    picture.parent.rmdir()
+
+
+def test_standard_output_that_takes_nothing(sd1, tmp_path):
+    argv = [*map(str, PROGRAM), "--ckpt", str(sd1.folder), "--W", "64", "--H", "64", "--steps", "1", "--prompt", "a"]
+    for redirection in (">/dev/full", ">&-"):
+        command = f"{shlex.join([*argv, '--outdir', str(tmp_path)])} {redirection}"
+        assert subprocess.run(command, shell=True, capture_output=True).returncode == 0
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_errors_stay_on_one_line(sd1, capfd):
+    assert "a\\nb" in refuse(capfd, "--ckpt", "a\nb", "--prompt", "x")
+    assert "e\\nu" in refuse(capfd, "--ckpt", sd1.folder, "--sampler", "e\nu", "--prompt", "x")
+
+
+def test_debug_keeps_the_exit_status(sd1, generate):
+    result = generate(sd1.folder, "--prompt", "a --w 7", "--debug")
+    assert result.status == 2
+    assert "error: --w 7 (column 3)" in result.stderr

@@ -105,7 +105,7 @@ def test_prompts_from_the_pictures_themselves(sd1, generate, folder, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--strength", "0"], "--strength 0: out of range; write a number above 0 and up to 1"),
+        (["--strength", "0"], "--strength 0: out of range; write a number above 0, up to 1"),
         (["--strength", "1.5"], "--strength 1.5: out of range"),
         (["--strength", "0.3", "--steps", "3"], "leaves no step to run; use a strength of 0.334 or more"),
         (["--prompt", "a --t 0.1"], "leaves no step to run; use a strength of 0.5 or more"),
@@ -146,7 +146,7 @@ def test_outside_the_mask_the_latent_is_the_sources(sd1, folder, half_mask, samp
     argv += ["--steps", 5, "--strength", 0.9, "--sampler", sampler]
     plan = make_plan(gen_img_diffusers.make_parser().parse([str(argument) for argument in argv]))
     pipeline = gen_img_diffusers.load_pipeline(plan)
-    latents = pipeline._denoise(plan.jobs, lambda: None)[0]
+    latents = pipeline._denoise(plan.jobs, iter)[0]
     source = pipeline._encode_source(folder / "p0.png", (64, 64))
     # the mask is soft where its border, resized, reaches across cells
     assert torch.equal(latents[:, :, :3], source[:, :, :3])

@@ -332,3 +332,90 @@ def test_random_models_write_what_their_options_say(tmp_path):
     assert any(name.startswith("model_ema.") for name in state)
     layers = {name.split(".")[4] for name in state if "resblocks" in name}
     assert len(layers) == networks["text_encoder"].config.num_hidden_layers + 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_heads_follow_the_family_and_not_the_kind_of_projection(sd1, sd2, tmp_path):
+    """SD 1.x with linear projections and SD 2.x with 1×1 convolutions are the same models as without."""
+    for models, change in ((sd1, lambda t: t.flatten(1)), (sd2, lambda t: t[:, :, None, None])):
+        state = load_file(models.safetensors)
+        for name in state:
+            if name.endswith((".1.proj_in.weight", ".1.proj_out.weight")):
+                state[name] = change(state[name]).contiguous()
+        save_file(state, tmp_path / "x.safetensors")
+        changed, usual = find(models, tmp_path / "x.safetensors"), find(models, models.safetensors)
+        assert changed.v2 == usual.v2
+        assert changed.unet.config["attention_head_dim"] == usual.unet.config["attention_head_dim"]
+
+
+def test_tokenizers_that_are_none(sd1, tmp_path, generate):
+    shutil.copytree(sd1.folder, tmp_path / "model")
+    (tmp_path / "model" / "tokenizer" / "merges.txt").unlink()
+    with pytest.raises(InputError, match="is no tokenizer: merges.txt is missing"):
+        find(sd1, tmp_path / "model")
+    (tmp_path / "cache" / "clip-vit-large-patch14").mkdir(parents=True)
+    result = generate(sd1.safetensors, "--prompt", "a", "--tokenizer_cache_dir", tmp_path / "cache")
+    assert result.status == 2
+    assert "is no tokenizer: vocab.json is missing" in result.stderr
+    (tmp_path / "file").touch()
+    result = generate(sd1.safetensors, "--prompt", "a", "--tokenizer_cache_dir", tmp_path / "file")
+    assert result.status == 2
+
+
+def test_an_sdxl_checkpoint_is_no_vae(sd1, tmp_path):
+    state = {k: v for k, v in load_file(sd1.safetensors).items() if k.startswith("first_stage_model.")}
+    save_file(state | {"conditioner.embedders.1.x": torch.ones(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(InputError, match="an SDXL checkpoint"):
+        find(sd1, sd1.folder, vae=str(tmp_path / "x.safetensors"))
+
+
+def test_an_unclip_file_is_refused(sd2, tmp_path):
+    state = load_file(sd2.safetensors)
+    state["model.diffusion_model.label_emb.0.0.weight"] = torch.ones(4, 4)
+    save_file(state, tmp_path / "x.safetensors")
+    with pytest.raises(InputError, match="unCLIP"):
+        find(sd2, tmp_path / "x.safetensors")
+
+
+def test_a_prediction_type_in_doubt_is_warned_of(sd2, tmp_path):
+    assert "add --v_parameterization" in find(sd2, sd2.safetensors, v_parameterization=False).warnings[0]
+    shutil.copytree(sd2.folder, tmp_path / "model")
+    path = tmp_path / "model" / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({"prediction_type": "sample"}))
+    with pytest.raises(InputError, match="prediction type 'sample'"):
+        find(sd2, tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        ("text_encoder", {"num_hidden_layers": None}),
+        ("text_encoder", {"hidden_size": 32}),
+        ("unet", {"block_out_channels": None}),
+        ("unet", {"down_block_types": ["X", "X", "X", "X"]}),
+        ("vae", {"block_out_channels": [32, 32]}),
+        ("vae", {"norm_num_groups": "a"}),
+    ],
+)
+def test_damaged_configurations_are_bad_input(sd1, tmp_path, generate, part, changes):
+    shutil.copytree(sd1.folder, tmp_path / "model")
+    path = tmp_path / "model" / part / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    result = generate(tmp_path / "model", "--prompt", "a")
+    assert result.status == 2, result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_float16_holds_large_weights_of_both_signs(sd1, tmp_path):
+    state = load_file(sd1.safetensors)
+    state["model.diffusion_model.out.2.weight"].flatten()[:2] = torch.tensor([40_000.0, -40_000.0])
+    save_file(state, tmp_path / "x.safetensors")
+    load_unet(find(sd1, tmp_path / "x.safetensors").unet, CPU, torch.float16)
+
+
+def test_paths_that_are_none(sd1):
+    for path in ("~nosuchuser/x", "x" * 300, "a/" + "b" * 300, "a\0b"):
+        with pytest.raises(InputError):
+            find(sd1, path)

@@ -111,7 +111,7 @@ def test_noise_is_the_same_in_every_precision(sd1, monkeypatch):
     options = ("--ckpt", sd1.folder, "--prompt", "a", "--W", 64, "--H", 64, "--steps", 1, "--seed", 5, "--outdir", "x")
     for precision in ([], ["--bf16"]):
         pipeline = load(*options, *precision)
-        pipeline.draw(make_plan(gen_img_diffusers.make_parser().parse([str(o) for o in options])).jobs, lambda: None)
+        pipeline.draw(make_plan(gen_img_diffusers.make_parser().parse([str(o) for o in options])).jobs, iter)
     assert torch.equal(*drawn)
     assert drawn[0].dtype == torch.float32
 
@@ -222,3 +222,18 @@ def test_a_vae_that_overflows_decodes_in_float32(sd1, generate, monkeypatch):
     assert result.status == 0
     # bfloat16's rounding of the decoder alone
     assert np.abs(result.pictures[0] - expected[0]).mean() < 3
+
+
+@pytest.mark.parametrize("size", [(5, 5), (65, 65), (1, 3), (8, 8)])
+def test_noises_are_drawn_one_by_one(size):
+    """torch's generator uses up another amount for one large draw than for many small ones, unless they are round."""
+    job = Job(prompt="", seed=3, raw_prompt="", where="", file=None, steps=4)
+    for sampler in ("euler_a", "dpm_2_a"):
+        noise = draw_noise([3, 4], (4, *size), SAMPLERS[sampler], job)
+        generator = torch.Generator().manual_seed(3)
+        one_by_one = [
+            torch.randn((4, *size), generator=generator) for _ in range(1 + 4 * SAMPLERS[sampler].reserved_noises)
+        ]
+        assert torch.equal(noise.start[0], one_by_one[0])
+        following = (torch.randn((4, *size), generator=g) for g in (noise.generators[0], generator))
+        assert torch.equal(*following)

