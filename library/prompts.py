@@ -80,7 +80,7 @@ def parse_prompt_line(line: str, where: str = "") -> PromptLine:
 
 def _parse_option(text: str, place: str) -> tuple[PromptOption, object]:
     """Convert one `--name value`; the name counts in either case."""
-    name, raw_value = (*text[2:].split(maxsplit=1), "", "")[:2] if not text[2:3].isspace() else ("", "")
+    name, raw_value = re.fullmatch(r"--(\S*)\s*(.*)", text, re.DOTALL).groups()
     option = PROMPT_OPTIONS.get(name.lower())
     if option is None:
         nearest = get_close_matches(name.lower(), PROMPT_OPTIONS, n=1, cutoff=0.5)

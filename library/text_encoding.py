@@ -13,7 +13,7 @@ from library.prompts import BREAK, MAX_WEIGHT, parse_emphasis
 logger = logging.getLogger(__name__)
 
 CHUNK_TOKENS = 75  # what CLIP's 77 positions leave between the begin and the end token
-_KEPT_TEXTS = 256  # texts whose embeddings are kept for later batches
+_KEPT_CHUNKS = 256  # of texts whose embeddings are kept for later batches; 0.2 to 0.3 MB each
 _SHOWN_CHARACTERS = 200  # of a text that was cut off
 
 
@@ -47,7 +47,7 @@ class PromptEncoder:
         self.text_encoder = text_encoder
         self.clip_skip = clip_skip
         self.max_tokens = max_chunks * CHUNK_TOKENS
-        self.tokenize = lru_cache(maxsize=4 * _KEPT_TEXTS)(self._tokenize)
+        self.tokenize = lru_cache(maxsize=4 * _KEPT_CHUNKS)(self._tokenize)
         self._kept: dict[tuple[str, int], torch.Tensor] = {}  # oldest first
 
     def chunks(self, *texts: str) -> int:
@@ -65,8 +65,11 @@ class PromptEncoder:
             encoded = self._encode([self.tokenize(text) for text in missing], chunks)
             self._kept.update({(text, chunks): embedding for text, embedding in zip(missing, encoded)})
         embeddings = torch.stack([self._kept[text, chunks] for text in texts])
-        while len(self._kept) > _KEPT_TEXTS:
-            del self._kept[next(iter(self._kept))]
+        surplus = sum(chunks for _, chunks in self._kept) - _KEPT_CHUNKS
+        while surplus > 0:
+            oldest = next(iter(self._kept))
+            surplus -= oldest[1]
+            del self._kept[oldest]
         return embeddings
 
     def _tokenize(self, text: str) -> WeightedTokens:
