@@ -16,6 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import diffusers
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
@@ -154,6 +155,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="widths of 32 and 64")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    diffusers.utils.logging.set_verbosity_error()
     networks = random_networks(args.family, tiny=args.tiny, seed=args.seed)
     networks = {part: network.to(DTYPES[args.dtype]) for part, network in networks.items()}
     if args.layout in ("folder", "both"):
