@@ -14,7 +14,7 @@ SD1_TEXT_PREFIX = "cond_stage_model.transformer."
 SD2_TEXT_PREFIX = "cond_stage_model.model."
 
 # Parts of a residual block: diffusers' name → the original's
-_UNET_RESNET = {
+UNET_RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
     "time_emb_proj": "emb_layers.1",
@@ -63,7 +63,7 @@ def unet_modules(config: Mapping) -> dict[str, str]:
     }
 
     def resnet(path: str, original: str) -> None:
-        names.update({f"{path}.{part}": f"{original}.{name}" for part, name in _UNET_RESNET.items()})
+        names.update({f"{path}.{part}": f"{original}.{name}" for part, name in UNET_RESNET.items()})
 
     for level in range(levels):
         for layer in range(layers):

@@ -9,14 +9,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-RESNET_KEYS = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
+from library.checkpoint_layout import UNET_RESNET
 
 
 def load_frozen(folder: Path) -> tuple[CLIPTokenizer, CLIPTextModel, AutoencoderKL, UNet2DConditionModel]:
@@ -41,7 +34,7 @@ def kohya_name(prefix: str, path: str) -> str:
 
 def resnet_key(rest: str) -> str:
     name, _, parameter = rest.partition(".")
-    return f"{RESNET_KEYS[name]}.{parameter}"
+    return f"{UNET_RESNET[name]}.{parameter}"
 
 
 def cldm_key(key: str) -> str:
