@@ -4,18 +4,22 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import inspect
 import logging
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from library import console, devices, preview, values
+from library import console, deep_shrink, devices, gradual_latent, preview, values
+from library.deep_shrink import Shrinker
 from library.errors import InputError, ProgramError
+from library.highres import UpscalerSpec, stages, upscaler_arguments
 from library.jobs import Job, JobMaker, SourceLine, count_pictures, group_into_batches, plan_jobs
 from library.output import FileHash, PictureWriter, RunFacts, make_folder
 from library.pictures import load_mask, load_source
@@ -26,13 +30,16 @@ from library.samplers import SAMPLERS, SECOND_NAMES, Noise, Sampler, draw_noise,
 if TYPE_CHECKING:  # torch and what needs it are imported once every option and file has been checked
     import numpy as np
     import torch
-    from diffusers import SchedulerMixin
+    from diffusers import SchedulerMixin, UNet2DConditionModel
     from PIL.Image import Image
 
     from library.models import Models
+    from tools.latent_upscaler import LatentUpscaler as Upscaler
 
     MakeBar = Callable[[Iterable], Iterable]  # shows a bar while a batch's steps are gone through
-    StepHook = Callable[[torch.Tensor, int], torch.Tensor]  # latents (B, C, h, w) after a step, and the step's place
+    # Before a step: the joined prediction and the latents, both (B, C, h, w), and the step's place → both, changed
+    BeforeStep = Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
+    AfterStep = Callable[[torch.Tensor, int], torch.Tensor]  # after a step: the latents and the step's place → latents
 
 logger = logging.getLogger("library.pipeline")
 
@@ -180,6 +187,46 @@ def _img2img_options(group: argparse._ArgumentGroup) -> None:
                        help="outside the mask, keep the source's own pixels, not the VAE's copy of them")  # fmt: skip
 
 
+def _highres_options(group: argparse._ArgumentGroup) -> None:
+    _add(group, "--highres_fix_scale", convert=deep_shrink.ratio, metavar="SCALE",
+         help="draw a picture of SCALE times the size first, then draw over its enlargement")  # fmt: skip
+    _add(group, "--highres_fix_steps", convert=values.steps, metavar="N", help="steps of the first stage (default 28)")
+    group.add_argument("--highres_fix_save_1st", action="store_true", help="save the first stage's pictures too")
+    group.add_argument("--highres_fix_latents_upscaling", action="store_true",
+                       help="enlarge the latents (bilinear) instead of the picture (LANCZOS)")  # fmt: skip
+    _add(group, "--highres_fix_upscaler", convert=values.not_empty, metavar="MODULE",
+         help="enlarge with this Python module, for instance tools.latent_upscaler")  # fmt: skip
+    _add(group, "--highres_fix_upscaler_args", convert=upscaler_arguments, metavar="KEY=VALUE;...",
+         help="arguments of the upscaler, for instance weights=upscaler.safetensors")  # fmt: skip
+
+
+def _gradual_latent_options(group: argparse._ArgumentGroup) -> None:
+    _add(group, "--gradual_latent_timesteps", convert=values.whole_number(1, 1000), metavar="TIMESTEP",
+         help="draw with euler_a on small latents that grow from this timestep on; 750 is a good start")  # fmt: skip
+    _add(group, "--gradual_latent_ratio", convert=gradual_latent.ratio, metavar="RATIO",
+         help="size the latents begin with (default 0.5)")  # fmt: skip
+    _add(group, "--gradual_latent_ratio_step", convert=gradual_latent.ratio, metavar="STEP",
+         help="what each growth adds (default 0.125)")  # fmt: skip
+    _add(group, "--gradual_latent_every_n_steps", "--gradual_latent_ratio_every_n_steps", metavar="N",
+         convert=gradual_latent.every_n_steps, help="steps from one growth to the next (default 3)")  # fmt: skip
+    _add(group, "--gradual_latent_s_noise", convert=gradual_latent.s_noise, metavar="FACTOR",
+         help="factor of the noise that growing steps add (default 1)")  # fmt: skip
+    _add(group, "--gradual_latent_unsharp_params", convert=gradual_latent.unsharp, metavar="K,SIGMA,STRENGTH[,TARGET]",
+         help="sharpen what was resized, e.g. 3,0.5,0.5; with target 0, the step's input")  # fmt: skip
+
+
+def _deep_shrink_options(group: argparse._ArgumentGroup) -> None:
+    _add(group, "--ds_depth_1", convert=deep_shrink.depth_or_none, metavar="DEPTH",
+         help="shrink what enters this down block of the U-Net, 0 to 3, in early steps")  # fmt: skip
+    _add(group, "--ds_timesteps_1", convert=deep_shrink.timesteps, metavar="TIMESTEP",
+         help="down to this timestep (default 650)")  # fmt: skip
+    _add(group, "--ds_depth_2", convert=deep_shrink.depth_or_none, metavar="DEPTH",
+         help="after that, shrink what enters this down block")  # fmt: skip
+    _add(group, "--ds_timesteps_2", convert=deep_shrink.timesteps, metavar="TIMESTEP",
+         help="down to this timestep (default 650)")  # fmt: skip
+    _add(group, "--ds_ratio", convert=deep_shrink.ratio, metavar="RATIO", help="size they are shrunk to (default 0.5)")
+
+
 def _speed_options(group: argparse._ArgumentGroup) -> None:
     _add(group, "--batch_size", convert=values.whole_number(1), metavar="N", default=1,
          help="pictures drawn at a time (default 1)")  # fmt: skip
@@ -203,6 +250,9 @@ _OPTION_GROUPS = {
     "picture": _picture_options,
     "output": _output_options,
     "img2img and inpainting": _img2img_options,
+    "Highres. fix": _highres_options,
+    "Gradual Latent": _gradual_latent_options,
+    "Deep Shrink": _deep_shrink_options,
     "memory and speed": _speed_options,
 }
 
@@ -250,6 +300,18 @@ class Guidance:
         return empty + self._scale * (prompt - empty) - self._negative_scale * (negative - empty)
 
 
+class Denoiser:
+    """Predicts what is noise in a batch's latents: the U-Net with the batch's text."""
+
+    def __init__(self, unet: UNet2DConditionModel, text: torch.Tensor, shrinker: Shrinker) -> None:
+        self._unet, self._text, self._shrinker = unet, text, shrinker
+
+    def __call__(self, sample: torch.Tensor, timestep: torch.Tensor, index: int) -> torch.Tensor:
+        """(branches * B, C, h, w), scaled as the scheduler wants it → the model's prediction, likewise"""
+        self._shrinker.begin_step(index)
+        return self._unet(sample, timestep, encoder_hidden_states=self._text).sample
+
+
 class Inpainting:
     """Puts the source picture back outside the mask, after each step at the noise level of the next one."""
 
@@ -266,11 +328,18 @@ class Inpainting:
 
     def __call__(self, latents: torch.Tensor, index: int) -> torch.Tensor:
         """Latents (B, C, h, w) after step `index`; after the last one the picture is put back clean."""
+        import torch.nn.functional as F
+
         outside = self._originals
         following = self._timesteps[index + 1 : index + 2]
         if len(following):
             outside = self._scheduler.add_noise(outside, self._noise, following.expand(len(outside)))
-        return latents * self._masks + outside * (1 - self._masks)
+        masks = self._masks
+        if latents.shape != outside.shape:  # Gradual Latent has not reached the full size yet
+            size = latents.shape[-2:]
+            outside = F.interpolate(outside, size=size, mode="bicubic", align_corners=False)
+            masks = F.interpolate(masks, size=size, mode="bilinear", align_corners=False)
+        return latents * masks + outside * (1 - masks)
 
 
 def pixels_to_tensor(picture: Image) -> torch.Tensor:
@@ -295,7 +364,7 @@ def keep_unmasked(picture: np.ndarray, job: Job) -> np.ndarray:
 class Pipeline:
     """Draws batches of jobs: prompts to embeddings, noise to latents, latents to pixels."""
 
-    def __init__(self, models: Models, sampler: Sampler, plan: RunPlan) -> None:
+    def __init__(self, models: Models, sampler: Sampler, plan: RunPlan, upscaler: Upscaler | None = None) -> None:
         from library.text_encoding import PromptEncoder
 
         self.unet, self.vae = models.unet, models.vae
@@ -304,87 +373,157 @@ class Pipeline:
         self.prediction_type = plan.model.prediction_type
         self.vae_batch_size = plan.vae_batch_size
         self.keep_unmasked = plan.keep_unmasked
+        self.highres, self.upscaler = plan.highres, upscaler
         self._encoded: dict[tuple[Path, tuple[int, int]], torch.Tensor] = {}  # least lately used first
         self.cell_px = 2 ** (len(self.vae.config.block_out_channels) - 1)  # pixels a latent cell stands for, each way
 
-    def batch_key(self, job: Job) -> tuple[int, ...]:
+    def batch_key(self, job: Job) -> tuple[Hashable, ...]:
         """Jobs with equal keys can be drawn together without any of them changing."""
-        return (*job.batch_key, self.encoder.chunks(*job.texts))
+        return (*(stage.batch_key for stage in stages(job, self.highres)), self.encoder.chunks(*job.texts))
 
-    def draw(self, jobs: Sequence[Job], make_bar: MakeBar) -> list[np.ndarray | None]:
+    def draw(self, jobs: Sequence[Job], make_bar: MakeBar) -> list[tuple[Job, np.ndarray | None]]:
         """Draw a batch of jobs with equal `batch_key`, showing a bar of so many evaluations.
 
         Returns:
-            For each job its picture (height, width, 3) uint8, or None where the model gave no finite numbers.
+            Each job with its picture (height, width, 3) uint8, or None where the model gave no finite numbers; before
+            them, where they are to be saved, those of Highres. fix's first stage (their jobs' `stage` is 1).
         """
         import torch
 
-        from library.attention import forget_text
-
+        first_stage: list[tuple[Job, np.ndarray | None]] = []
+        originals = None  # latents (B, C, h, w) of the pictures that are drawn over
         with torch.inference_mode():
-            latents = self._denoise(jobs, make_bar)
-            forget_text(self.unet)
-            pictures = [picture for part in latents.split(self.vae_batch_size) for picture in self._decode(part)]
+            *earlier, last = zip(*(stages(job, self.highres) for job in jobs))
+            for stage, following in zip(earlier, [*earlier[1:], last]):
+                latents = self._denoise(stage, originals, make_bar)
+                pictures = self._decode_all(latents) if self.highres.needs_pictures else []
+                originals = self._enlarge(latents, pictures, following)
+                first_stage += zip(stage, pictures)
+            if jobs[0].source is not None:
+                originals = self._encode_sources(jobs)
+            pictures = self._decode_all(self._denoise(last, originals, make_bar))
         if self.keep_unmasked and jobs[0].mask is not None:
-            return [picture if picture is None else keep_unmasked(picture, job) for picture, job in zip(pictures, jobs)]
-        return pictures
+            pictures = [
+                picture if picture is None else keep_unmasked(picture, job) for picture, job in zip(pictures, jobs)
+            ]
+        return [*(first_stage if self.highres and self.highres.save_first else ()), *zip(jobs, pictures)]
 
-    def _denoise(self, jobs: Sequence[Job], make_bar: MakeBar) -> torch.Tensor:
-        """The denoised latents (B, C, height / 8, width / 8), float32."""
+    def _denoise(self, jobs: Sequence[Job], originals: torch.Tensor | None, make_bar: MakeBar) -> torch.Tensor:
+        """Latents (B, C, height / 8, width / 8), float32, denoised from noise alone or from noisy `originals`."""
+        from library.attention import keeping_text
+
         device, dtype = self.unet.device, self.unet.dtype
         guidance = Guidance(jobs, device)
         text = self.encoder.encode(guidance.texts, self.encoder.chunks(*guidance.texts)).to(dtype)
         scheduler, timesteps = self._schedule(jobs[0], device)
         noise = draw_noise([job.seed for job in jobs], self._latent_shape(jobs[0]), self.sampler, jobs[0])
         step_arguments = {"generator": noise.generators} if self.sampler.draws_noise else {}
-        latents, hooks = self._start(jobs, scheduler, timesteps, noise)
-        for index, timestep in enumerate(make_bar(timesteps)):
-            sample = guidance.expand(scheduler.scale_model_input(latents, timestep)).to(dtype)
-            prediction = self.unet(sample, timestep, encoder_hidden_states=text).sample.float()
-            latents = scheduler.step(guidance.join(prediction), timestep, latents, **step_arguments).prev_sample
-            for hook in hooks:
-                latents = hook(latents, index)
+        latents, before_step, after_step = self._start(jobs, originals, scheduler, timesteps, noise)
+        shrinker = Shrinker(jobs[0].deep_shrink, timesteps.tolist())
+        denoiser = Denoiser(self.unet, text, shrinker)
+        with shrinker.attached(self.unet), keeping_text(self.unet):
+            for index, timestep in enumerate(make_bar(timesteps)):
+                sample = guidance.expand(scheduler.scale_model_input(latents, timestep)).to(dtype)
+                prediction = guidance.join(denoiser(sample, timestep, index).float())
+                for hook in before_step:
+                    prediction, latents = hook(prediction, latents, index)
+                latents = scheduler.step(prediction, timestep, latents, **step_arguments).prev_sample
+                for hook in after_step:
+                    latents = hook(latents, index)
         return latents
 
     def _latent_shape(self, job: Job) -> tuple[int, int, int]:
         return self.unet.config.in_channels, job.height // self.cell_px, job.width // self.cell_px
 
     def _schedule(self, job: Job, device: torch.device) -> tuple[SchedulerMixin, torch.Tensor]:
-        """A scheduler, and the timesteps it is run for: with a source picture the last `steps_run` steps."""
-        scheduler = make_scheduler(self.sampler, self.prediction_type)
+        """A scheduler, and the timesteps it is run for: with a picture to start from the last `steps_run` steps."""
+        growing = job.gradual_latent.timesteps is not None
+        scheduler = make_scheduler(self.sampler, self.prediction_type, growing=growing)
         scheduler.set_timesteps(job.steps, device=device)
         first = (job.steps - job.steps_run) * scheduler.order
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(first)
-        return scheduler, scheduler.timesteps[first:]
+        timesteps = scheduler.timesteps[first:]
+        if growing:
+            sizes = job.gradual_latent.growth(timesteps.tolist(), *self._latent_shape(job)[1:])
+            scheduler.plan(job.gradual_latent, {first + place: size for place, size in sizes.items()})
+        return scheduler, timesteps
 
     def _start(
-        self, jobs: Sequence[Job], scheduler: SchedulerMixin, timesteps: torch.Tensor, noise: Noise
-    ) -> tuple[torch.Tensor, list[StepHook]]:
-        """The latents that denoising starts from, and what is done to them after each step."""
+        self,
+        jobs: Sequence[Job],
+        originals: torch.Tensor | None,
+        scheduler: SchedulerMixin,
+        timesteps: torch.Tensor,
+        noise: Noise,
+    ) -> tuple[torch.Tensor, list[BeforeStep], list[AfterStep]]:
+        """The latents that denoising starts from, and what is done before and after each step."""
+        device = self.unet.device
+        after_step: list[AfterStep] = []
+        if originals is None:
+            latents = noise.start.to(device) * scheduler.init_noise_sigma
+        else:
+            source_noise = noise.source.to(device)
+            latents = scheduler.add_noise(originals, source_noise, timesteps[:1].expand(len(jobs)))
+            if jobs[0].mask is not None:
+                masks = self._latent_masks(jobs)
+                after_step.append(Inpainting(scheduler, timesteps, originals, source_noise, masks))
+        if jobs[0].gradual_latent.timesteps is not None:
+            from library.growing_euler import shrink_start
+
+            latents = shrink_start(latents, jobs[0].gradual_latent)
+        return latents, [], after_step
+
+    def _enlarge(
+        self, latents: torch.Tensor, pictures: Sequence[np.ndarray | None], stage: Sequence[Job]
+    ) -> torch.Tensor:
+        """What Highres. fix's next stage draws over: latents (B, C, h, w) float32 of that stage's size."""
+        import torch
+        import torch.nn.functional as F
+        from PIL import Image
+
+        size = (stage[0].width, stage[0].height)
+        if self.highres.enlarge_latents:
+            return F.interpolate(latents, size=self._latent_shape(stage[0])[1:], mode="bilinear", align_corners=False)
+        small = [  # a picture that failed stays failed; black takes its place among its neighbours
+            Image.new("RGB", size) if picture is None else Image.fromarray(picture) for picture in pictures
+        ]
+        if self.upscaler is None:
+            large = [picture.resize(size, Image.Resampling.LANCZOS) for picture in small]
+            return torch.stack([self._encode_picture(picture) for picture in large])
+        enlarged = self.upscaler.upscale(
+            self.vae,
+            lowreso_images=small,
+            lowreso_latents=None,
+            dtype=self.vae.dtype,
+            width=size[0],
+            height=size[1],
+            batch_size=len(small),
+            vae_batch_size=self.vae_batch_size,
+        )
+        return enlarged.to(latents)
+
+    def _encode_sources(self, jobs: Sequence[Job]) -> torch.Tensor:
+        """The jobs' source pictures as latents (B, C, h, w) float32."""
         import torch
 
-        device = self.unet.device
-        if jobs[0].source is None:
-            return noise.start.to(device) * scheduler.init_noise_sigma, []
-        originals = torch.stack([self._encode_source(job.source, (job.width, job.height)) for job in jobs])
-        source_noise = noise.source.to(device)
-        latents = scheduler.add_noise(originals, source_noise, timesteps[:1].expand(len(jobs)))
-        if jobs[0].mask is None:
-            return latents, []
-        return latents, [Inpainting(scheduler, timesteps, originals, source_noise, self._latent_masks(jobs))]
+        return torch.stack([self._encode_source(job.source, (job.width, job.height)) for job in jobs])
 
     def _encode_source(self, path: Path, size_px: tuple[int, int]) -> torch.Tensor:
         """The latent mean of a picture, scaled: (C, h, w) float32. Pictures used lately are kept."""
         kept = self._encoded.pop((path, size_px), None)
         if kept is None:
-            pixels = pixels_to_tensor(load_source(path, size_px)).to(self.vae.device, self.vae.dtype)
-            mean = self.vae.encode(pixels * 2 - 1).latent_dist.mean
-            kept = mean[0].float() * self.vae.config.scaling_factor
+            kept = self._encode_picture(load_source(path, size_px))
         self._encoded[path, size_px] = kept
         if len(self._encoded) > KEPT_SOURCES:
             del self._encoded[next(iter(self._encoded))]
         return kept
+
+    def _encode_picture(self, picture: Image) -> torch.Tensor:
+        """The latent mean of a picture, scaled: (C, h, w) float32."""
+        pixels = pixels_to_tensor(picture).to(self.vae.device, self.vae.dtype)
+        mean = self.vae.encode(pixels * 2 - 1).latent_dist.mean
+        return mean[0].float() * self.vae.config.scaling_factor
 
     def _latent_masks(self, jobs: Sequence[Job]) -> torch.Tensor:
         """The jobs' masks at the size of the latents, (B, 1, h, w); 1 is repainted."""
@@ -392,6 +531,10 @@ class Pipeline:
 
         _, height, width = self._latent_shape(jobs[0])
         return torch.cat([pixels_to_tensor(load_mask(job.mask, (width, height))) for job in jobs]).to(self.unet.device)
+
+    def _decode_all(self, latents: torch.Tensor) -> list[np.ndarray | None]:
+        """Latents (B, C, h, w) to pictures, `vae_batch_size` at a time."""
+        return [picture for part in latents.split(self.vae_batch_size) for picture in self._decode(part)]
 
     def _decode(self, latents: torch.Tensor) -> list[np.ndarray | None]:
         """Latents (B, C, h, w) to pictures; one that float16 cannot hold is decoded again in float32."""
@@ -429,6 +572,7 @@ def load_pipeline(plan: RunPlan) -> Pipeline:
     device = devices.choose_device()
     dtype = devices.choose_dtype(device, fp16=plan.fp16, bf16=plan.bf16)
     kernel = devices.choose_attention(device, xformers=plan.xformers)
+    upscaler = plan.highres and plan.highres.upscaler and make_upscaler(plan.highres.upscaler, device, dtype)
     models = load_models(plan.model, device, dtype, plan.tokenizer_cache_dir)
     use_kernel(models.unet, kernel)
     if plan.channels_last or device.type == "cpu":
@@ -436,7 +580,25 @@ def load_pipeline(plan: RunPlan) -> Pipeline:
         models.vae.to(memory_format=torch.channels_last)
     if plan.vae_slices:
         slice_resnets(models.vae, plan.vae_slices)
-    return Pipeline(models, plan.sampler, plan)
+    return Pipeline(models, plan.sampler, plan, upscaler)
+
+
+def make_upscaler(spec: UpscalerSpec, device: torch.device, dtype: torch.dtype) -> Upscaler:
+    """Make Highres. fix's upscaler by its module's `create_upscaler`.
+
+    Raises:
+        InputError: when the module has none, or refuses its arguments.
+    """
+    try:
+        create = importlib.import_module(spec.module).create_upscaler
+        inspect.signature(create).bind(**dict(spec.arguments))
+    except (ImportError, AttributeError) as problem:
+        raise InputError(spec.subject, f"is no upscaler ({problem}); use tools.latent_upscaler") from None
+    except TypeError as problem:
+        raise InputError("--highres_fix_upscaler_args", f"{spec.module} refuses them: {problem}") from None
+    upscaler = create(**dict(spec.arguments))
+    upscaler.to(device=device, dtype=dtype)
+    return upscaler
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -475,7 +637,7 @@ def run(plan: RunPlan) -> int:
     make_folder(plan.outdir, "--outdir")
     model_hash = FileHash(plan.model.path)
     pipeline = load_pipeline(plan)
-    facts = RunFacts(plan.sampler, plan.model.name, plan.clip_skip, model_hash)
+    facts = RunFacts(plan.sampler, plan.model.name, plan.clip_skip, model_hash, plan.highres)
     with PictureWriter(facts, announce) as writer:
         if plan.keyboard is not None:
             return run_interactive(plan, pipeline, writer, plan.keyboard)
@@ -543,15 +705,18 @@ def ask_for_line() -> SourceLine | None:
 def draw_batch(
     jobs: Sequence[Job], pipeline: Pipeline, writer: PictureWriter, progress: console.Progress
 ) -> list[np.ndarray]:
-    """Draw a batch, hand its pictures to the writer and return them; one that fails is reported and left out."""
+    """Draw a batch, hand its pictures to the writer and return them; one that fails is reported and left out.
+
+    Pictures of a first stage are written too, but not returned.
+    """
     pictures = pipeline.draw(jobs, progress.steps)
-    for job, picture in zip(jobs, pictures):
+    for job, picture in pictures:
         if picture is None:
             subject = f"{job.file.name} (seed {job.seed})"
             console.error(f"{subject}: the model gave NaN or infinite values, not saved; try --bf16 or float32")
         else:
             writer.write(picture, job)
-    drawn = [picture for picture in pictures if picture is not None]
+    drawn = [picture for job, picture in pictures if picture is not None and job.stage != 1]
     progress.made(len(drawn))
     return drawn
 

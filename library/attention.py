@@ -1,6 +1,7 @@
 """The U-Net's attention: PyTorch's or xFormers' kernels, with cross-attention's keys and values kept over the steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -75,7 +76,11 @@ def use_kernel(unet: UNet2DConditionModel, kernel: AttentionKernel) -> None:
     unet.set_attn_processor({name: AttentionProcessor(kernel) for name in unet.attn_processors})
 
 
-def forget_text(unet: UNet2DConditionModel) -> None:
-    """Let go of what the layers kept of the last batch's text."""
-    for processor in unet.attn_processors.values():
-        processor.forget()
+@contextmanager
+def keeping_text(unet: UNet2DConditionModel) -> Iterator[None]:
+    """Let the layers keep what they computed of a batch's text until the end of the block."""
+    try:
+        yield
+    finally:
+        for processor in unet.attn_processors.values():
+            processor.forget()

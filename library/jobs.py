@@ -3,12 +3,16 @@
 import logging
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
+from library import gradual_latent
+from library.deep_shrink import USUAL_DEPTH, DeepShrink
 from library.errors import InputError
+from library.gradual_latent import GradualLatent, ancestral_timesteps
+from library.highres import HighresFix, stages
 from library.prompts import DynamicPrompt, PromptLine, parse_dynamic_prompt, parse_prompt_line
 from library.samplers import Sampler
 from library.values import PIXELS_PER_CELL
@@ -32,6 +36,17 @@ class JobSettings:
     guidance_scale: float = 7.5
     negative_scale: float | None = None
     strength: float = 0.8
+    gradual_latent: GradualLatent = field(default_factory=GradualLatent)
+    deep_shrink: DeepShrink = field(default_factory=DeepShrink)
+
+    def override(self, settings: Mapping[str, object]) -> Self:
+        """These settings with others in their place; `part.name` is a field of a part."""
+        changed = self
+        for path, value in settings.items():
+            part, _, name = path.rpartition(".")
+            changes = {part: replace(getattr(changed, part), **{name: value})} if part else {name: value}
+            changed = replace(changed, **changes)
+        return changed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,11 +62,17 @@ class Job(JobSettings):
     height: int = DEFAULT_SIZE_PX
     source: Path | None = None  # the picture that img2img starts from
     mask: Path | None = None  # where it is repainted
+    stage: int = 0  # of Highres. fix: 1 is the small picture, 2 its enlargement; 0 is drawn in one go
+
+    @property
+    def is_img2img(self) -> bool:
+        """Whether it starts from a picture, not from noise alone."""
+        return self.source is not None or self.stage == 2
 
     @property
     def steps_run(self) -> int:
-        """How many of the steps are run: with a source picture, only the last ones."""
-        return self.steps if self.source is None else int(self.steps * self.strength)
+        """How many of the steps are run: with a picture to start from, only the last ones."""
+        return int(self.steps * self.strength) if self.is_img2img else self.steps
 
     @property
     def branches(self) -> int:
@@ -70,11 +91,11 @@ class Job(JobSettings):
         }[self.branches]
 
     @property
-    def batch_key(self) -> tuple[int, ...]:
+    def batch_key(self) -> tuple[Hashable, ...]:
         """Jobs with equal keys can share a batch, if their texts have equally many chunks."""
         return (
             *(self.width, self.height, self.steps, self.steps_run, self.branches),
-            *(self.source is not None, self.mask is not None),
+            *(self.source is not None, self.mask is not None, self.gradual_latent, self.deep_shrink),
         )
 
 
@@ -145,6 +166,7 @@ class JobMaker:
         name_file: gives the next picture's file, from its seed and its source picture.
         sampler: what the jobs are drawn with.
         sources: pictures and masks for img2img.
+        highres: draws each picture in two stages.
     """
 
     def __init__(
@@ -155,6 +177,7 @@ class JobMaker:
         name_file: Callable[[int, Path | None], Path],
         sampler: Sampler,
         sources: Sources = Sources(),  # it is immutable
+        highres: HighresFix | None = None,
     ) -> None:
         self.defaults = defaults
         self.images_per_prompt = images_per_prompt
@@ -162,6 +185,7 @@ class JobMaker:
         self.name_file = name_file
         self.sampler = sampler
         self.sources = sources
+        self.highres = highres
         self._made = 0
 
     def jobs(self, line: SourceLine) -> Iterator[Job]:
@@ -195,12 +219,13 @@ class JobMaker:
 
     def _job(self, parsed: PromptLine, seed: int, line: SourceLine) -> Job:
         overrides = {name: value for name, value in parsed.settings.items() if name != "seeds"}
-        settings = replace(self.defaults, **overrides)
+        settings = self.defaults.override(_with_implied(overrides, self.defaults))
         place = self._made if line.picture is None else line.picture
         picture = _in_turn(self.sources.pictures, place)
         width, height = _size(settings, picture, line.where)
+        common = {each.name: getattr(settings, each.name) for each in fields(settings)}
         job = Job(
-            **asdict(settings) | {"width": width, "height": height},
+            **common | {"width": width, "height": height},
             prompt=parsed.prompt,
             seed=seed,
             raw_prompt=line.text.strip(),
@@ -210,8 +235,20 @@ class JobMaker:
             mask=_in_turn(self.sources.masks, place),
         )
         self._made += 1
-        _check_job(job, self.sampler)
+        for stage in stages(job, self.highres):
+            _check_job(stage, self.sampler)
         return job
+
+
+def _with_implied(overrides: dict[str, object], defaults: JobSettings) -> dict[str, object]:
+    """A prompt line's settings; minor options of Gradual Latent or Deep Shrink alone mean its usual use."""
+    parts = {path.partition(".")[0] for path in overrides}
+    implied: dict[str, object] = {}
+    if "gradual_latent" in parts and defaults.gradual_latent.timesteps is None:
+        implied["gradual_latent.timesteps"] = gradual_latent.USUAL_TIMESTEPS
+    if "deep_shrink" in parts and defaults.deep_shrink.depth_1 is None:
+        implied["deep_shrink.depth_1"] = USUAL_DEPTH
+    return implied | overrides
 
 
 def _in_turn(things: Sequence[Thing], place: int) -> Thing | None:
@@ -250,9 +287,24 @@ def _check_job(job: Job, sampler: Sampler) -> None:
             f"leaves no step to run; use a strength of {smallest:g} or more, or more steps",
             job.where,
         )
+    _check_sizes(job, sampler)
     if job.negative_scale is not None and job.branches == 1:
         place = f"{job.where}: " if job.where else ""
         logger.warning("%sthe negative scale does nothing at a guidance scale of 1 or less", place)
+
+
+def _check_sizes(job: Job, sampler: Sampler) -> None:
+    """Refuse Gradual Latent and Deep Shrink where they cannot work."""
+    height, width = job.height // PIXELS_PER_CELL, job.width // PIXELS_PER_CELL
+    if job.gradual_latent.timesteps is not None:
+        if sampler.name != gradual_latent.SAMPLER:
+            problem = f"works with the sampler {gradual_latent.SAMPLER} only; use it, or leave Gradual Latent out"
+            raise InputError("Gradual Latent", problem, job.where)
+        timesteps = ancestral_timesteps(job.steps)[job.steps - job.steps_run :]
+        if problem := job.gradual_latent.check(timesteps, height, width):
+            raise InputError("Gradual Latent", problem, job.where)
+    if problem := job.deep_shrink.check(height, width):
+        raise InputError("Deep Shrink", problem, job.where)
 
 
 def count_pictures(lines: Sequence[SourceLine], images_per_prompt: int, iterations: int) -> int:

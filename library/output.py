@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.PngImagePlugin import PngInfo
 
+    from library.highres import HighresFix
     from library.jobs import Job
     from library.samplers import Sampler
 
@@ -39,15 +40,20 @@ class FileNames:
         sequential: `im_000001.png` on, after the highest there is, instead of time, number and seed.
         original: the name of the source picture.
         now: the run's time.
+        two_stages: numbers begin with a 1, which is a 0 in the name of a first stage's picture.
     """
 
-    def __init__(self, folder: Path, *, sequential: bool, now: datetime, original: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *, sequential: bool, now: datetime, original: bool = False, two_stages: bool = False
+    ) -> None:
         self.folder = folder
+        self._stage = "1" if two_stages else ""
         self._sequential = sequential
         self._original = original
         self._time = now.strftime("%Y%m%d%H%M%S")
         self._taken = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
-        numbers = (re.fullmatch(r"im_(\d{6,})(?:-\d+)?\.png", name) for name in self._taken)
+        stage = "[01]" if two_stages else ""
+        numbers = (re.fullmatch(rf"im_{stage}(\d{{6,}})(?:-\d+)?\.png", name) for name in self._taken)
         self._count = max((int(match[1]) for match in numbers if match), default=0) if sequential else -1
 
     def next(self, seed: int, source: Path | None = None) -> Path:
@@ -56,7 +62,8 @@ class FileNames:
         if self._original and source is not None:
             stem = source.stem
         else:
-            stem = f"im_{self._count:06d}" if self._sequential else f"im_{self._time}_{self._count:03d}_{seed}"
+            number = f"{self._stage}{self._count:06d}" if self._sequential else f"{self._stage}{self._count:03d}_{seed}"
+            stem = f"im_{number}" if self._sequential else f"im_{self._time}_{number}"
         name = next(name for name in _numbered(stem) if name not in self._taken)
         self._taken.add(name)
         return self.folder / name
@@ -113,6 +120,7 @@ class RunFacts:
     model_name: str
     clip_skip: int
     model_hash: Callable[[], str | None]  # called when the first picture is written
+    highres: "HighresFix | None" = None
 
 
 class FileHash:
@@ -160,17 +168,32 @@ def _a1111_parameters(job: "Job", facts: RunFacts) -> str:
         "Model hash": facts.model_hash(),
         "Model": facts.model_name,
     }
-    if job.source is not None:
+    if job.source is not None or (facts.highres is not None and job.stage != 1):
         settings["Denoising strength"] = _number(job.strength)
+    if facts.highres is not None and job.stage != 1:
+        first, _ = facts.highres.stages(job)
+        settings["First stage"] = f"{first.width}x{first.height}"
+        settings["First stage steps"] = first.steps
+        settings["Upscaler"] = facts.highres.method
     if facts.clip_skip > 1:
         settings["Clip skip"] = facts.clip_skip
     if job.negative_scale is not None and job.branches == 3:
         settings["Negative scale"] = _number(job.negative_scale)
+    if job.gradual_latent.timesteps is not None:
+        settings["Gradual Latent"] = _parts(job.gradual_latent)
+    if job.deep_shrink.depth_1 is not None:
+        settings["Deep Shrink"] = _parts(job.deep_shrink)
     lines = [job.prompt]
     if job.negative_prompt:
         lines.append(f"Negative prompt: {job.negative_prompt}")
     lines.append(", ".join(f"{key}: {_quoted(str(value))}" for key, value in settings.items() if value is not None))
     return "\n".join(lines)
+
+
+def _parts(settings: object) -> str:
+    """The fields of a settings object that are set: `name value, name value`."""
+    values = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
 
 
 def _number(value: float) -> str:

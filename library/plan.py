@@ -6,11 +6,16 @@ import os
 import random
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
+from library.deep_shrink import DeepShrink
 from library.errors import InputError
+from library.gradual_latent import GradualLatent
+from library.highres import DEFAULT_FIRST_STEPS, HighresFix, UpscalerSpec, check_upscaler
 from library.jobs import (
     Job,
     JobMaker,
@@ -29,6 +34,7 @@ from library.samplers import SAMPLERS, Sampler
 
 logger = logging.getLogger(__name__)
 
+Part = TypeVar("Part")
 _LINE_END = re.compile(r"\r\n|\n|\r")
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -110,6 +116,7 @@ class RunPlan:
     vae_batch_size: int
     vae_slices: int | None
     keep_unmasked: bool
+    highres: HighresFix | None
     outdir: Path
     images_per_prompt: int
     iterations: int
@@ -136,17 +143,24 @@ def make_plan(options: argparse.Namespace) -> RunPlan:
         guidance_scale=options.scale,
         negative_scale=options.negative_scale,
         strength=options.strength,
+        gradual_latent=_part(GradualLatent, options, "gradual_latent_", unsharp_params="unsharp"),
+        deep_shrink=_part(DeepShrink, options, "ds_"),
     )
+    highres = _highres_fix(options)
     seeds = SeedSource(options.seed, pictures, same_in_iteration=options.iter_same_seed)
     names = FileNames(
         options.outdir,
         sequential=options.sequential_file_name,
         original=options.use_original_file_name,
         now=datetime.now(),
+        two_stages=highres is not None,
     )
-    maker = JobMaker(defaults, options.images_per_prompt, seeds, names.next, SAMPLERS[options.sampler], sources)
+    sampler = SAMPLERS[options.sampler]
+    maker = JobMaker(defaults, options.images_per_prompt, seeds, names.next, sampler, sources, highres)
     shuffle = random.Random(options.seed) if options.shuffle_prompts else None
     jobs = plan_jobs(lines, maker, options.n_iter, shuffle) if lines else []
+    if lines:
+        _check_growth_options(options, jobs)
     model = find_model(options.ckpt, v2=options.v2, v_parameterization=options.v_parameterization, vae=options.vae)
     for warning in model.warnings:
         logger.warning("%s", warning)
@@ -156,7 +170,7 @@ def make_plan(options: argparse.Namespace) -> RunPlan:
         tokenizer_cache_dir=options.tokenizer_cache_dir,
         clip_skip=options.clip_skip,
         max_chunks=options.max_embeddings_multiples,
-        sampler=SAMPLERS[options.sampler],
+        sampler=sampler,
         fp16=options.fp16,
         bf16=options.bf16,
         xformers=options.xformers or options.diffusers_xformers,
@@ -165,6 +179,7 @@ def make_plan(options: argparse.Namespace) -> RunPlan:
         vae_batch_size=_vae_batch_size(options.vae_batch_size, options.batch_size),
         vae_slices=options.vae_slices,
         keep_unmasked=options.keep_unmasked,
+        highres=highres,
         outdir=options.outdir,
         images_per_prompt=options.images_per_prompt,
         iterations=options.n_iter,
@@ -189,6 +204,56 @@ def _check_combinations(options: argparse.Namespace) -> None:
                 raise InputError(name, "is for img2img; give --image_path too, or leave it out")
     if options.sequential_file_name and options.use_original_file_name:
         raise InputError("--sequential_file_name and --use_original_file_name", "are two ways to name files; give one")
+
+
+def _part(kind: type[Part], options: argparse.Namespace, prefix: str, **renamed: str) -> Part:
+    """A settings object of the options whose names begin with `prefix`, those that were given."""
+    given = {
+        renamed.get(name.removeprefix(prefix), name.removeprefix(prefix)): value
+        for name, value in vars(options).items()
+        if name.startswith(prefix) and value is not None
+    }
+    return kind(**given)
+
+
+def _highres_fix(options: argparse.Namespace) -> HighresFix | None:
+    """How Highres. fix is done, if it is."""
+    names = ("steps", "save_1st", "latents_upscaling", "upscaler", "upscaler_args")
+    given = [f"--highres_fix_{name}" for name in names if _given(options, f"--highres_fix_{name}")]
+    if options.highres_fix_scale is None:
+        if given:
+            raise InputError(given[0], "is for Highres. fix; give --highres_fix_scale too, or leave it out")
+        return None
+    if options.image_path is not None:
+        problem = "do not go together, Highres. fix draws its own first picture; give one of them"
+        raise InputError("--highres_fix_scale and --image_path", problem)
+    if options.highres_fix_latents_upscaling and options.highres_fix_upscaler:
+        problem = "are two ways of enlarging; give one"
+        raise InputError("--highres_fix_latents_upscaling and --highres_fix_upscaler", problem)
+    if options.highres_fix_upscaler_args and not options.highres_fix_upscaler:
+        raise InputError("--highres_fix_upscaler_args", "has no upscaler; give --highres_fix_upscaler too")
+    upscaler = None
+    if options.highres_fix_upscaler:
+        upscaler = UpscalerSpec(options.highres_fix_upscaler, options.highres_fix_upscaler_args or ())
+        check_upscaler(upscaler)
+    return HighresFix(
+        scale=options.highres_fix_scale,
+        steps=options.highres_fix_steps or DEFAULT_FIRST_STEPS,
+        save_first=options.highres_fix_save_1st,
+        enlarge_latents=options.highres_fix_latents_upscaling,
+        upscaler=upscaler,
+    )
+
+
+def _check_growth_options(options: argparse.Namespace, jobs: Sequence[Job]) -> None:
+    """Refuse options of Gradual Latent and Deep Shrink that no picture of the run uses."""
+    for prefix, switch, used in (
+        ("gradual_latent_", "timesteps", any(job.gradual_latent.timesteps is not None for job in jobs)),
+        ("ds_", "depth_1", any(job.deep_shrink.depth_1 is not None for job in jobs)),
+    ):
+        given = [name for name, value in vars(options).items() if name.startswith(prefix) and value is not None]
+        if given and not used:
+            raise InputError(f"--{given[0]}", f"does nothing by itself; give --{prefix}{switch} too")
 
 
 def _given(options: argparse.Namespace, name: str) -> bool:

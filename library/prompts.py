@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 
-from library import values
+from library import deep_shrink, gradual_latent, values
 from library.errors import InputError
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -17,13 +17,17 @@ from library.errors import InputError
 
 @dataclass(frozen=True)
 class PromptOption:
-    """One `--name value` that a prompt line may hold; `sets` is the field of `plan.JobSettings` it overrides."""
+    """One `--name value` that a prompt line may hold; `sets` is what it overrides (see `jobs.JobSettings.override`)."""
 
     name: str
     sets: str
     metavar: str
     convert: Callable[[str], object]
     help: str
+
+
+def _part(part: str, *options: tuple[str, str, str, Callable[[str], object], str]) -> list[PromptOption]:
+    return [PromptOption(name, f"{part}.{field}", *rest) for name, field, *rest in options]
 
 
 PROMPT_OPTIONS = {
@@ -38,6 +42,23 @@ PROMPT_OPTIONS = {
         PromptOption("t", "strength", "STRENGTH", values.strength, "img2img strength"),
         PromptOption(
             "nl", "negative_scale", "SCALE", values.number_or_none, "guidance scale of the negative prompt, or none"
+        ),
+        *_part(
+            "gradual_latent",
+            ("glt", "timesteps", "TIMESTEP", gradual_latent.timesteps_or_none, "Gradual Latent: timestep, or none"),
+            ("glr", "ratio", "RATIO", gradual_latent.ratio, "Gradual Latent: first ratio"),
+            ("gls", "ratio_step", "STEP", gradual_latent.ratio, "Gradual Latent: growth of the ratio"),
+            ("gle", "every_n_steps", "N", gradual_latent.every_n_steps, "Gradual Latent: steps between growths"),
+            ("glsn", "s_noise", "FACTOR", gradual_latent.s_noise, "Gradual Latent: noise of growing steps"),
+            ("glus", "unsharp", "K,S,X[,T]", gradual_latent.unsharp, "Gradual Latent: unsharp masking, or none"),
+        ),
+        *_part(
+            "deep_shrink",
+            ("dsd1", "depth_1", "DEPTH", deep_shrink.depth_or_none, "Deep Shrink: first depth, 0 to 3, or none"),
+            ("dst1", "timesteps_1", "TIMESTEP", deep_shrink.timesteps, "Deep Shrink: last timestep at that depth"),
+            ("dsd2", "depth_2", "DEPTH", deep_shrink.depth_or_none, "Deep Shrink: second depth, or none"),
+            ("dst2", "timesteps_2", "TIMESTEP", deep_shrink.timesteps, "Deep Shrink: last timestep at that depth"),
+            ("dsr", "ratio", "RATIO", deep_shrink.ratio, "Deep Shrink: ratio"),
         ),
     )
 }

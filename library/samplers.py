@@ -69,11 +69,19 @@ SECOND_NAMES = {
 }
 
 
-def make_scheduler(sampler: Sampler, prediction_type: str) -> "SchedulerMixin":
-    """Make the sampler's diffusers scheduler, fresh: schedulers keep state from step to step."""
+def make_scheduler(sampler: Sampler, prediction_type: str, *, growing: bool = False) -> "SchedulerMixin":
+    """Make the sampler's diffusers scheduler, fresh: schedulers keep state from step to step.
+
+    Args:
+        sampler: which.
+        prediction_type: what the model predicts, as diffusers names it.
+        growing: for Gradual Latent; the sampler is euler_a then.
+    """
     import diffusers
 
     scheduler_class = getattr(diffusers, sampler.scheduler)
+    if growing:
+        from library.growing_euler import GrowingEulerAncestral as scheduler_class
     with warnings.catch_warnings():
         # DPM-Solver is announced to go in diffusers 1.0; requirements.txt pins an earlier version
         warnings.filterwarnings("ignore", ".*algorithm_types", FutureWarning)
@@ -109,9 +117,9 @@ def draw_noise(seeds: Sequence[int], shape: tuple[int, int, int], sampler: Sampl
 
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     start = source = draw()
-    if sampler.draws_noise or job.source is not None:
+    if sampler.draws_noise or job.is_img2img:
         for _ in range(job.steps * sampler.reserved_noises):
             draw()
-    if job.source is not None:
+    if job.is_img2img:
         source = draw()
     return Noise(start, source, generators)

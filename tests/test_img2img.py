@@ -146,7 +146,7 @@ def test_outside_the_mask_the_latent_is_the_sources(sd1, folder, half_mask, samp
     argv += ["--steps", 5, "--strength", 0.9, "--sampler", sampler]
     plan = make_plan(gen_img_diffusers.make_parser().parse([str(argument) for argument in argv]))
     pipeline = gen_img_diffusers.load_pipeline(plan)
-    latents = pipeline._denoise(plan.jobs, iter)[0]
+    latents = pipeline._denoise(plan.jobs, pipeline._encode_sources(plan.jobs), iter)[0]
     source = pipeline._encode_source(folder / "p0.png", (64, 64))
     # the mask is soft where its border, resized, reaches across cells
     assert torch.equal(latents[:, :, :3], source[:, :, :3])

@@ -2,7 +2,6 @@
 
 import random
 import time
-from dataclasses import fields
 
 import pytest
 from hypothesis import given
@@ -35,7 +34,9 @@ def test_options_are_taken_apart():
 
 
 def test_every_option_sets_a_field_of_a_job():
-    assert {option.sets for option in PROMPT_OPTIONS.values()} <= {f.name for f in fields(JobSettings)} | {"seeds"}
+    for option in PROMPT_OPTIONS.values():
+        if option.sets != "seeds":
+            JobSettings().override({option.sets: None})  # TypeError or AttributeError when there is no such field
 
 
 @pytest.mark.parametrize(
