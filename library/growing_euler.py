@@ -29,6 +29,8 @@ class GrowingEulerAncestral(EulerAncestralDiscreteScheduler):
         Ancestral sampling after Karras et al. 2022 (https://arxiv.org/abs/2206.00364), algorithm 2 with the noise of
         k-diffusion's `sample_euler_ancestral`.
         """
+        if self.step_index is None:
+            self._init_step_index(timestep)
         size = self._sizes.get(self.step_index)
         if size is None:
             return super().step(model_output, timestep, sample, generator, return_dict)

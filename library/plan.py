@@ -132,6 +132,7 @@ def make_plan(options: argparse.Namespace) -> RunPlan:
         InputError: for the first thing that cannot work.
     """
     _check_combinations(options)
+    highres = _highres_fix(options)
     sources = _find_sources(options)
     lines = _source_lines(options, sources)
     check_folder(options.outdir, "--outdir")
@@ -146,7 +147,6 @@ def make_plan(options: argparse.Namespace) -> RunPlan:
         gradual_latent=_part(GradualLatent, options, "gradual_latent_", unsharp_params="unsharp"),
         deep_shrink=_part(DeepShrink, options, "ds_"),
     )
-    highres = _highres_fix(options)
     seeds = SeedSource(options.seed, pictures, same_in_iteration=options.iter_same_seed)
     names = FileNames(
         options.outdir,
@@ -248,12 +248,12 @@ def _highres_fix(options: argparse.Namespace) -> HighresFix | None:
 def _check_growth_options(options: argparse.Namespace, jobs: Sequence[Job]) -> None:
     """Refuse options of Gradual Latent and Deep Shrink that no picture of the run uses."""
     for prefix, switch, used in (
-        ("gradual_latent_", "timesteps", any(job.gradual_latent.timesteps is not None for job in jobs)),
-        ("ds_", "depth_1", any(job.deep_shrink.depth_1 is not None for job in jobs)),
+        ("gradual_latent_", "gradual_latent_timesteps", any(job.gradual_latent.timesteps is not None for job in jobs)),
+        ("ds_", "ds_depth_1", any(job.deep_shrink.depth_1 is not None for job in jobs)),
     ):
         given = [name for name, value in vars(options).items() if name.startswith(prefix) and value is not None]
-        if given and not used:
-            raise InputError(f"--{given[0]}", f"does nothing by itself; give --{prefix}{switch} too")
+        if given and not used and switch not in given:
+            raise InputError(f"--{given[0]}", f"does nothing by itself; give --{switch} too")
 
 
 def _given(options: argparse.Namespace, name: str) -> bool:

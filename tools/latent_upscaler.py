@@ -112,7 +112,7 @@ def create_upscaler(weights: str) -> LatentUpscaler:
     Raises:
         InputError: when the file is none of this layout.
     """
-    file = open_weights(Path(weights).expanduser(), "--highres_fix_upscaler_args weights")
+    file = open_weights(Path(weights).expanduser())
     blocks = [int(match[1]) for match in map(re.compile(r"resblock(\d+)\.").match, file.shapes) if match]
     try:
         width, channels = file.shapes["conv1.weight"][:2]
