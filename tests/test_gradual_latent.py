@@ -152,7 +152,7 @@ def test_it_works_with_inpainting_and_highres_fix(sd1, generate, tmp_path):
         (
             [*GROW[:4], "--W", 128, "--H", 128],
             "a",
-            "Gradual Latent: never reaches the full size; it grows 1 times in these steps",
+            "never reaches the full size; it grows 1 times in these steps",
         ),
         (
             ["--gradual_latent_ratio", 0.5],
