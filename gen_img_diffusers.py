@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # torch and what needs it are imported once every option and 
     from PIL.Image import Image
 
     from library.models import Models
+    from networks.attach import Networks
     from tools.latent_upscaler import LatentUpscaler as Upscaler
 
     MakeBar = Callable[[Iterable], Iterable]  # shows a bar while a batch's steps are gone through
@@ -177,6 +178,26 @@ def _output_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--use_original_file_name", action="store_true", help="name pictures like their source picture")
 
 
+def _network_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--network_module", nargs="+", metavar="MODULE",
+                       help="module of each network; networks.lora reads LoRA and its relatives LoCon, DyLoRA, LoHa, "
+                       "LoKr, DoRA, IA3, OFT, full and norm differences, and tells them apart by itself")  # fmt: skip
+    group.add_argument("--network_weights", nargs="+", metavar="FILE", help="weight file of each network")
+    _add(group, "--network_mul", convert=values.multiplier, nargs="+", metavar="M",
+         help="multiplier of each network (default 1)")  # fmt: skip
+    group.add_argument("--network_args", nargs="+", metavar="KEY=VALUE;KEY=VALUE", help="arguments for each module")
+    group.add_argument("--network_merge", action="store_true", help="add all networks to the weights for good")
+    _add(group, "--network_merge_n_models", convert=values.whole_number(1), metavar="N",
+         help="add only the first N networks to the weights")  # fmt: skip
+    group.add_argument("--network_pre_calc", action="store_true",
+                       help="put the networks into the weights anew whenever multipliers change")  # fmt: skip
+    group.add_argument("--network_show_meta", action="store_true", help="show the metadata of the networks' files")
+    group.add_argument("--textual_inversion_embeddings", nargs="+", metavar="FILE",
+                       help="embeddings; the name of each, without its ending, is a word for prompts")  # fmt: skip
+    group.add_argument("--XTI_embeddings", nargs="+", metavar="FILE",
+                       help="embeddings with vectors for each of 16 layers (Extended Textual Inversion)")  # fmt: skip
+
+
 def _img2img_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--image_path", "--img_path", metavar="PATH", help="picture to start from, or a folder of them")
     group.add_argument("--mask_path", "--mask_image", metavar="PATH",
@@ -253,6 +274,7 @@ _OPTION_GROUPS = {
     "Highres. fix": _highres_options,
     "Gradual Latent": _gradual_latent_options,
     "Deep Shrink": _deep_shrink_options,
+    "networks and embeddings": _network_options,
     "memory and speed": _speed_options,
 }
 
@@ -364,11 +386,16 @@ def keep_unmasked(picture: np.ndarray, job: Job) -> np.ndarray:
 class Pipeline:
     """Draws batches of jobs: prompts to embeddings, noise to latents, latents to pixels."""
 
-    def __init__(self, models: Models, sampler: Sampler, plan: RunPlan, upscaler: Upscaler | None = None) -> None:
+    def __init__(
+        self, models: Models, networks: Networks, sampler: Sampler, plan: RunPlan, upscaler: Upscaler | None = None
+    ) -> None:
         from library.text_encoding import PromptEncoder
 
         self.unet, self.vae = models.unet, models.vae
-        self.encoder = PromptEncoder(models.tokenizer, models.text_encoder, plan.clip_skip, plan.max_chunks)
+        self.networks = networks
+        self.encoder = PromptEncoder(
+            models.tokenizer, models.text_encoder, plan.clip_skip, plan.max_chunks, plan.embeddings
+        )
         self.sampler = sampler
         self.prediction_type = plan.model.prediction_type
         self.vae_batch_size = plan.vae_batch_size
@@ -390,6 +417,7 @@ class Pipeline:
         """
         import torch
 
+        self.networks.use(jobs[0].network_multipliers)
         first_stage: list[tuple[Job, np.ndarray | None]] = []
         originals = None  # latents (B, C, h, w) of the pictures that are drawn over
         with torch.inference_mode():
@@ -414,7 +442,8 @@ class Pipeline:
 
         device, dtype = self.unet.device, self.unet.dtype
         guidance = Guidance(jobs, device)
-        text = self.encoder.encode(guidance.texts, self.encoder.chunks(*guidance.texts)).to(dtype)
+        chunks = self.encoder.chunks(*guidance.texts)
+        text = self.encoder.encode(guidance.texts, chunks, jobs[0].network_multipliers).to(dtype)
         scheduler, timesteps = self._schedule(jobs[0], device)
         noise = draw_noise([job.seed for job in jobs], self._latent_shape(jobs[0]), self.sampler, jobs[0])
         step_arguments = {"generator": noise.generators} if self.sampler.draws_noise else {}
@@ -566,6 +595,8 @@ def load_pipeline(plan: RunPlan) -> Pipeline:
     from library.attention import use_kernel
     from library.models import load_models
     from library.vae_slices import slice_resnets
+    from networks.attach import Networks
+    from networks.files import read_state
 
     diffusers.utils.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity_error()
@@ -573,6 +604,7 @@ def load_pipeline(plan: RunPlan) -> Pipeline:
     dtype = devices.choose_dtype(device, fp16=plan.fp16, bf16=plan.bf16)
     kernel = devices.choose_attention(device, xformers=plan.xformers)
     upscaler = plan.highres and plan.highres.upscaler and make_upscaler(plan.highres.upscaler, device, dtype)
+    network_weights = [read_state(spec.weights) for spec in plan.networks.specs]
     models = load_models(plan.model, device, dtype, plan.tokenizer_cache_dir)
     use_kernel(models.unet, kernel)
     if plan.channels_last or device.type == "cpu":
@@ -580,7 +612,8 @@ def load_pipeline(plan: RunPlan) -> Pipeline:
         models.vae.to(memory_format=torch.channels_last)
     if plan.vae_slices:
         slice_resnets(models.vae, plan.vae_slices)
-    return Pipeline(models, plan.sampler, plan, upscaler)
+    networks = Networks(plan.networks, network_weights, models)
+    return Pipeline(models, networks, plan.sampler, plan, upscaler)
 
 
 def make_upscaler(spec: UpscalerSpec, device: torch.device, dtype: torch.dtype) -> Upscaler:
@@ -637,7 +670,7 @@ def run(plan: RunPlan) -> int:
     make_folder(plan.outdir, "--outdir")
     model_hash = FileHash(plan.model.path)
     pipeline = load_pipeline(plan)
-    facts = RunFacts(plan.sampler, plan.model.name, plan.clip_skip, model_hash, plan.highres)
+    facts = RunFacts(plan.sampler, plan.model.name, plan.clip_skip, model_hash, plan.highres, plan.networks)
     with PictureWriter(facts, announce) as writer:
         if plan.keyboard is not None:
             return run_interactive(plan, pipeline, writer, plan.keyboard)

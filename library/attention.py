@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 
+from library.text_conditions import TextConditions, xti_layer
+
 # (B, T, heads, size), (B, S, heads, size), (B, S, heads, size) → (B, T, heads, size)
 AttentionKernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -30,10 +32,15 @@ class AttentionProcessor:
 
     The text does not change while a batch is denoised, so cross-attention computes its keys and values once for each
     text tensor it is given and keeps them until it sees another.
+
+    Args:
+        kernel: computes the attention.
+        layer: the name of a cross-attention among those that may have a text of their own, else None.
     """
 
-    def __init__(self, kernel: AttentionKernel) -> None:
+    def __init__(self, kernel: AttentionKernel, layer: str | None = None) -> None:
         self.kernel = kernel
+        self.layer = layer
         self._text: torch.Tensor | None = None
         self._kept: tuple[torch.Tensor, torch.Tensor] | None = None
 
@@ -41,10 +48,10 @@ class AttentionProcessor:
         self,
         attn: Attention,
         hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_hidden_states: TextConditions | None = None,
         attention_mask: None = None,
     ) -> torch.Tensor:
-        """Attend from `hidden_states` (B, T, C) to `encoder_hidden_states` (B, S, D), or to themselves without it.
+        """Attend from `hidden_states` (B, T, C) to the text (B, S, D), or to themselves without one.
 
         Diffusers passes `attention_mask`; the U-Nets of SD 1.x and 2.x have none.
         """
@@ -52,8 +59,9 @@ class AttentionProcessor:
         if encoder_hidden_states is None:
             key, value = self._keys_and_values(attn, hidden_states)
         else:
-            if encoder_hidden_states is not self._text:
-                self._text, self._kept = encoder_hidden_states, self._keys_and_values(attn, encoder_hidden_states)
+            text = encoder_hidden_states.for_layer(self.layer)
+            if text is not self._text:
+                self._text, self._kept = text, self._keys_and_values(attn, text)
             key, value = self._kept
         attended = self.kernel(query, key, value).flatten(2)  # (B, T, heads * size)
         return attn.to_out[0](attended)
@@ -73,7 +81,7 @@ def _heads(attn: Attention, x: torch.Tensor) -> torch.Tensor:
 
 def use_kernel(unet: UNet2DConditionModel, kernel: AttentionKernel) -> None:
     """Give every attention layer of the U-Net a processor of its own."""
-    unet.set_attn_processor({name: AttentionProcessor(kernel) for name in unet.attn_processors})
+    unet.set_attn_processor({name: AttentionProcessor(kernel, xti_layer(name)) for name in unet.attn_processors})
 
 
 @contextmanager

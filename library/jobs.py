@@ -36,6 +36,7 @@ class JobSettings:
     guidance_scale: float = 7.5
     negative_scale: float | None = None
     strength: float = 0.8
+    network_multipliers: tuple[float, ...] = ()  # one for each network that is not merged
     gradual_latent: GradualLatent = field(default_factory=GradualLatent)
     deep_shrink: DeepShrink = field(default_factory=DeepShrink)
 
@@ -96,6 +97,7 @@ class Job(JobSettings):
         return (
             *(self.width, self.height, self.steps, self.steps_run, self.branches),
             *(self.source is not None, self.mask is not None, self.gradual_latent, self.deep_shrink),
+            self.network_multipliers,
         )
 
 
@@ -219,6 +221,8 @@ class JobMaker:
 
     def _job(self, parsed: PromptLine, seed: int, line: SourceLine) -> Job:
         overrides = {name: value for name, value in parsed.settings.items() if name != "seeds"}
+        if said := overrides.get("network_multipliers"):
+            overrides["network_multipliers"] = self._multipliers(said, line.where)
         settings = self.defaults.override(_with_implied(overrides, self.defaults))
         place = self._made if line.picture is None else line.picture
         picture = _in_turn(self.sources.pictures, place)
@@ -238,6 +242,19 @@ class JobMaker:
         for stage in stages(job, self.highres):
             _check_job(stage, self.sampler)
         return job
+
+    def _multipliers(self, said: tuple[float, ...], where: str) -> tuple[float, ...]:
+        """A line's multipliers for all networks; a short list repeats its last."""
+        subject, networks = f"--am {','.join(f'{m:g}' for m in said)}", len(self.defaults.network_multipliers)
+        if not networks:
+            raise InputError(
+                subject,
+                "there is no network whose multiplier could change (a merged one's cannot); leave it out",
+                where,
+            )
+        if len(said) > networks:
+            raise InputError(subject, f"{len(said)} multipliers for {networks} networks; give at most as many", where)
+        return said + said[-1:] * (networks - len(said))
 
 
 def _with_implied(overrides: dict[str, object], defaults: JobSettings) -> dict[str, object]:

@@ -11,12 +11,13 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.errors import EnvironmentFault, InputError
+from networks.files import NetworkPlan
 
 if TYPE_CHECKING:
     import numpy as np
@@ -121,6 +122,7 @@ class RunFacts:
     clip_skip: int
     model_hash: Callable[[], str | None]  # called when the first picture is written
     highres: "HighresFix | None" = None
+    networks: NetworkPlan = field(default_factory=NetworkPlan)
 
 
 class FileHash:
@@ -152,6 +154,7 @@ def metadata(job: "Job", facts: RunFacts) -> dict[str, str]:
         "steps": job.steps,
         "scale": job.guidance_scale,
         "negative-scale": job.negative_scale if job.branches == 3 else None,
+        "networks": facts.networks.describe(job.network_multipliers),
         "raw-prompt": job.raw_prompt,
     }
     texts = {name: str(value) for name, value in values.items() if value is not None and value != ""}
@@ -183,6 +186,7 @@ def _a1111_parameters(job: "Job", facts: RunFacts) -> str:
         settings["Gradual Latent"] = _parts(job.gradual_latent)
     if job.deep_shrink.depth_1 is not None:
         settings["Deep Shrink"] = _parts(job.deep_shrink)
+    settings["Networks"] = facts.networks.describe(job.network_multipliers) or None
     lines = [job.prompt]
     if job.negative_prompt:
         lines.append(f"Negative prompt: {job.negative_prompt}")

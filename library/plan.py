@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
+from library.console import say
 from library.deep_shrink import DeepShrink
 from library.errors import InputError
 from library.gradual_latent import GradualLatent
@@ -31,6 +32,8 @@ from library.model_files import ModelFiles, find_model
 from library.output import FileNames, check_folder
 from library.pictures import check_picture, find_pictures, read_picture, read_prompt
 from library.samplers import SAMPLERS, Sampler
+from library.textual_inversion import Embedding, find_embeddings
+from networks.files import NetworkPlan, describe_metadata, plan_networks
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +107,8 @@ class RunPlan:
     """Everything a run will do, resolved and checked, before any model is loaded."""
 
     model: ModelFiles
+    networks: NetworkPlan
+    embeddings: tuple[Embedding, ...]
     tokenizer_cache_dir: Path | None
     clip_skip: int
     max_chunks: int
@@ -137,6 +142,12 @@ def make_plan(options: argparse.Namespace) -> RunPlan:
     lines = _source_lines(options, sources)
     check_folder(options.outdir, "--outdir")
     pictures = count_pictures(lines, options.images_per_prompt, options.n_iter) if lines else None
+    model = find_model(options.ckpt, v2=options.v2, v_parameterization=options.v_parameterization, vae=options.vae)
+    for warning in model.warnings:
+        logger.warning("%s", warning)
+    _check_clip_skip(options.clip_skip, model)
+    networks = _plan_networks(options, model)
+    embeddings = find_embeddings(options.textual_inversion_embeddings or [], options.XTI_embeddings or [], model)
     defaults = JobSettings(
         width=options.W,
         height=options.H,
@@ -146,6 +157,7 @@ def make_plan(options: argparse.Namespace) -> RunPlan:
         strength=options.strength,
         gradual_latent=_part(GradualLatent, options, "gradual_latent_", unsharp_params="unsharp"),
         deep_shrink=_part(DeepShrink, options, "ds_"),
+        network_multipliers=networks.multipliers,
     )
     seeds = SeedSource(options.seed, pictures, same_in_iteration=options.iter_same_seed)
     names = FileNames(
@@ -161,12 +173,10 @@ def make_plan(options: argparse.Namespace) -> RunPlan:
     jobs = plan_jobs(lines, maker, options.n_iter, shuffle) if lines else []
     if lines:
         _check_growth_options(options, jobs)
-    model = find_model(options.ckpt, v2=options.v2, v_parameterization=options.v_parameterization, vae=options.vae)
-    for warning in model.warnings:
-        logger.warning("%s", warning)
-    _check_clip_skip(options.clip_skip, model)
     return RunPlan(
         model=model,
+        networks=networks,
+        embeddings=embeddings,
         tokenizer_cache_dir=options.tokenizer_cache_dir,
         clip_skip=options.clip_skip,
         max_chunks=options.max_embeddings_multiples,
@@ -256,8 +266,40 @@ def _check_growth_options(options: argparse.Namespace, jobs: Sequence[Job]) -> N
             raise InputError(f"--{given[0]}", f"does nothing by itself; give --{switch} too")
 
 
+_NETWORK_OPTIONS = (
+    *("--network_weights", "--network_mul", "--network_args", "--network_show_meta"),
+    *("--network_merge", "--network_merge_n_models", "--network_pre_calc"),
+)
+
+
 def _given(options: argparse.Namespace, name: str) -> bool:
     return getattr(options, name.removeprefix("--")) not in (None, False)
+
+
+def _plan_networks(options: argparse.Namespace, model: ModelFiles) -> NetworkPlan:
+    """Check the networks that the options name, and decide which of them are merged."""
+    modules = options.network_module or []
+    if not modules:
+        for name in _NETWORK_OPTIONS:
+            if _given(options, name):
+                raise InputError(name, "is for networks; give --network_module too, or leave it out")
+        return NetworkPlan()
+    merged = len(modules) if options.network_merge else 0
+    if (first := options.network_merge_n_models) is not None:
+        if first > len(modules):
+            subject = f"--network_merge_n_models {first}"
+            raise InputError(subject, f"there are {len(modules)} networks; give at most that number")
+        merged = first
+    if merged and options.network_pre_calc:
+        raise InputError("--network_pre_calc", "is for networks that are not merged; leave out one of the two")
+    specs = plan_networks(
+        modules, options.network_weights or [], options.network_mul or [], options.network_args or [], model
+    )
+    if options.network_show_meta:
+        for spec in specs:
+            for line in describe_metadata(spec):
+                say(line)
+    return NetworkPlan(specs, merged, options.network_pre_calc)
 
 
 def _find_sources(options: argparse.Namespace) -> Sources:

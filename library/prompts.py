@@ -41,6 +41,9 @@ PROMPT_OPTIONS = {
         PromptOption("l", "guidance_scale", "SCALE", values.guidance_scale, "guidance scale"),
         PromptOption("t", "strength", "STRENGTH", values.strength, "img2img strength"),
         PromptOption(
+            "am", "network_multipliers", "M[,M...]", values.multipliers, "a multiplier for each network; the last stays"
+        ),
+        PromptOption(
             "nl", "negative_scale", "SCALE", values.number_or_none, "guidance scale of the negative prompt, or none"
         ),
         *_part(

@@ -1,20 +1,24 @@
 """Prompts to embeddings: tokens with weights, chunks of 75, the text encoder, and the weights applied."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from library.embedded_words import EmbeddedWords
 from library.prompts import BREAK, MAX_WEIGHT, parse_emphasis
+from library.text_conditions import TextConditions
+from library.textual_inversion import XTI_LAYERS, Embedding
 
 logger = logging.getLogger(__name__)
 
 CHUNK_TOKENS = 75  # what CLIP's 77 positions leave between the begin and the end token
 _KEPT_CHUNKS = 256  # of texts whose embeddings are kept for later batches; 0.2 to 0.3 MB each
 _SHOWN_CHARACTERS = 200  # of a text that was cut off
+_Wanted = tuple[tuple[int, ...], tuple[float, ...], int, Hashable]  # token ids, weights, chunks, state
 
 
 @dataclass(frozen=True)
@@ -38,37 +42,62 @@ class PromptEncoder:
         text_encoder: the model's.
         clip_skip: take the n-th last layer's output; 1 is the last layer.
         max_chunks: a prompt is cut after this many chunks.
+        embeddings: textual inversion's words.
     """
 
     def __init__(
-        self, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, clip_skip: int = 1, max_chunks: int = 1
+        self,
+        tokenizer: CLIPTokenizer,
+        text_encoder: CLIPTextModel,
+        clip_skip: int = 1,
+        max_chunks: int = 1,
+        embeddings: Sequence[Embedding] = (),
     ) -> None:
         self.tokenizer = tokenizer
         self.text_encoder = text_encoder
         self.clip_skip = clip_skip
         self.max_tokens = max_chunks * CHUNK_TOKENS
+        self.words = EmbeddedWords(tokenizer, text_encoder, embeddings)
         self.tokenize = lru_cache(maxsize=4 * _KEPT_CHUNKS)(self._tokenize)
-        self._kept: dict[tuple[str, int], torch.Tensor] = {}  # oldest first
+        self._kept: dict[_Wanted, torch.Tensor] = {}  # oldest first
 
     def chunks(self, *texts: str) -> int:
         """The number of chunks that the longest of the texts fills."""
         return max(self.tokenize(text).chunks for text in texts)
 
-    def encode(self, texts: Sequence[str], chunks: int) -> torch.Tensor:
+    def encode(self, texts: Sequence[str], chunks: int, state: Hashable = None) -> TextConditions:
         """Encode texts, each padded to `chunks` chunks.
 
+        Args:
+            texts: the prompts.
+            chunks: see `chunks`.
+            state: what else the text encoder's output depends on, the networks' multipliers.
+
         Returns:
-            (len(texts), 77 * chunks, width) in float32, on the text encoder's device.
+            (len(texts), 77 * chunks, width) in float32, on the text encoder's device, for all layers, and for each one
+            that sees other vectors of a word than the rest.
         """
-        missing = [text for text in dict.fromkeys(texts) if (text, chunks) not in self._kept]
+        per_layer = {}
+        if any(self.words.differ_by_layer(self.tokenize(text).ids) for text in texts):
+            per_layer = {layer: self._encode_kept(texts, chunks, state, layer) for layer in XTI_LAYERS}
+        return TextConditions(self._encode_kept(texts, chunks, state, XTI_LAYERS[0]), per_layer)
+
+    def _encode_kept(self, texts: Sequence[str], chunks: int, state: Hashable, layer: str) -> torch.Tensor:
+        """Encode texts as one layer sees them, (len(texts), 77 * chunks, width); what was encoded lately is kept."""
+        place = XTI_LAYERS.index(layer)
+        wanted = {}
+        for text in texts:
+            tokens = self.tokenize(text)
+            wanted[text] = (self.words.in_layer(tokens.ids, place), tokens.weights, chunks, state)
+        missing = [key for key in dict.fromkeys(wanted.values()) if key not in self._kept]
         if missing:
-            encoded = self._encode([self.tokenize(text) for text in missing], chunks)
-            self._kept.update({(text, chunks): embedding for text, embedding in zip(missing, encoded)})
-        embeddings = torch.stack([self._kept[text, chunks] for text in texts])
-        surplus = sum(chunks for _, chunks in self._kept) - _KEPT_CHUNKS
+            encoded = self._encode([WeightedTokens(ids, weights) for ids, weights, *_ in missing], chunks)
+            self._kept.update(zip(missing, encoded))
+        embeddings = torch.stack([self._kept[wanted[text]] for text in texts])
+        surplus = sum(chunks for _, _, chunks, _ in self._kept) - _KEPT_CHUNKS
         while surplus > 0:
             oldest = next(iter(self._kept))
-            surplus -= oldest[1]
+            surplus -= oldest[2]
             del self._kept[oldest]
         return embeddings
 
@@ -78,11 +107,14 @@ class PromptEncoder:
         weights: list[float] = []
         for piece, weight in parse_emphasis(text):
             if piece is BREAK:
-                piece_ids = [self.tokenizer.pad_token_id] * (-len(ids) % CHUNK_TOKENS)
-            else:
-                piece_ids = self.tokenizer(piece, add_special_tokens=False, verbose=False).input_ids
-            ids += piece_ids
-            weights += [weight] * len(piece_ids)
+                self._fill_chunk(ids, weights)
+                continue
+            piece_ids = self.tokenizer(piece, add_special_tokens=False, verbose=False).input_ids
+            for unit in self.words.units(piece_ids):
+                if len(ids) % CHUNK_TOKENS + len(unit) > CHUNK_TOKENS >= len(unit):
+                    self._fill_chunk(ids, weights)  # a word's vectors stay together where they can
+                ids += unit
+                weights += [weight] * len(unit)
         if max(map(abs, weights), default=0) >= MAX_WEIGHT:
             logger.warning("a weight in %r is beyond %g and was set to that", _shorten(text), MAX_WEIGHT)
         if len(ids) > self.max_tokens:
@@ -90,9 +122,15 @@ class PromptEncoder:
                 "the prompt has %d tokens, %d of them are cut off: %r; raise --max_embeddings_multiples to keep them",
                 len(ids),
                 len(ids) - self.max_tokens,
-                _shorten(self.tokenizer.decode(ids[self.max_tokens :])),
+                _shorten(self.words.text(ids[self.max_tokens :])),
             )
         return WeightedTokens(tuple(ids[: self.max_tokens]), tuple(weights[: self.max_tokens]))
+
+    def _fill_chunk(self, ids: list[int], weights: list[float]) -> None:
+        """Pad to the end of the last chunk that is begun."""
+        padding = -len(ids) % CHUNK_TOKENS
+        ids += [self.tokenizer.pad_token_id] * padding
+        weights += [1.0] * padding
 
     @torch.inference_mode()
     def _encode(self, texts: Sequence[WeightedTokens], chunks: int) -> torch.Tensor:

@@ -66,6 +66,11 @@ def seeds(text: str) -> tuple[int, ...]:
     return tuple(seed(part) for part in text.split(","))
 
 
+def multipliers(text: str) -> tuple[float, ...]:
+    """Convert `a` or `a,b,c`: one multiplier for each network."""
+    return tuple(multiplier(part) for part in text.split(","))
+
+
 def number_or_none(text: str) -> float | None:
     """Convert a finite number, or the word `none`."""
     return None if text.strip().lower() == "none" else number(-MAX_SCALE, MAX_SCALE)(text)
@@ -86,3 +91,4 @@ def not_empty(text: str) -> str:
 steps = whole_number(1, MAX_STEPS)
 seed = whole_number(0, MAX_SEED)
 guidance_scale = number(0, MAX_SCALE)
+multiplier = number(-MAX_SCALE, MAX_SCALE)

@@ -262,6 +262,23 @@ class _Inert:
         return id(self)
 
 
+class _ParameterDict:
+    """Takes the place of torch.nn.ParameterDict, of which only the parameters are wanted."""
+
+    def __setstate__(self, state: dict) -> None:
+        self.parameters = dict(state.get("_parameters", {}))
+
+
+_STAND_INS = {"torch.nn.modules.container.ParameterDict": _ParameterDict}
+
+
+def parameter_dict_tensors(path: Path, name: str) -> "dict[str, torch.Tensor]":
+    """The tensors of one entry of a pickle, a dict or a ParameterDict of them; empty when there is no such entry."""
+    content = load_pickle(path)
+    entry = content.get(name) if isinstance(content, dict) else None
+    return dict(_named_tensors(entry.parameters if isinstance(entry, _ParameterDict) else entry))
+
+
 class PickleFile:
     """A PyTorch checkpoint: its tensors by name, `state_dict` unwrapped, everything else left aside."""
 
@@ -313,7 +330,7 @@ def load_pickle(path: Path) -> object:
                 str(path), f"is a damaged checkpoint ({_first_line(problem)}); download it again"
             ) from None
         bystanders = [name for name in wanted if name.startswith(_BYSTANDER_MODULES)]
-        if refused := sorted(set(wanted) - set(bystanders)):
+        if refused := sorted(set(wanted) - set(bystanders) - set(_STAND_INS)):
             raise InputError(str(path), _refusal(refused[0]))
     while True:
         try:
@@ -346,7 +363,8 @@ def _load_plain(path: Path, bystanders: list[str], *, can_map: bool) -> object:
 def _bystanders_inert(names: Iterable[str]) -> Iterator[None]:
     import torch
 
-    with torch.serialization.safe_globals([(_Inert, name) for name in names]):
+    inert = [(_Inert, name) for name in names]
+    with torch.serialization.safe_globals([*inert, *((stand_in, name) for name, stand_in in _STAND_INS.items())]):
         yield
 
 

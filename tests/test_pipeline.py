@@ -11,6 +11,7 @@ from library.attention import sdpa, use_kernel
 from library.jobs import Job
 from library.plan import make_plan
 from library.samplers import SAMPLERS, SECOND_NAMES, draw_noise, make_scheduler
+from library.text_conditions import TextConditions
 from library.vae_slices import slice_resnets
 
 PROMPTS = """a cat --d 1
@@ -181,10 +182,9 @@ def test_kept_keys_follow_the_text(sd1):
         use_kernel(unet, sdpa)
         for _ in range(2):
             for text, output in zip(texts, expected):
+                ours = unet(sample, 10, encoder_hidden_states=TextConditions(text)).sample
                 # the same sums in another memory layout
-                torch.testing.assert_close(
-                    unet(sample, 10, encoder_hidden_states=text).sample, output, rtol=1e-4, atol=1e-5
-                )
+                torch.testing.assert_close(ours, output, rtol=1e-4, atol=1e-5)
 
 
 def test_nan_is_no_black_picture(sd1, generate, monkeypatch):

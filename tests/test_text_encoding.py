@@ -29,7 +29,7 @@ def test_an_unweighted_prompt_is_what_transformers_gives(sd1, encoder):
     ids = encoder.tokenizer("a red cat", padding="max_length", max_length=77, return_tensors="pt").input_ids
     with torch.inference_mode():
         expected = encoder.text_encoder(ids).last_hidden_state
-    assert torch.equal(encoder.encode(["a red cat"], 1), expected)
+    assert torch.equal(encoder.encode(["a red cat"], 1).embeddings, expected)
 
 
 def test_clip_skip_takes_an_earlier_layer_and_normalises_it(sd1):
@@ -38,11 +38,11 @@ def test_clip_skip_takes_an_earlier_layer_and_normalises_it(sd1):
     with torch.inference_mode():
         hidden = encoder.text_encoder(ids, output_hidden_states=True).hidden_states[-2]
         expected = encoder.text_encoder.final_layer_norm(hidden)
-    assert torch.equal(encoder.encode(["a cat"], 1), expected)
+    assert torch.equal(encoder.encode(["a cat"], 1).embeddings, expected)
 
 
 def test_weights_multiply_tokens_and_keep_the_mean(encoder):
-    plain, weighted = encoder.encode(["a cat"], 1)[0], encoder.encode(["a (cat:1.5)"], 1)[0]
+    plain, weighted = encoder.encode(["a cat"], 1).embeddings[0], encoder.encode(["a (cat:1.5)"], 1).embeddings[0]
     factors = torch.ones(77, 1)
     factors[2] = 1.5  # begin, "a", "cat"
     expected = plain * factors
@@ -56,7 +56,7 @@ def test_chunks_are_encoded_one_by_one(encoder):
     chunks = encoder.chunks(LONG, "short")
     assert chunks == 4
     tokens = encoder.tokenize(LONG)
-    embedding = encoder.encode([LONG], chunks)
+    embedding = encoder.encode([LONG], chunks).embeddings
     assert embedding.shape == (1, 77 * 4, 64)
     with torch.inference_mode():
         ids = torch.tensor([[BOS, *tokens.ids[75:150], EOS]])
@@ -67,9 +67,9 @@ def test_chunks_are_encoded_one_by_one(encoder):
 
 def test_an_embedding_does_not_depend_on_the_rest_of_the_batch(sd1):
     texts = ["a cat", "(dog:1.2), field", "", "tree"]
-    together = make_encoder(sd1).encode(texts, 1)
+    together = make_encoder(sd1).encode(texts, 1).embeddings
     for text, embedding in zip(texts, together):
-        torch.testing.assert_close(make_encoder(sd1).encode([text], 1)[0], embedding, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(make_encoder(sd1).encode([text], 1).embeddings[0], embedding, rtol=1e-4, atol=1e-5)
 
 
 def test_chunk_ids_of_sd1(encoder):
@@ -113,7 +113,7 @@ def test_what_is_cut_off_is_shown(sd1, caplog):
 
 def test_weights_out_of_bounds_are_warned_of(encoder, caplog):
     with caplog.at_level(logging.WARNING):
-        encoding = encoder.encode(["(" * 200 + "a"], 1)
+        encoding = encoder.encode(["(" * 200 + "a"], 1).embeddings
     assert "was set to that" in caplog.text
     assert encoding.isfinite().all()
 

@@ -1,0 +1,49 @@
+"""The text of a batch on its way to the U-Net's cross-attention."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from library.textual_inversion import XTI_LAYERS
+
+
+@dataclass(frozen=True, eq=False)
+class TextConditions:
+    """What cross-attention attends to; diffusers hands it through the U-Net as `encoder_hidden_states`.
+
+    Args:
+        embeddings: the texts of a batch's rows, (rows, tokens, width).
+        per_layer: texts encoded for one layer alone, by its name in `XTI_LAYERS`, as Extended Textual Inversion has
+            them; layers without one see `embeddings`.
+    """
+
+    embeddings: torch.Tensor
+    per_layer: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def for_layer(self, layer: str | None) -> torch.Tensor:
+        """The text that a layer attends to; the same tensor each time it is asked for."""
+        return self.per_layer.get(layer, self.embeddings)
+
+    def to(self, dtype: torch.dtype) -> "TextConditions":
+        """The same in another type."""
+        return TextConditions(
+            self.embeddings.to(dtype), {layer: text.to(dtype) for layer, text in self.per_layer.items()}
+        )
+
+
+def xti_layer(path: str) -> str | None:
+    """The name in `XTI_LAYERS` of the cross-attention at a module path of the U-Net; None for self-attention.
+
+    Paths are diffusers'; the names count the original's blocks, of which each level has three.
+    """
+    match = re.match(r"(?:(down|up)_blocks\.(\d+)|mid_block)\.attentions\.(\d+)\..*\.attn2\b", path)
+    if match is None:
+        return None
+    side, level, block = match.groups()
+    if side is None:
+        return "MID"
+    place = 3 * int(level) + int(block)
+    name = f"IN{place + 1:02d}" if side == "down" else f"OUT{place:02d}"
+    return name if name in XTI_LAYERS else None

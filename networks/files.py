@@ -1,0 +1,244 @@
+"""Network files: found, opened and checked against the model's headers before anything is loaded. Knows no torch."""
+
+import importlib.util
+import json
+import logging
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from library.errors import InputError
+from library.model_files import ModelFiles, name_kind
+from library.weight_files import WeightFile, choose_weights, open_weights
+from networks.keys import LayerNames, Target, layer_names, layer_shapes, match_keys, text_width
+from networks.kinds import Shape
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger("library.networks")
+
+OWN_MODULE = "networks.lora"
+_FAMILIES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}
+# Marks of families whose keys have no place in SD 1.x and 2.x
+_FOREIGN_MARKS = {
+    "SDXL": ("lora_te2_", "text_encoder_2."),
+    "Stable Diffusion 3": ("joint_blocks",),
+    "Flux": ("double_blocks", "single_transformer_blocks"),
+}
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """One network of a run: the module that understands it, its file, and what the user set for it."""
+
+    module: str
+    weights: WeightFile
+    multiplier: float
+    arguments: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """The file's name for people and metadata."""
+        path = self.weights.path
+        return (path.parent if path.stem in _FOLDER_STEMS else path).stem.encode("utf-8", "replace").decode()
+
+
+@dataclass(frozen=True)
+class NetworkPlan:
+    """The networks of a run and how they act."""
+
+    specs: tuple[NetworkSpec, ...] = ()
+    merged: int = 0  # so many of the first are added to the weights for good
+    pre_calculated: bool = False  # the others go into the weights whenever multipliers change
+
+    @property
+    def multipliers(self) -> tuple[float, ...]:
+        """Those of the networks that are not merged, where a prompt line sets no others."""
+        return tuple(spec.multiplier for spec in self.specs[self.merged :])
+
+    def describe(self, multipliers: Sequence[float]) -> str:
+        """All networks with their multipliers, those of the not merged ones as given: `style: 0.8, detail: 0.3`."""
+        merged = [spec.multiplier for spec in self.specs[: self.merged]]
+        return ", ".join(f"{spec.name}: {m:g}" for spec, m in zip(self.specs, [*merged, *multipliers]))
+
+
+def read_state(weights: WeightFile) -> "dict[str, torch.Tensor]":
+    """Read a file's tensors, with the alphas that PEFT keeps beside them.
+
+    Raises:
+        InputError: naming a tensor that holds NaN or infinite values.
+    """
+    import torch
+
+    state = {}
+    for key in weights.shapes:
+        tensor = weights.tensor(key).clone()
+        if tensor.is_floating_point() and not tensor.float().isfinite().all():
+            problem = f"{key!r} holds NaN or infinite values; the training went wrong, use another file"
+            raise InputError(str(weights.path), problem)
+        state[key] = tensor
+    weights.close()
+    return state | {key: torch.tensor(alpha) for key, alpha in _peft_alphas(weights).items()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# PEFT
+
+_FOLDER_STEMS = ("adapter_model", "pytorch_lora_weights")  # how PEFT and Diffusers name the file in its folder
+
+
+def open_network(path: Path) -> WeightFile:
+    """Open a network file, or the one in a folder that PEFT or Diffusers wrote."""
+    path = path.expanduser()
+    if path.is_dir():
+        name = choose_weights([entry.name for entry in path.iterdir()], _FOLDER_STEMS)
+        if name is None:
+            problem = f"is a folder without {' or '.join(_FOLDER_STEMS)}.safetensors; give the network's file"
+            raise InputError(str(path), problem)
+        path /= name
+    return open_weights(path)
+
+
+def _peft_alphas(weights: WeightFile) -> dict[str, float]:
+    """The alphas of PEFT's LoRAs, which stand in a configuration, under the keys that they would have in the file.
+
+    With `use_rslora` the scale is alpha / √rank (https://arxiv.org/abs/2312.03732), which is alpha·√rank / rank.
+    """
+    config = _peft_config(weights)
+    alphas = {}
+    for key, shape in weights.shapes.items():
+        module, mark, _ = key.partition(".lora_A.")
+        alpha_key = f"{module}.alpha"
+        if not mark or alpha_key in weights.shapes:
+            continue
+        part = next((part for part in ("unet", "text_encoder") if f"{part}." in module and f"{part}.r" in config), "")
+        settings = {name.removeprefix(f"{part}."): value for name, value in config.items()} if part else config
+        pattern = settings.get("alpha_pattern") or {}
+        path = module.removeprefix("base_model.model.").removeprefix(f"{part}.")
+        alpha = next((a for p, a in pattern.items() if re.fullmatch(rf"(.*\.)?({p})", path)), None)
+        alpha = settings.get("lora_alpha") if alpha is None else alpha
+        if isinstance(alpha, int | float) and shape:
+            alphas[alpha_key] = alpha * (math.sqrt(shape[0]) if settings.get("use_rslora") else 1)
+    return alphas
+
+
+def _peft_config(weights: WeightFile) -> dict[str, object]:
+    """PEFT's configuration of a file: in its metadata, as Diffusers writes it, or in a file beside it."""
+    beside = weights.path.parent / "adapter_config.json"
+    text = weights.metadata.get("lora_adapter_metadata")
+    try:
+        if text is None and weights.path.stem == "adapter_model" and beside.is_file():
+            text = beside.read_text(encoding="utf-8")
+        config = json.loads(text or "{}")
+        return config if isinstance(config, dict) else {}
+    except (OSError, ValueError) as problem:
+        raise InputError(str(weights.path), f"its adapter configuration cannot be read ({problem})") from None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Options to specifications
+
+
+def plan_networks(
+    modules: Sequence[str],
+    weights: Sequence[str],
+    multipliers: Sequence[float],
+    arguments: Sequence[str],
+    model: ModelFiles,
+) -> tuple[NetworkSpec, ...]:
+    """Pair up what `--network_module` and its companions say, and check each file against the model.
+
+    Raises:
+        InputError: for numbers that do not fit, a module that is not there, a file that is no network of this family.
+    """
+    if len(weights) != len(modules):
+        subject = f"--network_weights: {len(weights)} for {len(modules)} --network_module"
+        raise InputError(subject, "each module needs one weight file; give as many")
+    for name, values in (("--network_mul", multipliers), ("--network_args", arguments)):
+        if len(values) > len(modules):
+            raise InputError(name, f"has {len(values)} values for {len(modules)} modules; give at most as many")
+    for module in modules:
+        _check_module(module)
+    specs = []
+    shapes = layer_shapes(model) if modules else {}
+    names = layer_names(shapes, model.unet.config)
+    for place, (module, path) in enumerate(zip(modules, weights)):
+        multiplier = multipliers[place] if place < len(multipliers) else 1.0
+        parsed = _parse_arguments(arguments[place]) if place < len(arguments) else {}
+        if parsed and module == OWN_MODULE:
+            logger.warning("--network_args: %s takes none, %s does nothing", module, ", ".join(parsed))
+        spec = NetworkSpec(module, open_network(Path(path)), multiplier, parsed)
+        _check_file(spec, names, shapes, model.text_encoder.config["hidden_size"])
+        specs.append(spec)
+    return tuple(specs)
+
+
+def _check_module(module: str) -> None:
+    """Refuse a module that cannot be imported; its own file is not run yet."""
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError, AttributeError) as problem:
+        found, reason = None, str(problem)
+    else:
+        reason = "there is none of that name"
+    if found is None:
+        hint = f"{OWN_MODULE} reads LoRA and its relatives"
+        if module.startswith("lycoris"):
+            hint = "pip install -r requirements-lycoris.txt"
+        raise InputError(f"--network_module {module}", f"cannot be imported ({reason}); {hint}")
+
+
+def _parse_arguments(text: str) -> dict[str, str]:
+    """`key=value;key=value`; a value may hold `=`."""
+    arguments = {}
+    for pair in text.split(";"):
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip():
+            raise InputError(f"--network_args {text}", f"{pair!r} is not key=value; write key=value;key=value")
+        arguments[key.strip()] = value.strip()
+    return arguments
+
+
+def _check_file(spec: NetworkSpec, names: LayerNames, layers: Mapping[Target, Shape], width: int) -> None:
+    """Refuse a file of another family or with no key that fits; warn of keys that do not."""
+    subject, shapes = f"--network_weights {spec.weights.path}", spec.weights.shapes
+    match = match_keys(shapes, names, layers)
+    family = next((f for f, marks in _FOREIGN_MARKS.items() if any(m in k for k in shapes for m in marks)), None)
+    made_for = text_width(shapes)
+    if family is None and made_for not in (None, width):
+        family = _FAMILIES.get(made_for, f"a model whose text is {made_for} wide")
+    fits = f"{match.matched} of {len(shapes)} keys fit"
+    if family is not None:
+        this = _FAMILIES.get(width, f"a model whose text is {width} wide")
+        raise InputError(subject, f"{fits}; it is made for {family}, the model is {this}; use one made for it")
+    if spec.module != OWN_MODULE:
+        return  # what its keys mean is the module's to say
+    if not match.layers:
+        what = name_kind(spec.weights) or "no network for the layers of Stable Diffusion"
+        raise InputError(subject, f"{fits}; it is {what} that {OWN_MODULE} can read; use another file")
+    if match.unmatched:
+        left = f"{match.unmatched[0]!r} and {len(match.unmatched) - 1} others"
+        logger.warning("%s: %s; left aside: %s", subject, fits, left)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Metadata
+
+
+def describe_metadata(spec: NetworkSpec) -> list[str]:
+    """A file's metadata in readable lines; JSON within it is unfolded."""
+    lines = [f"metadata of {spec.weights.path}:"]
+    for name, text in sorted(spec.weights.metadata.items()):
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        if isinstance(value, dict | list):
+            lines += [f"  {name}:", *(f"    {line}" for line in json.dumps(value, indent=2).splitlines())]
+        else:
+            lines.append(f"  {name}: {text}")
+    return lines if len(lines) > 1 else [f"metadata of {spec.weights.path}: none"]

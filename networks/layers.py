@@ -1,0 +1,168 @@
+"""What networks do to one layer: low-rank pairs beside it, and changes folded into its weights.
+
+All pairs of a layer are stacked into one: the downs behind each other, the ups with their multipliers side by side, so
+that any number of networks costs two small matrix products. Everything is worked out in float32 and cast once.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from networks.kinds import BIAS_PARTS, LORA, Kind, low_rank_pair, weight_change
+
+
+class LayerChange:
+    """One network's change of one layer: its parts as they are in the file, and the multiplier."""
+
+    def __init__(self, kind: Kind, parts: dict[str, torch.Tensor], multiplier: float) -> None:
+        self.kind = kind
+        self.parts = parts
+        self.multiplier = multiplier
+
+    def wide_parts(self, device: torch.device) -> dict[str, torch.Tensor]:
+        """The parts in float32 on a device."""
+        return {name: part.to(device, torch.float32) for name, part in self.parts.items()}
+
+    def is_pair(self, layer: nn.Module) -> bool:
+        """Whether this can run beside the layer as two small products."""
+        return self.kind is LORA and "dora_scale" not in self.parts and isinstance(layer, nn.Linear | nn.Conv2d)
+
+
+def folded_values(layer: nn.Module, changes: list[LayerChange]) -> dict[str, torch.Tensor]:
+    """The layer's weight and bias with all of these changes, each worked out from the weight as it is, in float32."""
+    weight = layer.weight.float()
+    values = {"weight": weight.clone()}
+    for change in changes:
+        parts = change.wide_parts(weight.device)
+        values["weight"] += change.multiplier * weight_change(change.kind, parts, weight)
+        for name in BIAS_PARTS:
+            if name in parts:
+                bias = values.get("bias", torch.zeros(()) if layer.bias is None else layer.bias.float())
+                values["bias"] = bias + change.multiplier * parts[name].flatten()
+    return values
+
+
+class LowRankStack:
+    """The low-rank pairs of all networks on one layer, as one pair.
+
+    For an input x and the layer's output y: h = `reduce`(x) has one channel for each rank of each network, in the
+    order of the changes; y += up(h).
+    """
+
+    def __init__(self, layer: nn.Module, changes: list[LayerChange]) -> None:
+        self._layer_type = type(layer)
+        self._changes = changes
+        device, dtype = layer.weight.device, layer.weight.dtype
+        downs, self._ups = zip(*(low_rank_pair(change.wide_parts(device)) for change in changes))
+        window = layer.weight.shape[1:]
+        self._down = torch.cat([down.reshape(-1, *window) for down in downs]).to(dtype)
+        self._up = torch.empty(layer.weight.shape[0], self._down.shape[0], device=device, dtype=dtype)
+        self.update()
+
+    def update(self) -> None:
+        """Put the changes' multipliers into the ups."""
+        ups = [change.multiplier * up for change, up in zip(self._changes, self._ups)]
+        self._up.copy_(torch.cat(ups, dim=1))
+
+    def __call__(self, layer: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        """Forward hook: add the pairs' effect to the layer's output, in place."""
+        (x,) = inputs
+        if isinstance(layer, nn.Linear):
+            reduced = F.linear(x, self._down)  # (..., ranks)
+            flat = output.view(-1, output.shape[-1])
+            flat.addmm_(reduced.view(-1, reduced.shape[-1]), self._up.T)
+            return output
+        reduced = F.conv2d(x, self._down, None, layer.stride, layer.padding, layer.dilation)  # (B, ranks, h, w)
+        return output.add_(F.conv2d(reduced, self._up[:, :, None, None]))
+
+
+class LayerAdapter:
+    """Everything that networks do to one layer. It comes with the first change and goes with the last."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self._layer = layer
+        self._pairs: list[LayerChange] = []
+        self._stack: LowRankStack | None = None
+        self._hook: RemovableHandle | None = None
+        self._folds: list[LayerChange] = []
+        self._originals: dict[str, nn.Parameter | None] = {}  # what folded parameters stand in for
+        self._folded: dict[str, nn.Parameter] = {}
+        self._stale = False  # the folded parameters are not those of the multipliers
+
+    def add(self, change: LayerChange, *, folded: bool) -> None:
+        """Add a change: as a low-rank pair that works at once, or to what `fold` puts into the weights."""
+        if folded:
+            self._folds.append(change)
+            self._stale = True
+        else:
+            self._set_pairs([*self._pairs, change])
+
+    def remove(self, change: LayerChange) -> None:
+        """Take a change away; weights that no change is left in are the original ones again."""
+        if change in self._pairs:
+            self._set_pairs([other for other in self._pairs if other is not change])
+        else:
+            self._folds.remove(change)
+            self.restore()
+            self.fold()
+
+    @property
+    def empty(self) -> bool:
+        """Whether no change is left."""
+        return not self._pairs and not self._folds
+
+    def update(self) -> None:
+        """Take up new multipliers; in the weights they show after the next `fold`."""
+        if self._stack is not None:
+            self._stack.update()
+        self._stale = bool(self._folds)
+
+    def fold(self) -> None:
+        """Put the folded changes with their multipliers into the weights, worked out from the original ones."""
+        if not (self._stale and self._folds):
+            return
+        self.restore()
+        for name, value in folded_values(self._layer, self._folds).items():
+            original = getattr(self._layer, name)
+            if name not in self._folded:
+                like = self._layer.weight.new_empty(value.shape) if original is None else torch.empty_like(original)
+                self._folded[name] = nn.Parameter(like, requires_grad=False)
+            self._folded[name].copy_(value)
+            self._originals[name] = original
+            setattr(self._layer, name, self._folded[name])
+        self._stale = False
+
+    def restore(self) -> None:
+        """Put the original weights back."""
+        for name, original in self._originals.items():
+            setattr(self._layer, name, original)
+        self._originals.clear()
+        self._stale = True
+        if not self._folds:
+            self._folded.clear()
+
+    def _set_pairs(self, pairs: list[LayerChange]) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+        self._pairs = pairs
+        self._stack = LowRankStack(self._layer, pairs) if pairs else None
+        self._hook = self._layer.register_forward_hook(self._stack) if pairs else None
+
+
+_ATTRIBUTE = "network_adapter"  # where a layer keeps its adapter, so that both go together
+
+
+def adapter_of(layer: nn.Module) -> LayerAdapter:
+    """The layer's adapter, a new one if it has none."""
+    if not hasattr(layer, _ATTRIBUTE):
+        setattr(layer, _ATTRIBUTE, LayerAdapter(layer))
+    return getattr(layer, _ATTRIBUTE)
+
+
+def remove_change(layer: nn.Module, change: LayerChange) -> None:
+    """Take a change off a layer, and the adapter with the last one."""
+    adapter = adapter_of(layer)
+    adapter.remove(change)
+    if adapter.empty:
+        delattr(layer, _ATTRIBUTE)

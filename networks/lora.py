@@ -1,0 +1,200 @@
+"""LoRA and its relatives for this program: `--network_module networks.lora`.
+
+A network module is any one with `create_network_from_weights`; a network answers to the methods of `LoraNetwork`. Which
+relative a file holds is told from its keys, layer by layer (`networks.kinds`).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from library.errors import InputError
+from networks.files import open_network, read_state
+from networks.keys import TEXT_ENCODER, UNET, Target, layer_names, match_keys
+from networks.layers import LayerChange, adapter_of, folded_values, remove_change
+
+State = Mapping[str, torch.Tensor]
+
+
+def create_network_from_weights(
+    multiplier: float,
+    file: str,
+    vae: nn.Module | None,
+    text_encoder: nn.Module,
+    unet: nn.Module,
+    weights_sd: State | None = None,
+    for_inference: bool = False,
+    **arguments: str,
+) -> tuple["LoraNetwork", State]:
+    """Make a network of a file's weights.
+
+    Args:
+        multiplier: how strongly it acts.
+        file: where the weights are; not read when they are given.
+        vae: not changed by any relative of LoRA; part of the contract.
+        text_encoder: whose layers the keys are matched against.
+        unet: likewise.
+        weights_sd: the weights.
+        for_inference: part of the contract; this network does nothing else.
+        arguments: from `--network_args`; there are none.
+
+    Returns:
+        The network, not yet attached, and its weights.
+
+    Raises:
+        InputError: when no key fits a layer.
+    """
+    if arguments:
+        raise InputError("--network_args", f"networks.lora takes none; leave out {', '.join(arguments)}")
+    if weights_sd is None:
+        weights_sd = read_state(open_network(Path(file)))
+    network = LoraNetwork(text_encoder, unet, multiplier)
+    network.load_state_dict(weights_sd, strict=False)
+    return network, weights_sd
+
+
+class LoraNetwork:
+    """One network, its layers and its multiplier.
+
+    By default low-rank changes work as two small products beside each layer, and other relatives are folded into the
+    weights whenever the multiplier changes. After `backup_weights` everything is folded, when `pre_calculation` says
+    so. Attaching and `detach` leave the model bit for bit as it was, in whatever order networks come and go.
+    """
+
+    def __init__(self, text_encoder: nn.Module, unet: nn.Module, multiplier: float) -> None:
+        self.multiplier = multiplier
+        self._layers: dict[Target, nn.Module] = {
+            (network, path): layer
+            for network, model in ((UNET, unet), (TEXT_ENCODER, text_encoder))
+            for path, layer in model.named_modules()
+            if isinstance(getattr(layer, "weight", None), torch.Tensor)
+        }
+        self._names = layer_names(self._layers, unet.config)
+        self._changes: dict[Target, LayerChange] = {}
+        self._attached = False
+        self._pre_calculated = False
+
+    def load_state_dict(self, state: State, strict: bool = True) -> "LoadedKeys":
+        """Take the weights from a file's tensors.
+
+        Raises:
+            InputError: when no key fits a layer, or, with `strict`, when any does not.
+        """
+        shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
+        match = match_keys(shapes, self._names, {t: tuple(layer.weight.shape) for t, layer in self._layers.items()})
+        if not match.layers or (strict and match.unmatched):
+            problem = f"{match.matched} of {len(state)} keys fit the model; use a network that is made for it"
+            raise InputError("the network's weights", problem)
+        attached = self._attached
+        if attached:
+            self.detach()
+        self._changes = {
+            target: LayerChange(found.kind, {part: state[key] for part, key in found.keys.items()}, self.multiplier)
+            for target, found in match.layers.items()
+        }
+        if attached:
+            self._attach()
+        return LoadedKeys([], list(match.unmatched))
+
+    def apply_to(self, text_encoder: nn.Module, unet: nn.Module) -> None:
+        """Attach the network to the models that it was made for.
+
+        Raises:
+            RuntimeError: when it is attached already.
+        """
+        if self._attached:
+            raise RuntimeError("the network is attached already")
+        self._attach()
+
+    def detach(self) -> None:
+        """Leave the models as if the network had never been there."""
+        for layer, change in self._layer_changes():
+            remove_change(layer, change)
+        self._attached = False
+
+    @torch.no_grad()
+    def set_multiplier(self, multiplier: float) -> None:
+        """Set how strongly the network acts; after `backup_weights`, from the next `pre_calculation` on."""
+        self.multiplier = multiplier
+        for layer, change in self._layer_changes():
+            change.multiplier = multiplier
+            if self._attached:
+                adapter_of(layer).update()
+        if not self._pre_calculated:
+            self.pre_calculation()
+
+    def is_mergeable(self) -> bool:
+        """Whether `merge_to` works; it does for every relative."""
+        return True
+
+    @torch.no_grad()
+    def merge_to(
+        self,
+        text_encoder: nn.Module,
+        unet: nn.Module,
+        weights_sd: State | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        """Add the network to the models' weights for good, worked out in float32.
+
+        Args:
+            text_encoder: the model that the network was made for, as `unet`.
+            unet: likewise.
+            weights_sd: weights in place of the network's own.
+            dtype: the weights keep their type and device; part of the contract, as `device`.
+            device: see `dtype`.
+        """
+        if weights_sd is not None:
+            self.load_state_dict(weights_sd, strict=False)
+        for layer, change in self._layer_changes():
+            for name, value in folded_values(layer, [change]).items():
+                original = getattr(layer, name)
+                if original is None:
+                    setattr(layer, name, nn.Parameter(value.to(layer.weight.dtype), requires_grad=False))
+                else:
+                    original.copy_(value)
+
+    def backup_weights(self) -> None:
+        """From now on the whole network goes into the weights, when `pre_calculation` says so."""
+        if self._pre_calculated:
+            return
+        attached = self._attached
+        if attached:
+            self.detach()
+        self._pre_calculated = True
+        if attached:
+            self._attach()
+
+    def restore_weights(self) -> None:
+        """Put the original weights back until the next `pre_calculation`."""
+        for layer, _ in self._layer_changes():
+            adapter_of(layer).restore()
+
+    @torch.no_grad()
+    def pre_calculation(self) -> None:
+        """Work out the weights with the current multipliers of all networks, from the original weights."""
+        if self._attached:
+            for layer, _ in self._layer_changes():
+                adapter_of(layer).fold()
+
+    def _layer_changes(self) -> list[tuple[nn.Module, LayerChange]]:
+        return [(self._layers[target], change) for target, change in self._changes.items()]
+
+    @torch.no_grad()
+    def _attach(self) -> None:
+        for layer, change in self._layer_changes():
+            adapter_of(layer).add(change, folded=self._pre_calculated or not change.is_pair(layer))
+        self._attached = True
+        if not self._pre_calculated:
+            self.pre_calculation()
+
+
+class LoadedKeys(NamedTuple):
+    """What `load_state_dict` made of a file's keys."""
+
+    missing_keys: list[str]  # a network has no weights but those of its file, so that none is ever missing
+    unexpected_keys: list[str]
