@@ -248,6 +248,23 @@ def _deep_shrink_options(group: argparse._ArgumentGroup) -> None:
     _add(group, "--ds_ratio", convert=deep_shrink.ratio, metavar="RATIO", help="size they are shrunk to (default 0.5)")
 
 
+def _guidance_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--guide_image_path", nargs="+", metavar="PATH",
+                       help="picture that guides, or pictures and folders of them, taken in turn")  # fmt: skip
+    _add(group, "--clip_guidance_scale", convert=values.loss_scale, metavar="SCALE", default=0,
+         help="draw towards what CLIP reads in the prompt, or in a prompt line's --c; 100 is a start")  # fmt: skip
+    _add(group, "--clip_image_guidance_scale", convert=values.loss_scale, metavar="SCALE", default=0,
+         help="draw towards what CLIP sees in the guide picture; 100 is a start")  # fmt: skip
+    _add(group, "--vgg16_guidance_scale", convert=values.loss_scale, metavar="SCALE", default=0,
+         help="draw towards VGG16's features of the guide picture; 100 is a start")  # fmt: skip
+    _add(group, "--vgg16_guidance_layer", convert=values.whole_number(1, 30), metavar="N",
+         help="layer of VGG16 whose features are compared, 1 to 30 (default 20)")  # fmt: skip
+    _add(group, "--clip_model", convert=values.not_empty, metavar="MODEL",
+         help="CLIP model: folder or Hugging Face id (default laion/CLIP-ViT-B-32-laion2B-s34B-b79K)")  # fmt: skip
+    _add(group, "--vgg16_model", convert=values.not_empty, metavar="FILE",
+         help="VGG16's weights in torchvision's layout (default: torchvision's for ImageNet)")  # fmt: skip
+
+
 def _speed_options(group: argparse._ArgumentGroup) -> None:
     _add(group, "--batch_size", convert=values.whole_number(1), metavar="N", default=1,
          help="pictures drawn at a time (default 1)")  # fmt: skip
@@ -275,6 +292,7 @@ _OPTION_GROUPS = {
     "Gradual Latent": _gradual_latent_options,
     "Deep Shrink": _deep_shrink_options,
     "networks and embeddings": _network_options,
+    "guidance by CLIP and VGG16": _guidance_options,
     "memory and speed": _speed_options,
 }
 

@@ -63,6 +63,7 @@ class Job(JobSettings):
     height: int = DEFAULT_SIZE_PX
     source: Path | None = None  # the picture that img2img starts from
     mask: Path | None = None  # where it is repainted
+    guides: tuple[Path, ...] = ()  # the pictures that guide it
     stage: int = 0  # of Highres. fix: 1 is the small picture, 2 its enlargement; 0 is drawn in one go
 
     @property
@@ -125,10 +126,20 @@ class SourcePicture:
 
 @dataclass(frozen=True)
 class Sources:
-    """The source pictures and masks of a run; image k takes picture k and mask k, counting round and round."""
+    """The pictures that a run starts from and is guided by.
+
+    Image k takes picture k, mask k and the k-th `guides_per_picture` guides, counting round and round.
+    """
 
     pictures: tuple[SourcePicture, ...] = ()
     masks: tuple[Path, ...] = ()
+    guides: tuple[Path, ...] = ()
+    guides_per_picture: int = 1
+
+    def guides_of(self, place: int) -> tuple[Path, ...]:
+        """The guides of image number `place`."""
+        first = place * self.guides_per_picture
+        return tuple(_in_turn(self.guides, first + i) for i in range(self.guides_per_picture)) if self.guides else ()
 
 
 class SeedSource:
@@ -237,6 +248,7 @@ class JobMaker:
             file=self.name_file(seed, picture.path if picture else None),
             source=picture.path if picture else None,
             mask=_in_turn(self.sources.masks, place),
+            guides=self.sources.guides_of(place),
         )
         self._made += 1
         for stage in stages(job, self.highres):

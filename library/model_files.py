@@ -59,7 +59,7 @@ def find_model(ckpt: str, *, v2: bool, v_parameterization: bool, vae: str | None
     Raises:
         InputError: when it is not there, not Stable Diffusion 1.x or 2.x, or not what the options say.
     """
-    path, name = _resolve(ckpt, "--ckpt")
+    path, name = resolve(ckpt, "--ckpt")
     unet, own_vae, text_encoder = _open_folder(path) if path.is_dir() else _open_single_file(path)
     subject = f"--ckpt {ckpt}"
     _check_unet(unet.config, subject)
@@ -91,10 +91,10 @@ def find_model(ckpt: str, *, v2: bool, v_parameterization: bool, vae: str | None
 
 def find_vae(vae: str) -> Component:
     """Find and check the VAE that `--vae` names: a file, a folder, or a model folder with a `vae` inside."""
-    path, _ = _resolve(vae, "--vae")
+    path, _ = resolve(vae, "--vae")
     if path.is_dir():
         folder = path / "vae" if (path / "vae").is_dir() else path
-        component = _folder_component(folder, "diffusion_pytorch_model")
+        component = folder_component(folder, "diffusion_pytorch_model")
     else:
         component = _vae_component(open_weights(path))
     subject = f"--vae {vae}"
@@ -111,7 +111,7 @@ def find_vae(vae: str) -> Component:
 # Paths
 
 
-def _resolve(given: str, option: str) -> tuple[Path, str]:
+def resolve(given: str, option: str) -> tuple[Path, str]:
     """Find the file or folder that a path, glob or Hugging Face id means, and its name for people."""
     try:
         path = Path(given).expanduser()
@@ -125,7 +125,7 @@ def _resolve(given: str, option: str) -> tuple[Path, str]:
             found = f"matches {len(matches)} paths: {', '.join(matches[:8])}" if matches else "matches nothing"
             raise InputError(f"{option} {given}", f"{found}; give a pattern that matches one")
         if matches[0] != given:
-            return _resolve(matches[0], option)
+            return resolve(matches[0], option)
     if _is_hub_id(given):
         from library.hub import fetch_model
 
@@ -159,13 +159,13 @@ def _open_folder(path: Path) -> tuple[Component, Component, Component]:
                 f"is no Diffusers model folder: {part}/config.json is missing; give the folder above unet/",
             )
     return (
-        _folder_component(path / "unet", "diffusion_pytorch_model"),
-        _folder_component(path / "vae", "diffusion_pytorch_model"),
-        _folder_component(path / "text_encoder", "model", "pytorch_model"),
+        folder_component(path / "unet", "diffusion_pytorch_model"),
+        folder_component(path / "vae", "diffusion_pytorch_model"),
+        folder_component(path / "text_encoder", "model", "pytorch_model"),
     )
 
 
-def _folder_component(folder: Path, *stems: str) -> Component:
+def folder_component(folder: Path, *stems: str) -> Component:
     """Open the configuration and the weights of one network of a Diffusers folder."""
     if not (folder / "config.json").is_file():
         raise InputError(str(folder), "has no config.json; give a Diffusers folder or a file")

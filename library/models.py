@@ -58,7 +58,7 @@ def load_models(
 
 def load_unet(component: Component, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:
     """Build and fill the U-Net."""
-    unet = _build(component, UNet2DConditionModel.from_config)
+    unet = build(component, UNet2DConditionModel.from_config)
     modules = layout.unet_modules(unet.config)
 
     def names(target: str) -> Iterator[tuple[str, int | None]]:
@@ -66,12 +66,12 @@ def load_unet(component: Component, device: torch.device, dtype: torch.dtype) ->
         if original := layout.original_name(target, modules):
             yield layout.UNET_PREFIX + original, None
 
-    return _fill(unet, component.weights, names, device, dtype)
+    return fill(unet, component.weights, names, device, dtype)
 
 
 def load_vae(component: Component, device: torch.device, dtype: torch.dtype) -> AutoencoderKL:
     """Build and fill the VAE."""
-    vae = _build(component, AutoencoderKL.from_config)
+    vae = build(component, AutoencoderKL.from_config)
     modules = layout.vae_modules(vae.config)
 
     def names(target: str) -> Iterator[tuple[str, int | None]]:
@@ -83,12 +83,12 @@ def load_vae(component: Component, device: torch.device, dtype: torch.dtype) -> 
             if f".attentions.0.{part}." in target:
                 yield target.replace(part, older), None
 
-    return _fill(vae, component.weights, names, device, dtype)
+    return fill(vae, component.weights, names, device, dtype)
 
 
 def load_text_encoder(component: Component, device: torch.device, dtype: torch.dtype) -> CLIPTextModel:
     """Build and fill the CLIP text encoder."""
-    text_encoder = _build(component, lambda config: CLIPTextModel(CLIPTextConfig(**config)))
+    text_encoder = build(component, lambda config: CLIPTextModel(CLIPTextConfig(**config)))
 
     def names(target: str) -> Iterator[tuple[str, int | None]]:
         # Files keep a level that transformers has left out of its module names since version 5.6
@@ -101,10 +101,10 @@ def load_text_encoder(component: Component, device: torch.device, dtype: torch.d
             yield f"{prefix}text_model.{target}", None
             yield f"{prefix}{target}", None
 
-    return _fill(text_encoder, component.weights, names, device, dtype)
+    return fill(text_encoder, component.weights, names, device, dtype)
 
 
-def _build(component: Component, make: Callable[[dict[str, object]], Model]) -> Model:
+def build(component: Component, make: Callable[[dict[str, object]], Model]) -> Model:
     """Make an empty model from its configuration, without memory for its weights."""
     try:
         with torch.device("meta"):
@@ -116,7 +116,7 @@ def _build(component: Component, make: Callable[[dict[str, object]], Model]) -> 
         ) from None
 
 
-def _fill(model: Model, weights: WeightFile, names: NamesInFile, device: torch.device, dtype: torch.dtype) -> Model:
+def fill(model: Model, weights: WeightFile, names: NamesInFile, device: torch.device, dtype: torch.dtype) -> Model:
     """Give every parameter of a model built on `meta` its tensor.
 
     Args:

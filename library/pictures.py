@@ -99,6 +99,11 @@ def load_source(path: Path, size: tuple[int, int]) -> "Image":
     return picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
 
 
+def load_guide(path: Path) -> "Image":
+    """Read a guide picture, in its own size."""
+    return read_picture(path, "--guide_image_path")
+
+
 def load_mask(path: Path, size: tuple[int, int]) -> "Image":
     """Read an inpainting mask as grey at a size of (width, height); white is repainted."""
     from PIL import Image

@@ -101,6 +101,8 @@ def typed_line(text: str, subject: str) -> SourceLine:
 # ---------------------------------------------------------------------------------------------------------------------
 # The run
 
+_GUIDE_USERS = ("--clip_image_guidance_scale", "--vgg16_guidance_scale")  # the options that make use of guide pictures
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunPlan:
@@ -212,6 +214,9 @@ def _check_combinations(options: argparse.Namespace) -> None:
         for name in ("--mask_path", "--keep_unmasked", "--use_original_file_name"):
             if _given(options, name):
                 raise InputError(name, "is for img2img; give --image_path too, or leave it out")
+    if options.guide_image_path and not any(_given(options, name) for name in _GUIDE_USERS):
+        problem = f"nothing uses it; give {', '.join(_GUIDE_USERS[:-1])} or {_GUIDE_USERS[-1]} too, or leave it out"
+        raise InputError("--guide_image_path", problem)
     if options.sequential_file_name and options.use_original_file_name:
         raise InputError("--sequential_file_name and --use_original_file_name", "are two ways to name files; give one")
 
@@ -303,7 +308,7 @@ def _plan_networks(options: argparse.Namespace, model: ModelFiles) -> NetworkPla
 
 
 def _find_sources(options: argparse.Namespace) -> Sources:
-    """Find and check the pictures that img2img starts from, and their masks."""
+    """Find and check the pictures that img2img starts from, their masks, and the pictures that guide."""
     pictures = []
     if options.image_path is not None:
         for path in find_pictures(options.image_path, "--image_path"):
@@ -313,7 +318,15 @@ def _find_sources(options: argparse.Namespace) -> Sources:
         check_picture(mask, "--mask_path")
         if read_picture(mask, "--mask_path").convert("L").getextrema()[1] == 0:
             logger.warning("--mask_path %s: is black all over, so that nothing is repainted", mask)
-    return Sources(tuple(pictures), tuple(masks))
+    return Sources(tuple(pictures), tuple(masks), _find_guides(options, pictures))
+
+
+def _find_guides(options: argparse.Namespace, sources: Sequence[SourcePicture]) -> tuple[Path, ...]:
+    """Find the guide pictures, and check those that are not among the source pictures, which are checked already."""
+    guides = [path for given in options.guide_image_path or () for path in find_pictures(given, "--guide_image_path")]
+    for path in set(guides) - {source.path for source in sources}:
+        check_picture(path, "--guide_image_path")
+    return tuple(guides)
 
 
 def _source_lines(options: argparse.Namespace, sources: Sources) -> list[SourceLine]:
