@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from library import console, deep_shrink, devices, gradual_latent, preview, values
+from library.control_files import preprocessing
 from library.deep_shrink import Shrinker
 from library.errors import InputError, ProgramError
 from library.highres import UpscalerSpec, stages, upscaler_arguments
@@ -33,6 +34,7 @@ if TYPE_CHECKING:  # torch and what needs it are imported once every option and 
     from diffusers import SchedulerMixin, UNet2DConditionModel
     from PIL.Image import Image
 
+    from library.control_net import ControlNets, Steering
     from library.models import Models
     from networks.attach import Networks
     from tools.latent_upscaler import LatentUpscaler as Upscaler
@@ -248,6 +250,24 @@ def _deep_shrink_options(group: argparse._ArgumentGroup) -> None:
     _add(group, "--ds_ratio", convert=deep_shrink.ratio, metavar="RATIO", help="size they are shrunk to (default 0.5)")
 
 
+def _control_net_options(group: argparse._ArgumentGroup) -> None:
+    share = values.number(0, 1)
+    _add(group, "--control_net_models", convert=values.not_empty, nargs="+", metavar="MODEL",
+         help="ControlNets (file, Diffusers folder or id); several take turns, one at each step")  # fmt: skip
+    _add(group, "--control_net_preps", convert=preprocessing, nargs="+", metavar="PREP",
+         help="none (default), canny or canny_LOW_HIGH, for each")  # fmt: skip
+    _add(group, "--control_net_weights", convert=values.number(-values.MAX_SCALE, values.MAX_SCALE), nargs="+",
+         metavar="WEIGHT", help="strength of each (default 1)")  # fmt: skip
+    _add(group, "--control_net_starts", convert=share, nargs="+", metavar="SHARE",
+         help="share of the steps after which each begins (default 0)")  # fmt: skip
+    _add(group, "--control_net_ratios", convert=share, nargs="+", metavar="SHARE",
+         help="share of the steps after which each ends (default 1)")  # fmt: skip
+    group.add_argument("--control_net_together", action="store_true",
+                       help="use all ControlNets at every step and add them up")  # fmt: skip
+    group.add_argument("--control_net_save_guides", action="store_true",
+                       help="save the preprocessed guide beside each picture")  # fmt: skip
+
+
 def _guidance_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--guide_image_path", nargs="+", metavar="PATH",
                        help="picture that guides, or pictures and folders of them, taken in turn")  # fmt: skip
@@ -292,6 +312,7 @@ _OPTION_GROUPS = {
     "Gradual Latent": _gradual_latent_options,
     "Deep Shrink": _deep_shrink_options,
     "networks and embeddings": _network_options,
+    "ControlNet": _control_net_options,
     "guidance by CLIP and VGG16": _guidance_options,
     "memory and speed": _speed_options,
 }
@@ -341,15 +362,16 @@ class Guidance:
 
 
 class Denoiser:
-    """Predicts what is noise in a batch's latents: the U-Net with the batch's text."""
+    """Predicts what is noise in a batch's latents: the U-Net with the batch's text, steered by ControlNets."""
 
-    def __init__(self, unet: UNet2DConditionModel, text: torch.Tensor, shrinker: Shrinker) -> None:
-        self._unet, self._text, self._shrinker = unet, text, shrinker
+    def __init__(self, unet: UNet2DConditionModel, text: torch.Tensor, shrinker: Shrinker, steering: Steering) -> None:
+        self._unet, self._text, self._shrinker, self._steering = unet, text, shrinker, steering
 
     def __call__(self, sample: torch.Tensor, timestep: torch.Tensor, index: int) -> torch.Tensor:
         """(branches * B, C, h, w), scaled as the scheduler wants it → the model's prediction, likewise"""
         self._shrinker.begin_step(index)
-        return self._unet(sample, timestep, encoder_hidden_states=self._text).sample
+        residuals = self._steering.residuals(sample, timestep, self._text, index)
+        return self._unet(sample, timestep, encoder_hidden_states=self._text, **residuals).sample
 
 
 class Inpainting:
@@ -405,16 +427,21 @@ class Pipeline:
     """Draws batches of jobs: prompts to embeddings, noise to latents, latents to pixels."""
 
     def __init__(
-        self, models: Models, networks: Networks, sampler: Sampler, plan: RunPlan, upscaler: Upscaler | None = None
+        self,
+        models: Models,
+        networks: Networks,
+        control_nets: ControlNets,
+        plan: RunPlan,
+        upscaler: Upscaler | None = None,
     ) -> None:
         from library.text_encoding import PromptEncoder
 
         self.unet, self.vae = models.unet, models.vae
-        self.networks = networks
+        self.networks, self.control_nets = networks, control_nets
         self.encoder = PromptEncoder(
             models.tokenizer, models.text_encoder, plan.clip_skip, plan.max_chunks, plan.embeddings
         )
-        self.sampler = sampler
+        self.sampler = plan.sampler
         self.prediction_type = plan.model.prediction_type
         self.vae_batch_size = plan.vae_batch_size
         self.keep_unmasked = plan.keep_unmasked
@@ -467,8 +494,9 @@ class Pipeline:
         step_arguments = {"generator": noise.generators} if self.sampler.draws_noise else {}
         latents, before_step, after_step = self._start(jobs, originals, scheduler, timesteps, noise)
         shrinker = Shrinker(jobs[0].deep_shrink, timesteps.tolist())
-        denoiser = Denoiser(self.unet, text, shrinker)
-        with shrinker.attached(self.unet), keeping_text(self.unet):
+        denoiser = Denoiser(self.unet, text, shrinker, self.control_nets.steer(jobs, len(timesteps)))
+        models = (self.unet, *self.control_nets.models)
+        with shrinker.attached(*models), keeping_text(*models):
             for index, timestep in enumerate(make_bar(timesteps)):
                 sample = guidance.expand(scheduler.scale_model_input(latents, timestep)).to(dtype)
                 prediction = guidance.join(denoiser(sample, timestep, index).float())
@@ -611,6 +639,7 @@ def load_pipeline(plan: RunPlan) -> Pipeline:
     import transformers
 
     from library.attention import use_kernel
+    from library.control_net import ControlNets, load_control_net
     from library.models import load_models
     from library.vae_slices import slice_resnets
     from networks.attach import Networks
@@ -624,14 +653,17 @@ def load_pipeline(plan: RunPlan) -> Pipeline:
     upscaler = plan.highres and plan.highres.upscaler and make_upscaler(plan.highres.upscaler, device, dtype)
     network_weights = [read_state(spec.weights) for spec in plan.networks.specs]
     models = load_models(plan.model, device, dtype, plan.tokenizer_cache_dir)
-    use_kernel(models.unet, kernel)
+    nets = [load_control_net(spec, models.unet) for spec in plan.control_nets]
+    control_nets = ControlNets(nets, together=plan.control_nets_together, save_guides=plan.save_guides)
+    for model in (models.unet, *control_nets.models):
+        use_kernel(model, kernel)
     if plan.channels_last or device.type == "cpu":
-        models.unet.to(memory_format=torch.channels_last)
-        models.vae.to(memory_format=torch.channels_last)
+        for model in (models.unet, models.vae, *control_nets.models):
+            model.to(memory_format=torch.channels_last)
     if plan.vae_slices:
         slice_resnets(models.vae, plan.vae_slices)
     networks = Networks(plan.networks, network_weights, models)
-    return Pipeline(models, networks, plan.sampler, plan, upscaler)
+    return Pipeline(models, networks, control_nets, plan, upscaler)
 
 
 def make_upscaler(spec: UpscalerSpec, device: torch.device, dtype: torch.dtype) -> Upscaler:

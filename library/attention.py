@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
+from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 
 from library.text_conditions import TextConditions, xti_layer
@@ -79,16 +79,17 @@ def _heads(attn: Attention, x: torch.Tensor) -> torch.Tensor:
     return x.unflatten(2, (attn.heads, -1))  # (B, T, heads, size)
 
 
-def use_kernel(unet: UNet2DConditionModel, kernel: AttentionKernel) -> None:
-    """Give every attention layer of the U-Net a processor of its own."""
-    unet.set_attn_processor({name: AttentionProcessor(kernel, xti_layer(name)) for name in unet.attn_processors})
+def use_kernel(model: UNet2DConditionModel | ControlNetModel, kernel: AttentionKernel) -> None:
+    """Give every attention layer of a model a processor of its own."""
+    model.set_attn_processor({name: AttentionProcessor(kernel, xti_layer(name)) for name in model.attn_processors})
 
 
 @contextmanager
-def keeping_text(unet: UNet2DConditionModel) -> Iterator[None]:
+def keeping_text(*models: UNet2DConditionModel | ControlNetModel) -> Iterator[None]:
     """Let the layers keep what they computed of a batch's text until the end of the block."""
     try:
         yield
     finally:
-        for processor in unet.attn_processors.values():
-            processor.forget()
+        for model in models:
+            for processor in model.attn_processors.values():
+                processor.forget()

@@ -12,6 +12,7 @@ UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
 SD1_TEXT_PREFIX = "cond_stage_model.transformer."
 SD2_TEXT_PREFIX = "cond_stage_model.model."
+CONTROL_PREFIX = "control_model."
 
 # Parts of a residual block: diffusers' name → the original's
 UNET_RESNET = {
@@ -80,6 +81,22 @@ def unet_modules(config: Mapping) -> dict[str, str]:
     resnet("mid_block.resnets.0", "middle_block.0")
     names["mid_block.attentions.0"] = "middle_block.1"
     resnet("mid_block.resnets.1", "middle_block.2")
+    return names
+
+
+def control_net_modules(unet_config: Mapping, hint_blocks: int) -> dict[str, str]:
+    """Map a ControlNet's module paths from diffusers' to the original's (without `CONTROL_PREFIX`).
+
+    Args:
+        unet_config: of the U-Net that it belongs to, whose encoder it copies.
+        hint_blocks: convolutions between the first and the last one of its hint block.
+    """
+    names = unet_modules(unet_config) | {"controlnet_mid_block": "middle_block_out.0"}
+    residuals = len(unet_config["block_out_channels"]) * (unet_config["layers_per_block"] + 1)
+    names |= {f"controlnet_down_blocks.{place}": f"zero_convs.{place}.0" for place in range(residuals)}
+    # every second module of the original's hint block is an activation
+    hint = ["conv_in", *(f"blocks.{place}" for place in range(hint_blocks)), "conv_out"]
+    names |= {f"controlnet_cond_embedding.{name}": f"input_hint_block.{2 * place}" for place, name in enumerate(hint)}
     return names
 
 

@@ -192,12 +192,19 @@ def _read_json(path: Path) -> dict[str, object]:
 
 # What a weight file holds, told by its keys; the first that fits names it.
 _KINDS: tuple[tuple[str, Callable[[str], bool]], ...] = (
+    ("a Control-LoRA", lambda key: key == "lora_controlnet"),
+    ("a ControlNet-LLLite", lambda key: key.startswith("lllite_")),
+    ("an IP-Adapter", lambda key: key.startswith(("image_proj.", "image_proj_model.", "ip_adapter."))),
+    ("a T2I-Adapter", lambda key: re.match(r"(adapter\.)?body\.\d+\.", key) is not None),
     ("an SDXL checkpoint", lambda key: key.startswith("conditioner.embedders.")),
     ("a Stable Diffusion 3 checkpoint", lambda key: "joint_blocks." in key),
     ("a Flux checkpoint", lambda key: "double_blocks." in key),
     ("a ControlNet", lambda key: key.startswith(("control_model.", "zero_convs.", "controlnet_cond_embedding."))),
     ("a LoRA or one of its relatives", lambda key: re.search(r"lora_|\.hada_|\.lokr_|\.oft_", key) is not None),
-    ("a textual inversion embedding", lambda key: key in ("emb_params", "string_to_param", "clip_g", "clip_l")),
+    (
+        "a textual inversion embedding",
+        lambda key: re.fullmatch(r"emb_params|clip_[gl]|string_to_param\..*", key) is not None,
+    ),
 )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from library.console import say
+from library.control_files import ControlNetSpec, plan_control_nets
 from library.deep_shrink import DeepShrink
 from library.errors import InputError
 from library.gradual_latent import GradualLatent
@@ -101,7 +102,8 @@ def typed_line(text: str, subject: str) -> SourceLine:
 # ---------------------------------------------------------------------------------------------------------------------
 # The run
 
-_GUIDE_USERS = ("--clip_image_guidance_scale", "--vgg16_guidance_scale")  # the options that make use of guide pictures
+# the options that make use of guide pictures
+_GUIDE_USERS = ("--control_net_models", "--clip_image_guidance_scale", "--vgg16_guidance_scale")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +126,9 @@ class RunPlan:
     vae_slices: int | None
     keep_unmasked: bool
     highres: HighresFix | None
+    control_nets: tuple[ControlNetSpec, ...]
+    control_nets_together: bool
+    save_guides: bool
     outdir: Path
     images_per_prompt: int
     iterations: int
@@ -192,6 +197,9 @@ def make_plan(options: argparse.Namespace) -> RunPlan:
         vae_slices=options.vae_slices,
         keep_unmasked=options.keep_unmasked,
         highres=highres,
+        control_nets=plan_control_nets(options, model.unet.config),
+        control_nets_together=options.control_net_together,
+        save_guides=options.control_net_save_guides,
         outdir=options.outdir,
         images_per_prompt=options.images_per_prompt,
         iterations=options.n_iter,
@@ -318,7 +326,8 @@ def _find_sources(options: argparse.Namespace) -> Sources:
         check_picture(mask, "--mask_path")
         if read_picture(mask, "--mask_path").convert("L").getextrema()[1] == 0:
             logger.warning("--mask_path %s: is black all over, so that nothing is repainted", mask)
-    return Sources(tuple(pictures), tuple(masks), _find_guides(options, pictures))
+    guides = _find_guides(options, pictures)
+    return Sources(tuple(pictures), tuple(masks), guides, max(1, len(options.control_net_models or ())))
 
 
 def _find_guides(options: argparse.Namespace, sources: Sequence[SourcePicture]) -> tuple[Path, ...]:
@@ -326,6 +335,11 @@ def _find_guides(options: argparse.Namespace, sources: Sequence[SourcePicture]) 
     guides = [path for given in options.guide_image_path or () for path in find_pictures(given, "--guide_image_path")]
     for path in set(guides) - {source.path for source in sources}:
         check_picture(path, "--guide_image_path")
+    if (nets := len(options.control_net_models or ())) and not guides:
+        raise InputError("--control_net_models", "draws after a guide picture; give --guide_image_path too")
+    if nets and len(guides) > 1 and len(guides) % nets:
+        problem = f"{len(guides)} pictures for {nets} ControlNets; give one, or as many for each ControlNet"
+        raise InputError("--guide_image_path", problem)
     return tuple(guides)
 
 

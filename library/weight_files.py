@@ -303,13 +303,15 @@ class PickleFile:
         self._tensors.clear()
 
 
-def _named_tensors(state: object) -> Iterator[tuple[str, "torch.Tensor"]]:
+def _named_tensors(state: object, prefix: str = "") -> Iterator[tuple[str, "torch.Tensor"]]:
+    """The tensors of a dictionary, and those of dictionaries in it as `outer.inner`."""
     import torch
 
-    if isinstance(state, dict):
-        for name, value in state.items():
-            if isinstance(name, str) and isinstance(value, torch.Tensor):
-                yield name, value
+    for name, value in state.items() if isinstance(state, dict) else ():
+        if isinstance(name, str) and isinstance(value, torch.Tensor):
+            yield prefix + name, value
+        elif isinstance(name, str) and not prefix:
+            yield from _named_tensors(value, f"{name}.")
 
 
 def load_pickle(path: Path) -> object:
