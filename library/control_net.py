@@ -54,7 +54,7 @@ class ControlNet:
 
     def embed(self, guide: np.ndarray) -> torch.Tensor:
         """Embed a prepared guide (height, width, 3): (1, channels, height / 8, width / 8)."""
-        pixels = torch.from_numpy(guide).to(self.model.device).permute(2, 0, 1)[None]
+        pixels = torch.tensor(guide, device=self.model.device).permute(2, 0, 1)[None]
         return self._hint_block((pixels.float() / 255).to(self.model.dtype))
 
     def works_at(self, progress: float) -> bool:
