@@ -26,7 +26,7 @@ from library.output import FileHash, PictureWriter, RunFacts, make_folder
 from library.pictures import load_mask, load_source
 from library.plan import RunPlan, make_plan, typed_line
 from library.prompts import PROMPT_OPTIONS
-from library.samplers import SAMPLERS, SECOND_NAMES, Noise, Sampler, draw_noise, make_scheduler
+from library.samplers import SAMPLERS, SECOND_NAMES, Noise, draw_noise, make_scheduler
 
 if TYPE_CHECKING:  # torch and what needs it are imported once every option and file has been checked
     import numpy as np
