@@ -1,0 +1,398 @@
+"""Networks on the command line and on a model: modes, multipliers, ways of naming, other people's modules, faults."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from library.checkpoint_layout import original_name, unet_modules
+from library.model_files import find_model
+from library.models import load_models
+from networks import lora
+from networks.files import open_network, read_state
+from networks.keys import TEXT_ENCODER, UNET, layer_shapes
+from tools.random_network import kohya_name, random_lora
+
+OWN = ("--network_module", "networks.lora")
+
+
+def find(models):
+    return find_model(str(models.folder), v2=bool(models.options), v_parameterization=bool(models.options))
+
+
+@pytest.fixture(scope="session")
+def files(sd1, tmp_path_factory):
+    """Network files for the tiny SD 1.x model, by name."""
+    folder, layers = tmp_path_factory.mktemp("networks"), layer_shapes(find(sd1))
+    states = {
+        "style": random_lora(layers, 4, alpha=2, convolutions=False, seed=1),
+        "detail": random_lora(layers, 2, alpha=None, convolutions=True, seed=2),
+        "loha": random_loha(layers),
+    }
+    for name, state in states.items():
+        save_file(state, folder / f"{name}.safetensors", metadata={"ss_output_name": name, "ss_tags": '{"cat": 3}'})
+    return {name: folder / f"{name}.safetensors" for name in states}
+
+
+def random_loha(layers):
+    generator, state = torch.Generator().manual_seed(3), {}
+    for target, shape in layers.items():
+        if "attn" in target[1] and len(shape) == 2:
+            for part, size in (("a", (shape[0], 2)), ("b", (2, shape[1]))):
+                for n in (1, 2):
+                    state[f"{kohya_name(target)}.hada_w{n}_{part}"] = torch.randn(size, generator=generator) * 0.15
+    return state
+
+
+def networks(*files, mul=()):
+    """The options for networks of this program."""
+    weights = ["--network_weights", *files, *(["--network_mul", *mul] if mul else [])]
+    return ["--network_module", *["networks.lora"] * len(files), *weights]
+
+
+def same(first, second) -> bool:
+    """Equal to one level: float32 sums in another order."""
+    return len(first) == len(second) > 0 and max(np.abs(a - b).max() for a, b in zip(first, second)) <= 1
+
+
+def test_the_modes_draw_the_same_picture(sd1, files, generate):
+    options = ("--prompt", "a cat --d 1", *networks(*files.values(), mul=(0.8, -0.5, 0.7)))
+    plain = generate(sd1.folder, "--prompt", "a cat --d 1").pictures
+    pictures = generate(sd1.folder, *options).pictures
+    assert not same(plain, pictures)
+    for mode in (["--network_merge"], ["--network_pre_calc"], ["--network_merge_n_models", 2]):
+        assert same(pictures, generate(sd1.folder, *options, *mode).pictures), mode
+
+
+def test_a_multiplier_of_zero_is_no_network(sd1, files, generate):
+    plain = generate(sd1.folder, "--prompt", "a cat --d 1").pictures
+    zero = generate(sd1.folder, "--prompt", "a cat --d 1 --am 0", *networks(*files.values())).pictures
+    assert np.array_equal(plain, zero)
+
+
+@pytest.mark.parametrize("mode", [[], ["--network_pre_calc"]])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_each_picture_has_its_own_multipliers(sd1, files, generate, tmp_path, mode, batch_size):
+    lines = [
+        "a cat --d 1 --am 0.5,1",
+        "a cat --d 1 --am 0",
+        "a cat --d 1",
+        "a cat --d 1 --am -1",
+        "a cat --d 1 --am 0.5,1",
+    ]
+    (tmp_path / "prompts.txt").write_text("\n".join(lines))
+    options = networks(files["style"], files["loha"], mul=(0.8,))
+    settings = ("--from_file", tmp_path / "prompts.txt", "--sequential_file_name", "--batch_size", batch_size)
+    together = generate(sd1.folder, *settings, *options, *mode, outdir=tmp_path / "together")
+    for number, line in enumerate(lines[:-1]):
+        alone = generate(sd1.folder, "--prompt", line, *options, outdir=tmp_path / str(number)).pictures
+        assert same(alone, together.pictures[number : number + 1]), line
+    assert same(together.pictures[:1], together.pictures[4:])
+    assert not same(together.pictures[:1], together.pictures[2:3])
+    assert Image.open(together.files[0]).info["networks"] == "style: 0.5, loha: 1"
+    assert 'Networks: "style: 0.8, loha: 1"' in Image.open(together.files[2]).info["parameters"]
+    assert Image.open(together.files[3]).info["networks"] == "style: -1, loha: -1"
+
+
+def test_metadata_names_merged_networks_too(sd1, files, generate):
+    options = networks(files["style"], files["detail"], mul=(0.8, 0.3))
+    result = generate(sd1.folder, "--prompt", "a --am 0.5", *options, "--network_merge_n_models", 1)
+    assert Image.open(result.files[0]).info["networks"] == "style: 0.8, detail: 0.5"
+
+
+@pytest.mark.parametrize("precision", ["--bf16"])
+def test_networks_work_in_half_precision(sd1, files, generate, precision):
+    options = ("--prompt", "a cat --d 1", *networks(files["style"], files["loha"]))
+    exact, rounded = (generate(sd1.folder, *options, *p).pictures[0] for p in ([], [precision]))
+    # bfloat16 has 8 bits: some levels over a few steps, against 40 between two seeds
+    assert np.abs(exact - rounded).mean() < 6
+
+
+def test_sd2_text_encoders_are_under_the_same_names(sd2, generate, tmp_path):
+    layers = layer_shapes(find(sd2))
+    for network in (UNET, TEXT_ENCODER):
+        part = {target: shape for target, shape in layers.items() if target[0] == network}
+        file = tmp_path / f"{network}.safetensors"
+        save_file(random_lora(part, 4, alpha=None, convolutions=True, seed=1), file)
+        for ckpt in (sd2.folder, sd2.safetensors):
+            options = ("--prompt", "a cat --d 1", *sd2.options)
+            plain = generate(ckpt, *options).pictures
+            result = generate(ckpt, *options, *networks(file))
+            assert result.status == 0
+            assert not same(plain, result.pictures)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Ways of naming
+
+
+def renamed(state, rename):
+    """A kohya LoRA's state under other names: `rename(target, part)` for lora_down and lora_up."""
+    return {rename(*key): tensor for key, tensor in state.items() if rename(*key)}
+
+
+def ldm_name(sd1):
+    modules = unet_modules(find(sd1).unet.config)
+
+    def rename(target, part):
+        if target[0] == TEXT_ENCODER:
+            return f"{kohya_name(target)}.{part}.weight"
+        return f"lora_unet_{original_name(target[1], modules).replace('.', '_')}.{part}.weight"
+
+    return rename
+
+
+def full_path(target):
+    return target[1] if target[0] == UNET else f"text_model.{target[1]}"
+
+
+DIFFUSERS = {"lora_down": "down", "lora_up": "up"}
+PEFT = {"lora_down": "lora_A", "lora_up": "lora_B"}
+
+
+def old_diffusers_name(target, part):
+    if target[0] == TEXT_ENCODER:
+        return f"text_encoder.{full_path(target)}.lora_linear_layer.{DIFFUSERS[part]}.weight"
+    block, _, projection = target[1].removesuffix(".0").rpartition(".")
+    return f"unet.{block}.processor.{projection}_lora.{DIFFUSERS[part]}.weight"
+
+
+NAMINGS = {
+    "kohya te1": lambda sd1: lambda t, p: f"{kohya_name(t).replace('lora_te_', 'lora_te1_')}.{p}.weight",
+    "LDM": ldm_name,
+    "old Diffusers": lambda sd1: old_diffusers_name,
+    "Diffusers": lambda sd1: lambda t, p: f"{t[0]}.{full_path(t)}.lora.{DIFFUSERS[p]}.weight",
+    "PEFT in Diffusers": lambda sd1: lambda t, p: f"{t[0]}.{full_path(t)}.{PEFT[p]}.weight",
+    "PEFT": lambda sd1: lambda t, p: f"base_model.model.{full_path(t)}.{PEFT[p]}.default.weight",
+}
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_every_way_of_naming(sd1, generate, tmp_path, naming):
+    layers = {target: shape for target, shape in layer_shapes(find(sd1)).items() if "attn" in target[1]}
+    state = {}
+    for key, tensor in random_lora(layers, 4, alpha=None, convolutions=False, seed=1).items():
+        name, part, _ = key.rsplit(".", 2)
+        state[next(target for target in layers if kohya_name(target) == name), part] = tensor
+    save_file(renamed(state, lambda t, p: f"{kohya_name(t)}.{p}.weight"), tmp_path / "kohya.safetensors")
+    save_file(renamed(state, NAMINGS[naming](sd1)), tmp_path / "other.safetensors")
+    results = [
+        generate(sd1.safetensors, "--prompt", "a cat --d 1", *networks(tmp_path / f"{name}.safetensors"))
+        for name in ("kohya", "other")
+    ]
+    assert "keys fit" not in results[1].stderr  # all of them do
+    assert same(*(result.pictures for result in results))
+
+
+@pytest.mark.parametrize("place", ["folder", "metadata"])
+def test_peft_keeps_alpha_apart(tmp_path, place):
+    state = {f"unet.mid.{name}.lora_A.weight": torch.ones(4, 8) for name in ("a", "b")}
+    config = {"r": 4, "lora_alpha": 8, "alpha_pattern": {"b": 2}}
+    if place == "folder":
+        save_file(state, tmp_path / "adapter_model.safetensors")
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"use_rslora": True}))
+        expected = (16, 4)  # alpha * sqrt(r)
+        read = read_state(open_network(tmp_path))
+    else:
+        text = json.dumps({f"unet.{name}": value for name, value in config.items()})
+        save_file(state, tmp_path / "x.safetensors", metadata={"lora_adapter_metadata": text})
+        expected = (8, 2)
+        read = read_state(open_network(tmp_path / "x.safetensors"))
+    assert (float(read["unet.mid.a.alpha"]), float(read["unet.mid.b.alpha"])) == expected
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The contract
+
+
+def weights_of(models):
+    return {
+        f"{part}.{name}": tensor.clone()
+        for part in ("unet", "text_encoder")
+        for name, tensor in getattr(models, part).state_dict().items()
+    }
+
+
+def make_network(models, file, multiplier=1.0):
+    network, state = lora.create_network_from_weights(
+        multiplier, str(file), models.vae, models.text_encoder, models.unet, for_inference=True
+    )
+    network.apply_to(models.text_encoder, models.unet)
+    network.load_state_dict(state, False)
+    return network
+
+
+@torch.no_grad()
+def predict(models):
+    from library.text_conditions import TextConditions
+
+    text = models.text_encoder(torch.arange(77)[None]).last_hidden_state
+    sample = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    return models.unet(sample, 10, encoder_hidden_states=TextConditions(text)).sample
+
+
+@pytest.fixture
+def loaded(sd1):
+    from library.attention import sdpa, use_kernel
+
+    models = load_models(find(sd1), torch.device("cpu"), torch.float32)
+    use_kernel(models.unet, sdpa)
+    return models
+
+
+@pytest.mark.parametrize("pre_calculated", [False, True])
+def test_networks_come_and_go_without_a_trace(loaded, files, pre_calculated):
+    before, plain = weights_of(loaded), predict(loaded)
+    for order in ([0, 1, 2], [2, 0, 1]):
+        attached = [make_network(loaded, file, 0.9) for file in files.values()]
+        if pre_calculated:
+            for network in attached:
+                network.backup_weights()
+            for network in attached:
+                network.set_multiplier(-0.4)
+            for network in attached:
+                network.pre_calculation()
+        assert not torch.equal(predict(loaded), plain)
+        for place in order:
+            attached[place].detach()
+        after = weights_of(loaded)
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+        assert torch.equal(predict(loaded), plain)
+
+
+def test_pre_calculation_accumulates_nothing(loaded, files):
+    network = make_network(loaded, files["style"])
+    network.backup_weights()
+    plain = predict(loaded)
+    predictions = []
+    for multiplier in (0.8, 3.0, -2.0, 0.8):
+        network.restore_weights()
+        assert torch.equal(predict(loaded), plain)
+        network.set_multiplier(multiplier)
+        network.pre_calculation()
+        predictions.append(predict(loaded))
+    assert torch.equal(predictions[0], predictions[3])
+    assert not torch.equal(predictions[0], predictions[1])
+
+
+def test_attaching_twice_is_an_error(loaded, files):
+    network = make_network(loaded, files["style"])
+    with pytest.raises(RuntimeError, match="attached already"):
+        network.apply_to(loaded.text_encoder, loaded.unet)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Faults
+
+
+def test_metadata_is_shown_in_readable_form(sd1, files, generate):
+    result = generate(sd1.folder, "--prompt", "a", *networks(files["style"]), "--network_show_meta")
+    assert '  ss_output_name: style\n  ss_tags:\n    {\n      "cat": 3\n    }\n' in result.stderr
+
+
+def refused(generate, ckpt, *options) -> str:
+    result = generate(ckpt, "--prompt", "a", *options)
+    assert result.status == 2
+    (line,) = result.stderr.splitlines()
+    return line
+
+
+def test_numbers_that_do_not_pair_up(sd1, files, generate, tmp_path):
+    file = files["style"]
+    two = ("--network_module", "networks.lora", "networks.lora")
+    one = (*OWN, "--network_weights", file)
+    for options, message in (
+        ((*two, "--network_weights", file), "--network_weights: 1 for 2 --network_module: each module needs one"),
+        (OWN, "--network_weights: 0 for 1 --network_module"),
+        ((*one, "--network_mul", 1, 2), "--network_mul: has 2 values for 1 modules"),
+        ((*one, "--network_mul", "x"), "--network_mul x: not a number"),
+        ((*one, "--network_args", "a"), "--network_args a: 'a' is not key=value"),
+        ((*one, "--network_merge", "--network_pre_calc"), "--network_pre_calc: is for networks that are not merged"),
+        ((*one, "--network_merge_n_models", 2), "--network_merge_n_models 2: there are 1 networks"),
+        (("--network_mul", 1), "--network_mul: is for networks; give --network_module too"),
+        (("--network_merge",), "--network_merge: is for networks; give --network_module too"),
+        (
+            ("--network_module", "networks.dylora", "--network_weights", file),
+            "networks.lora reads LoRA and its relatives",
+        ),
+        (
+            ("--network_module", "nowhere.x", "--network_weights", file),
+            "--network_module nowhere.x: cannot be imported",
+        ),
+        (("--network_module", "json", "--network_weights", file), "has no create_network_from_weights"),
+        ((*OWN, "--network_weights", tmp_path / "no.safetensors"), "cannot be read: No such file"),
+    ):
+        assert message in refused(generate, sd1.folder, *options)
+
+
+@pytest.mark.parametrize(
+    ("am", "message"),
+    [
+        ("1,2", "--am 1,2: 2 multipliers for 1 networks"),
+        ("x", "--am x (column 3): not a number"),
+        ("1,,2", "--am 1,,2 (column 3): not a number"),
+    ],
+)
+def test_bad_multipliers_in_a_line(sd1, files, generate, am, message):
+    result = generate(sd1.folder, *networks(files["style"]), "--prompt", f"a --am {am}")
+    assert result.status == 2
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize("mode", [[], ["--network_merge"]])
+def test_multipliers_need_a_network_that_they_can_change(sd1, files, generate, mode):
+    result = generate(sd1.folder, *(networks(files["style"]) if mode else ()), *mode, "--prompt", "a --am 0.5")
+    assert result.status == 2
+    assert "--am 0.5: there is no network whose multiplier could change" in result.stderr
+
+
+def test_files_of_other_families(sd1, sd2, generate, tmp_path):
+    def of_width(width, prefix="lora_te_text_model_encoder_layers_0"):
+        down, up = torch.ones(2, width), torch.ones(width, 2)
+        name = f"{prefix}_self_attn_q_proj"
+        return {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+
+    for state, family in (
+        (of_width(768), "it is made for Stable Diffusion 1.x"),
+        (of_width(1024), "it is made for Stable Diffusion 2.x"),
+        (of_width(1280, "lora_te2_text_model_encoder_layers_0"), "it is made for SDXL"),
+        (of_width(64, "lora_unet_double_blocks_0"), "it is made for Flux"),
+        ({"emb_params": torch.ones(1, 64)}, "it is a textual inversion embedding that networks.lora can read"),
+        ({"x.weight": torch.ones(1)}, "0 of 1 keys fit"),
+    ):
+        save_file(state, tmp_path / "other.safetensors")
+        message = refused(generate, sd1.folder, *networks(tmp_path / "other.safetensors"))
+        assert family in message
+
+
+def test_keys_without_a_layer_are_counted(sd1, files, generate, tmp_path):
+    state = load_file(files["style"])
+    state |= {f"lora_unet_elsewhere.{part}.weight": torch.ones(2, 2) for part in ("lora_down", "lora_up")}
+    save_file(state, tmp_path / "more.safetensors")
+    result = generate(sd1.folder, "--prompt", "a", *networks(tmp_path / "more.safetensors"))
+    assert result.status == 0
+    assert f"{len(state) - 2} of {len(state)} keys fit; left aside: 'lora_unet_elsewhere" in result.stderr
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_broken_weights_name_their_tensor(sd1, files, generate, tmp_path, value):
+    state = load_file(files["style"])
+    key = next(iter(state))
+    state[key].view(-1)[0] = value
+    save_file(state, tmp_path / "broken.safetensors")
+    assert f"{key!r} holds NaN or infinite values" in refused(
+        generate, sd1.folder, *networks(tmp_path / "broken.safetensors")
+    )
+
+
+def test_pickled_networks(sd1, files, generate, tmp_path):
+    torch.save(load_file(files["style"]), tmp_path / "style.pt")
+    options = ("--prompt", "a cat --d 1")
+    pictures = [
+        generate(sd1.folder, *options, *networks(file)).pictures for file in (files["style"], tmp_path / "style.pt")
+    ]
+    assert same(*pictures)
