@@ -11,7 +11,8 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -203,7 +204,11 @@ def _network_options(group: argparse._ArgumentGroup) -> None:
 def _img2img_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--image_path", "--img_path", metavar="PATH", help="picture to start from, or a folder of them")
     group.add_argument("--mask_path", "--mask_image", metavar="PATH",
-                       help="mask, or a folder of them: white is repainted")  # fmt: skip
+                       help="mask, or a folder of them: white is repainted; for a prompt with AND, a map of the "
+                       "parts' regions in its red, green and blue channel")  # fmt: skip
+    _add(group, "--network_regional_mask_max_color_codes", convert=values.whole_number(1, 7), metavar="N",
+         help="read N regions from the map's pure colours instead: red, green, yellow, blue, magenta, cyan, "
+         "white")  # fmt: skip
     _add(group, "--strength", convert=values.strength, metavar="STRENGTH", default=0.8,
          help="share of the steps that is run: how far the picture changes (default 0.8)")  # fmt: skip
     group.add_argument("--keep_unmasked", action="store_true",
@@ -307,7 +312,7 @@ _OPTION_GROUPS = {
     "prompts": _source_options,
     "picture": _picture_options,
     "output": _output_options,
-    "img2img and inpainting": _img2img_options,
+    "img2img, inpainting and regions": _img2img_options,
     "Highres. fix": _highres_options,
     "Gradual Latent": _gradual_latent_options,
     "Deep Shrink": _deep_shrink_options,
@@ -445,6 +450,7 @@ class Pipeline:
         self.prediction_type = plan.model.prediction_type
         self.vae_batch_size = plan.vae_batch_size
         self.keep_unmasked = plan.keep_unmasked
+        self.region_color_codes = plan.region_color_codes
         self.highres, self.upscaler = plan.highres, upscaler
         self._encoded: dict[tuple[Path, tuple[int, int]], torch.Tensor] = {}  # least lately used first
         self.cell_px = 2 ** (len(self.vae.config.block_out_channels) - 1)  # pixels a latent cell stands for, each way
@@ -484,11 +490,14 @@ class Pipeline:
     def _denoise(self, jobs: Sequence[Job], originals: torch.Tensor | None, make_bar: MakeBar) -> torch.Tensor:
         """Latents (B, C, height / 8, width / 8), float32, denoised from noise alone or from noisy `originals`."""
         from library.attention import keeping_text
+        from library.regions import make_regions
 
         device, dtype = self.unet.device, self.unet.dtype
         guidance = Guidance(jobs, device)
         chunks = self.encoder.chunks(*guidance.texts)
         text = self.encoder.encode(guidance.texts, chunks, jobs[0].network_multipliers).to(dtype)
+        regions = make_regions(jobs, self.region_color_codes, device)
+        text = replace(text, regions=regions)
         scheduler, timesteps = self._schedule(jobs[0], device)
         noise = draw_noise([job.seed for job in jobs], self._latent_shape(jobs[0]), self.sampler, jobs[0])
         step_arguments = {"generator": noise.generators} if self.sampler.draws_noise else {}
@@ -496,7 +505,8 @@ class Pipeline:
         shrinker = Shrinker(jobs[0].deep_shrink, timesteps.tolist())
         denoiser = Denoiser(self.unet, text, shrinker, self.control_nets.steer(jobs, len(timesteps)))
         models = (self.unet, *self.control_nets.models)
-        with shrinker.attached(*models), keeping_text(*models):
+        following_regions = regions.attached(*models) if regions else nullcontext()
+        with shrinker.attached(*models), keeping_text(*models), following_regions:
             for index, timestep in enumerate(make_bar(timesteps)):
                 sample = guidance.expand(scheduler.scale_model_input(latents, timestep)).to(dtype)
                 prediction = guidance.join(denoiser(sample, timestep, index).float())

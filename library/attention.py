@@ -53,18 +53,20 @@ class AttentionProcessor:
     ) -> torch.Tensor:
         """Attend from `hidden_states` (B, T, C) to the text (B, S, D), or to themselves without one.
 
+        With regions the text has rows for each part of the prompt, see `regions.Regions`.
         Diffusers passes `attention_mask`; the U-Nets of SD 1.x and 2.x have none.
         """
         query = _heads(attn, attn.to_q(hidden_states))
         if encoder_hidden_states is None:
             key, value = self._keys_and_values(attn, hidden_states)
-        else:
-            text = encoder_hidden_states.for_layer(self.layer)
-            if text is not self._text:
-                self._text, self._kept = text, self._keys_and_values(attn, text)
-            key, value = self._kept
-        attended = self.kernel(query, key, value).flatten(2)  # (B, T, heads * size)
-        return attn.to_out[0](attended)
+            return attn.to_out[0](self.kernel(query, key, value).flatten(2))
+        text, regions = encoder_hidden_states.for_layer(self.layer), encoder_hidden_states.regions
+        if text is not self._text:
+            self._text, self._kept = text, self._keys_and_values(attn, text)
+        if regions is None:
+            return attn.to_out[0](self.kernel(query, *self._kept).flatten(2))
+        attended = self.kernel(regions.spread(query), *self._kept)
+        return regions.average(attn.to_out[0](attended.flatten(2)))
 
     def forget(self) -> None:
         """Let go of the kept keys and values."""

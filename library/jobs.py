@@ -20,6 +20,7 @@ from library.values import PIXELS_PER_CELL
 logger = logging.getLogger(__name__)
 
 DEFAULT_SIZE_PX = 512
+PART_SEPARATOR = " AND "  # between the parts of a prompt that have regions of their own
 MAX_JOBS = 1_000_000  # in one run; far beyond a night's work, far below what fills the memory
 _RANDOM_SEED_LIMIT = 0x7FFFFFFF
 Thing = TypeVar("Thing")
@@ -63,6 +64,7 @@ class Job(JobSettings):
     height: int = DEFAULT_SIZE_PX
     source: Path | None = None  # the picture that img2img starts from
     mask: Path | None = None  # where it is repainted
+    regions: Path | None = None  # the map of its parts' regions; without one they are all the whole picture
     guides: tuple[Path, ...] = ()  # the pictures that guide it
     stage: int = 0  # of Highres. fix: 1 is the small picture, 2 its enlargement; 0 is drawn in one go
 
@@ -84,12 +86,17 @@ class Job(JobSettings):
         return 2 if self.negative_scale is None else 3
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts of the prompt, each for a region of its own; mostly there is one."""
+        return tuple(part.strip() for part in self.prompt.split(PART_SEPARATOR))
+
+    @property
     def texts(self) -> tuple[str, ...]:
         """The texts of the branches, in the order they are put into a batch."""
         return {
-            1: (self.prompt,),
-            2: (self.negative_prompt, self.prompt),
-            3: (self.negative_prompt, self.prompt, ""),
+            1: self.parts,
+            2: (self.negative_prompt, *self.parts),
+            3: (self.negative_prompt, *self.parts, ""),
         }[self.branches]
 
     @property
@@ -98,7 +105,7 @@ class Job(JobSettings):
         return (
             *(self.width, self.height, self.steps, self.steps_run, self.branches),
             *(self.source is not None, self.mask is not None, self.gradual_latent, self.deep_shrink),
-            self.network_multipliers,
+            *(self.network_multipliers, len(self.parts), self.regions is not None),
         )
 
 
@@ -237,6 +244,7 @@ class JobMaker:
         settings = self.defaults.override(_with_implied(overrides, self.defaults))
         place = self._made if line.picture is None else line.picture
         picture = _in_turn(self.sources.pictures, place)
+        mask, has_parts = _in_turn(self.sources.masks, place), PART_SEPARATOR in parsed.prompt
         width, height = _size(settings, picture, line.where)
         common = {each.name: getattr(settings, each.name) for each in fields(settings)}
         job = Job(
@@ -247,7 +255,8 @@ class JobMaker:
             where=line.where,
             file=self.name_file(seed, picture.path if picture else None),
             source=picture.path if picture else None,
-            mask=_in_turn(self.sources.masks, place),
+            mask=None if has_parts or picture is None else mask,
+            regions=mask if has_parts else None,
             guides=self.sources.guides_of(place),
         )
         self._made += 1
@@ -317,6 +326,8 @@ def _check_job(job: Job, sampler: Sampler) -> None:
             job.where,
         )
     _check_sizes(job, sampler)
+    if len(job.parts) > 1 and job.regions is None:
+        logger.warning("a prompt's parts (AND) have no map of regions (--mask_path): each is for the whole picture")
     if job.negative_scale is not None and job.branches == 1:
         place = f"{job.where}: " if job.where else ""
         logger.warning("%sthe negative scale does nothing at a guidance scale of 1 or less", place)

@@ -125,6 +125,7 @@ class RunPlan:
     vae_batch_size: int
     vae_slices: int | None
     keep_unmasked: bool
+    region_color_codes: int | None
     highres: HighresFix | None
     control_nets: tuple[ControlNetSpec, ...]
     control_nets_together: bool
@@ -180,6 +181,9 @@ def make_plan(options: argparse.Namespace) -> RunPlan:
     jobs = plan_jobs(lines, maker, options.n_iter, shuffle) if lines else []
     if lines:
         _check_growth_options(options, jobs)
+    if lines and sources.masks and not any(job.mask or job.regions for job in jobs):
+        problem = "is for inpainting or for prompts with AND; give --image_path or such a prompt, or leave it out"
+        raise InputError(f"--mask_path {options.mask_path}", problem)
     return RunPlan(
         model=model,
         networks=networks,
@@ -196,6 +200,7 @@ def make_plan(options: argparse.Namespace) -> RunPlan:
         vae_batch_size=_vae_batch_size(options.vae_batch_size, options.batch_size),
         vae_slices=options.vae_slices,
         keep_unmasked=options.keep_unmasked,
+        region_color_codes=options.network_regional_mask_max_color_codes,
         highres=highres,
         control_nets=plan_control_nets(options, model.unet.config),
         control_nets_together=options.control_net_together,
@@ -218,8 +223,10 @@ def _check_combinations(options: argparse.Namespace) -> None:
         raise InputError("--prompt", "is missing; give --prompt TEXT, --from_file FILE or --interactive")
     if options.fp16 and options.bf16:
         raise InputError("--fp16 and --bf16", "are two precisions; give one")
+    if options.network_regional_mask_max_color_codes is not None and options.mask_path is None:
+        raise InputError("--network_regional_mask_max_color_codes", "reads a map of regions; give --mask_path too")
     if options.image_path is None:
-        for name in ("--mask_path", "--keep_unmasked", "--use_original_file_name"):
+        for name in ("--keep_unmasked", "--use_original_file_name"):
             if _given(options, name):
                 raise InputError(name, "is for img2img; give --image_path too, or leave it out")
     if options.guide_image_path and not any(_given(options, name) for name in _GUIDE_USERS):
@@ -325,7 +332,8 @@ def _find_sources(options: argparse.Namespace) -> Sources:
     for mask in masks:
         check_picture(mask, "--mask_path")
         if read_picture(mask, "--mask_path").convert("L").getextrema()[1] == 0:
-            logger.warning("--mask_path %s: is black all over, so that nothing is repainted", mask)
+            problem = "is black all over, so that nothing is repainted, and every region is the whole picture"
+            logger.warning("--mask_path %s: %s", mask, problem)
     guides = _find_guides(options, pictures)
     return Sources(tuple(pictures), tuple(masks), guides, max(1, len(options.control_net_models or ())))
 

@@ -2,11 +2,15 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 
 from library.textual_inversion import XTI_LAYERS
+
+if TYPE_CHECKING:
+    from library.regions import Regions
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,10 +21,12 @@ class TextConditions:
         embeddings: the texts of a batch's rows, (rows, tokens, width).
         per_layer: texts encoded for one layer alone, by its name in `XTI_LAYERS`, as Extended Textual Inversion has
             them; layers without one see `embeddings`.
+        regions: where the parts of prompts hold that have more than one; the parts then have rows of their own.
     """
 
     embeddings: torch.Tensor
     per_layer: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    regions: "Regions | None" = None
 
     def for_layer(self, layer: str | None) -> torch.Tensor:
         """The text that a layer attends to; the same tensor each time it is asked for."""
@@ -28,9 +34,8 @@ class TextConditions:
 
     def to(self, dtype: torch.dtype) -> "TextConditions":
         """The same in another type."""
-        return TextConditions(
-            self.embeddings.to(dtype), {layer: text.to(dtype) for layer, text in self.per_layer.items()}
-        )
+        per_layer = {layer: text.to(dtype) for layer, text in self.per_layer.items()}
+        return replace(self, embeddings=self.embeddings.to(dtype), per_layer=per_layer)
 
 
 def xti_layer(path: str) -> str | None:
