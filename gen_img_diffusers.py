@@ -269,6 +269,8 @@ def _control_net_options(group: argparse._ArgumentGroup) -> None:
          help="share of the steps after which each ends (default 1)")  # fmt: skip
     group.add_argument("--control_net_together", action="store_true",
                        help="use all ControlNets at every step and add them up")  # fmt: skip
+    group.add_argument("--highres_fix_disable_control_net", action="store_true",
+                       help="no ControlNet in Highres. fix's second stage")  # fmt: skip
     group.add_argument("--control_net_save_guides", action="store_true",
                        help="save the preprocessed guide beside each picture")  # fmt: skip
 

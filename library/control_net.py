@@ -99,10 +99,10 @@ class ControlNets:
         return [net.model for net in self.nets]
 
     def steer(self, jobs: Sequence["Job"], steps: int) -> "Steering":
-        """Embed the guides of a batch's jobs, for so many steps; jobs without guides are drawn without ControlNets."""
+        """Embed the guides of a batch's jobs, for so many steps."""
         last, self._embedded = self._embedded, {}
         features = []
-        if jobs[0].guides:
+        if jobs[0].control_net:
             features = [torch.cat([self._embed(place, job, last) for job in jobs]) for place in range(len(self.nets))]
         return Steering(self.nets, features, steps, together=self.together)
 

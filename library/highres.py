@@ -39,6 +39,7 @@ class HighresFix:
     save_first: bool
     enlarge_latents: bool  # bilinearly, instead of the picture by LANCZOS
     upscaler: UpscalerSpec | None = None  # instead of either
+    control_net: bool = True  # whether ControlNets steer the second stage too
 
     @property
     def needs_pictures(self) -> bool:
@@ -62,7 +63,7 @@ class HighresFix:
             stage=1,
             file=job.file.with_name(first_stage_name(job.file.name)),
         )
-        return first, replace(job, seed=job.seed + 1, stage=2)
+        return first, replace(job, seed=job.seed + 1, stage=2, control_net=self.control_net)
 
     def _first_side(self, side: int) -> int:
         return max(int(side * self.scale + 0.5) // PIXELS_PER_CELL * PIXELS_PER_CELL, PIXELS_PER_CELL)

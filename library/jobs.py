@@ -66,6 +66,7 @@ class Job(JobSettings):
     mask: Path | None = None  # where it is repainted
     regions: Path | None = None  # the map of its parts' regions; without one they are all the whole picture
     guides: tuple[Path, ...] = ()  # the pictures that guide it
+    control_net: bool = True  # whether ControlNets steer it, where there are any
     stage: int = 0  # of Highres. fix: 1 is the small picture, 2 its enlargement; 0 is drawn in one go
 
     @property

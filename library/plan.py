@@ -248,7 +248,7 @@ def _part(kind: type[Part], options: argparse.Namespace, prefix: str, **renamed:
 
 def _highres_fix(options: argparse.Namespace) -> HighresFix | None:
     """How Highres. fix is done, if it is."""
-    names = ("steps", "save_1st", "latents_upscaling", "upscaler", "upscaler_args")
+    names = ("steps", "save_1st", "latents_upscaling", "upscaler", "upscaler_args", "disable_control_net")
     given = [f"--highres_fix_{name}" for name in names if _given(options, f"--highres_fix_{name}")]
     if options.highres_fix_scale is None:
         if given:
@@ -272,6 +272,7 @@ def _highres_fix(options: argparse.Namespace) -> HighresFix | None:
         save_first=options.highres_fix_save_1st,
         enlarge_latents=options.highres_fix_latents_upscaling,
         upscaler=upscaler,
+        control_net=not options.highres_fix_disable_control_net,
     )
 
 

@@ -226,6 +226,37 @@ def test_half_precision_and_img2img(sd1, net1, generate, guides, tmp_path):
     assert largest(full, controlled(generate, sd1, net1 / "difference.safetensors", *source, *options)) > 10
 
 
+def test_with_highres_fix_and_deep_shrink(sd1, net1, generate, guides, monkeypatch):
+    """Both stages are steered, or the first one alone; shrunk features of U-Net and ControlNet still fit together."""
+    used = steps_used(monkeypatch)
+    options = ("--guide_image_path", guides / "0.png", "--highres_fix_scale", 0.5, "--highres_fix_steps", 2)
+    options = (*options, "--strength", 0.5, "--ds_depth_1", 2, "--ds_timesteps_1", 400, "--steps", 4, *PROMPT)
+    controlled(generate, sd1, net1 / "bare.safetensors", *options)
+    assert [timestep for _, timestep in used] == [501, 1, 251, 1]
+    used.clear()
+    controlled(generate, sd1, net1 / "bare.safetensors", *options, "--highres_fix_disable_control_net")
+    assert [timestep for _, timestep in used] == [501, 1]
+
+
+def test_with_gradual_latent_and_regions(sd1, net1, generate, guides, tmp_path):
+    """The guide holds at every size that the latents grow through, and the ControlNet knows the regions."""
+    Image.new("RGB", (8, 8), (255, 0, 0)).save(tmp_path / "map.png")
+    options = (
+        "--sampler",
+        "euler_a",
+        "--steps",
+        4,
+        "--gradual_latent_timesteps",
+        900,
+        "--gradual_latent_ratio_step",
+        0.5,
+    )
+    options = (*options, "--gradual_latent_every_n_steps", 1, "--mask_path", tmp_path / "map.png")
+    options = (*options, "--prompt", "a cat AND a dog --d 1")
+    guided = controlled(generate, sd1, net1 / "bare.safetensors", "--guide_image_path", guides / "0.png", *options)
+    assert largest(guided, generate(sd1.folder, *SIZE, *options).pictures) > 30
+
+
 def test_features_follow_latents_of_other_sizes(sd1, net1):
     """While Gradual Latent draws small, the guide's features shrink along."""
     from library.control_files import ControlNetSpec, find_control_net
