@@ -98,7 +98,7 @@ class Regions:
 
     @contextmanager
     def attached(self, *models: nn.Module) -> Iterator[None]:
-        """Follow the sizes of feature maps through the U-Net, and ControlNets beside it, for the length of the block."""
+        """Follow the sizes of feature maps through the U-Net and its ControlNets, for the length of the block."""
         with ExitStack() as stack:
             for model in models:
                 for module in model.modules():
