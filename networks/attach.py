@@ -4,7 +4,6 @@ import importlib
 import inspect
 import logging
 from collections.abc import Mapping, Sequence
-from types import ModuleType
 from typing import Protocol
 
 import torch
@@ -16,8 +15,17 @@ from networks.files import OWN_MODULE, NetworkPlan, NetworkSpec
 
 logger = logging.getLogger("library.networks")
 
-# LyCORIS 4.1's networks are merged at full strength, whatever their multiplier
-_MERGED_AT_FULL_STRENGTH = "lycoris."
+# LyCORIS 4.1 leaves the multiplier out when it merges, and counts the scale of LoHa twice
+_NOT_MERGED = "lycoris."
+# Before it makes the network of a file, LyCORIS makes one of the layers that its preset names, and 4.1's names some
+# layers of Stable Diffusion twice, which fails. This preset names none.
+_LYCORIS_PRESET = {
+    **{"unet_target_module": [], "unet_target_name": []},
+    **{"text_encoder_target_module": [], "text_encoder_target_name": []},
+}
+
+
+State = Mapping[str, torch.Tensor]
 
 
 class Network(Protocol):
@@ -26,7 +34,7 @@ class Network(Protocol):
     def apply_to(self, text_encoder: nn.Module, unet: nn.Module) -> None:
         """Attach."""
 
-    def load_state_dict(self, state: Mapping[str, torch.Tensor], strict: bool) -> object:
+    def load_state_dict(self, state: State, strict: bool) -> object:
         """Take the weights."""
 
     def set_multiplier(self, multiplier: float) -> None:
@@ -56,11 +64,11 @@ class Networks:
         InputError: when a module cannot do what is asked of it, or none of its file's keys fit.
     """
 
-    def __init__(self, plan: NetworkPlan, states: Sequence[Mapping[str, torch.Tensor]], models: Models) -> None:
+    def __init__(self, plan: NetworkPlan, states: Sequence[State], models: Models) -> None:
         self._pre_calculated = plan.pre_calculated
         self._attached: list[Network] = []
         for place, (spec, state) in enumerate(zip(plan.specs, states)):
-            self._add(spec, dict(state), models, merge=place < plan.merged)
+            self._add(spec, state, models, merge=place < plan.merged)
         self._multipliers: tuple[float, ...] | None = None
         self.use(plan.multipliers)
 
@@ -80,23 +88,10 @@ class Networks:
         self._multipliers = multipliers
 
     @torch.no_grad()
-    def _add(self, spec: NetworkSpec, state: dict[str, torch.Tensor], models: Models, *, merge: bool) -> None:
-        subject = f"--network_weights {spec.weights.path}"
+    def _add(self, spec: NetworkSpec, state: State, models: Models, *, merge: bool) -> None:
         own = spec.module == OWN_MODULE
         text_encoder = models.text_encoder if own else HuggingFaceNames(models.text_encoder)
-        create = getattr(_import(spec.module), "create_network_from_weights", None)
-        if create is None:
-            problem = "has no create_network_from_weights, as a network's module has; give one that has"
-            raise InputError(f"--network_module {spec.module}", problem)
-        arguments = {} if own else spec.arguments
-        path = str(spec.weights.path)
-        models_for_it = (models.vae, text_encoder, models.unet)
-        try:
-            network, state = create(
-                spec.multiplier, path, *models_for_it, weights_sd=state, for_inference=True, **arguments
-            )
-        except InputError as problem:
-            raise InputError(subject, str(problem)) from None
+        network, state = _create(spec, state, models.vae, text_encoder, models.unet)
         if merge:
             _merge(network, spec, state, text_encoder, models.unet)
             return
@@ -108,41 +103,71 @@ class Networks:
         self._attached.append(network)
 
 
-def _import(module: str) -> ModuleType:
+def _create(
+    spec: NetworkSpec, state: State, vae: nn.Module, text_encoder: nn.Module, unet: nn.Module
+) -> tuple[Network, State]:
+    """Let a network's module make it of its weights."""
     try:
-        return importlib.import_module(module)
+        module = importlib.import_module(spec.module)
     except Exception as problem:  # whatever the module raises
-        reason = f"{type(problem).__name__}: {problem}".splitlines()[0]
-        raise InputError(f"--network_module {module}", f"cannot be imported ({reason}); repair or replace it") from None
+        reason = _in_one_line(problem)
+        raise InputError(f"--network_module {spec.module}", f"cannot be imported ({reason}); repair it") from None
+    if not hasattr(module, "create_network_from_weights"):
+        problem = "has no create_network_from_weights, as a network's module has; give one that has"
+        raise InputError(f"--network_module {spec.module}", problem)
+    if hasattr(module, "LycorisNetworkKohya"):
+        module.LycorisNetworkKohya.apply_preset(_LYCORIS_PRESET)
+    arguments = {} if spec.module == OWN_MODULE else spec.arguments
+    file = str(spec.weights.path)
+    try:
+        return module.create_network_from_weights(
+            spec.multiplier, file, vae, text_encoder, unet, weights_sd=state, for_inference=True, **arguments
+        )
+    except Exception as problem:
+        subject = f"--network_weights {spec.weights.path}"
+        raise InputError(subject, f"{spec.module} cannot use it ({_in_one_line(problem)}); see {OWN_MODULE}") from None
 
 
-def _merge(
-    network: Network, spec: NetworkSpec, state: Mapping[str, torch.Tensor], text_encoder: nn.Module, unet: nn.Module
-) -> None:
+def _in_one_line(problem: Exception) -> str:
+    return f"{type(problem).__name__}: {problem}".splitlines()[0]
+
+
+def _merge(network: Network, spec: NetworkSpec, state: State, text_encoder: nn.Module, unet: nn.Module) -> None:
     """Add a network to the weights for good."""
     option = f"--network_merge with {spec.module}"
     if not hasattr(network, "merge_to") or not getattr(network, "is_mergeable", lambda: True)():
         raise InputError(option, "the module cannot merge this network; leave out --network_merge")
-    if spec.module.startswith(_MERGED_AT_FULL_STRENGTH) and spec.multiplier != 1:
-        raise InputError(option, f"it merges with multiplier 1 only; use 1, or {OWN_MODULE}, which reads its files")
+    if spec.module.startswith(_NOT_MERGED):
+        raise InputError(option, f"LyCORIS merges in another strength; use {OWN_MODULE}, which reads its files")
     network.merge_to(text_encoder, unet, state, unet.dtype, unet.device)
 
 
-def _attach(
-    network: Network, spec: NetworkSpec, state: Mapping[str, torch.Tensor], text_encoder: nn.Module, unet: nn.Module
-) -> None:
+def _attach(network: Network, spec: NetworkSpec, state: State, text_encoder: nn.Module, unet: nn.Module) -> None:
     """Attach a network and fill in its weights; refuses one with no key that fits."""
     # sd-scripts and LyCORIS let a trainer choose the parts to attach
     choices = {"apply_text_encoder", "apply_unet"} & set(inspect.signature(network.apply_to).parameters)
     network.apply_to(text_encoder, unet, **dict.fromkeys(choices, True))
-    loaded = network.load_state_dict(state, False)
+    if spec.module == OWN_MODULE:
+        return  # its weights are in it, and its keys were told before the models were loaded
+    held = network.state_dict()
+    if not _is_filled(held, state):
+        network.load_state_dict(state, False)
     if isinstance(network, nn.Module):
         network.requires_grad_(False).eval().to(unet.device)
-    if spec.module == OWN_MODULE:
-        return  # its keys were told before the models were loaded
-    subject, unmatched = f"--network_weights {spec.weights.path}", loaded.unexpected_keys
+    subject, unmatched = f"--network_weights {spec.weights.path}", [key for key in state if key not in held]
     fits = f"{len(state) - len(unmatched)} of {len(state)} keys fit in {spec.module}"
     if len(unmatched) == len(state):
         raise InputError(subject, f"{fits}; use the module that wrote the file")
     if unmatched:
         logger.warning("%s: %s; left aside: %r and %d others", subject, fits, unmatched[0], len(unmatched) - 1)
+
+
+def _is_filled(held: State, state: State) -> bool:
+    """Whether a network came with its weights; LyCORIS counts full differences twice when they are loaded again."""
+    shared = held.keys() & state.keys()
+    return all(
+        held[key].shape == state[key].shape
+        # full differences come back as the weight less the original one
+        and torch.allclose(held[key].float().cpu(), state[key].float(), rtol=1e-3, atol=1e-5)
+        for key in shared
+    )

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from lycoris import kohya
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -12,6 +13,7 @@ from library.checkpoint_layout import original_name, unet_modules
 from library.model_files import find_model
 from library.models import load_models
 from networks import lora
+from networks.attach import HuggingFaceNames
 from networks.files import open_network, read_state
 from networks.keys import TEXT_ENCODER, UNET, layer_shapes
 from tools.random_network import kohya_name, random_lora
@@ -283,6 +285,53 @@ def test_attaching_twice_is_an_error(loaded, files):
     network = make_network(loaded, files["style"])
     with pytest.raises(RuntimeError, match="attached already"):
         network.apply_to(loaded.text_encoder, loaded.unet)
+
+
+# What LyCORIS trains with, as sd-scripts calls it; its preset `full` fails on any U-Net of diffusers in version 4.1
+LYCORIS = {
+    "LoCon": {"algo": "locon"},
+    "LoHa": {"algo": "loha"},
+    "LoKr": {"algo": "lokr", "factor": 4},
+    "DoRA": {"algo": "lora", "dora_wd": True},
+    "OFT": {"algo": "diag-oft"},
+    "full": {"algo": "full"},
+    "norms": {"algo": "lora", "train_norm": True},
+}
+
+
+@torch.no_grad()
+def write_lycoris_file(models, file, **settings):
+    """A file that LyCORIS' trainer wrote, of random weights."""
+    text_encoder = HuggingFaceNames(models.text_encoder)
+    network = kohya.create_network(1, 4, 2, models.vae, text_encoder, models.unet, preset="attn-mlp", **settings)
+    network.apply_to(text_encoder, models.unet, True, True)
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in network.named_parameters():
+        if "dora_scale" not in name:
+            parameter += torch.randn(parameter.shape, generator=generator) * 0.05
+    network.save_weights(str(file), torch.float32, None)
+
+
+@pytest.mark.parametrize("name", LYCORIS)
+def test_lycoris_draws_the_same_from_its_own_files(sd1, loaded, generate, tmp_path, name):
+    write_lycoris_file(loaded, tmp_path / "x.safetensors", **LYCORIS[name])
+    weights = ("--network_weights", tmp_path / "x.safetensors")
+    multiplier = 1 if name == "DoRA" else 0.6  # LyCORIS leaves V, not W, at multiplier 0
+    options = ("--prompt", f"a cat --d 1 --am {multiplier}", *weights)
+    plain = generate(sd1.folder, "--prompt", "a cat --d 1").pictures
+    ours = generate(sd1.folder, *options, "--network_module", "networks.lora")
+    theirs = generate(sd1.folder, *options, "--network_module", "lycoris.kohya")
+    assert theirs.status == 0, theirs.stderr
+    assert "keys fit" not in ours.stderr + theirs.stderr  # all of them do
+    assert same(ours.pictures, theirs.pictures)
+    assert not same(plain, ours.pictures)
+
+
+def test_lycoris_modes_that_would_be_wrong_are_refused(sd1, loaded, generate, tmp_path):
+    write_lycoris_file(loaded, tmp_path / "x.safetensors", algo="loha")
+    network = ("--network_module", "lycoris.kohya", "--network_weights", tmp_path / "x.safetensors")
+    assert "use networks.lora, which reads its files" in refused(generate, sd1.folder, *network, "--network_merge")
+    assert "the module cannot do that" in refused(generate, sd1.folder, *network, "--network_pre_calc")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
