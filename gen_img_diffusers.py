@@ -10,8 +10,8 @@ import logging
 import re
 import sys
 import traceback
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # torch and what needs it are imported once every option and 
 
     from library.control_net import ControlNets, Steering
     from library.models import Models
+    from library.regions import Regions
     from networks.attach import Networks
     from tools.latent_upscaler import LatentUpscaler as Upscaler
 
@@ -342,6 +343,7 @@ class Guidance:
 
         self.branches = jobs[0].branches
         self.texts = [text for branch in zip(*(job.texts for job in jobs)) for text in branch]
+        self.text_multipliers = [m for branch in zip(*(job.text_multipliers for job in jobs)) for m in branch]
 
         def column(numbers: Sequence[float]) -> torch.Tensor:
             return torch.tensor(numbers, dtype=torch.float32, device=device).view(-1, 1, 1, 1)
@@ -446,7 +448,7 @@ class Pipeline:
         self.unet, self.vae = models.unet, models.vae
         self.networks, self.control_nets = networks, control_nets
         self.encoder = PromptEncoder(
-            models.tokenizer, models.text_encoder, plan.clip_skip, plan.max_chunks, plan.embeddings
+            models.tokenizer, models.text_encoder, plan.clip_skip, plan.max_chunks, plan.embeddings, networks.use
         )
         self.sampler = plan.sampler
         self.prediction_type = plan.model.prediction_type
@@ -470,7 +472,6 @@ class Pipeline:
         """
         import torch
 
-        self.networks.use(jobs[0].network_multipliers)
         first_stage: list[tuple[Job, np.ndarray | None]] = []
         originals = None  # latents (B, C, h, w) of the pictures that are drawn over
         with torch.inference_mode():
@@ -497,7 +498,8 @@ class Pipeline:
         device, dtype = self.unet.device, self.unet.dtype
         guidance = Guidance(jobs, device)
         chunks = self.encoder.chunks(*guidance.texts)
-        text = self.encoder.encode(guidance.texts, chunks, jobs[0].network_multipliers).to(dtype)
+        text = self.encoder.encode(guidance.texts, chunks, guidance.text_multipliers).to(dtype)
+        self.networks.use(jobs[0].network_multipliers)
         regions = make_regions(jobs, self.region_color_codes, device)
         text = replace(text, regions=regions)
         scheduler, timesteps = self._schedule(jobs[0], device)
@@ -507,8 +509,7 @@ class Pipeline:
         shrinker = Shrinker(jobs[0].deep_shrink, timesteps.tolist())
         denoiser = Denoiser(self.unet, text, shrinker, self.control_nets.steer(jobs, len(timesteps)))
         models = (self.unet, *self.control_nets.models)
-        following_regions = regions.attached(*models) if regions else nullcontext()
-        with shrinker.attached(*models), keeping_text(*models), following_regions:
+        with shrinker.attached(*models), keeping_text(*models), self._in_regions(regions):
             for index, timestep in enumerate(make_bar(timesteps)):
                 sample = guidance.expand(scheduler.scale_model_input(latents, timestep)).to(dtype)
                 prediction = guidance.join(denoiser(sample, timestep, index).float())
@@ -518,6 +519,15 @@ class Pipeline:
                 for hook in after_step:
                     latents = hook(latents, index)
         return latents
+
+    @contextmanager
+    def _in_regions(self, regions: Regions | None) -> Iterator[None]:
+        """A block in which the parts of prompts, and the networks that are for them, keep to their regions."""
+        with ExitStack() as stack:
+            if regions is not None:
+                stack.enter_context(regions.attached(self.unet, *self.control_nets.models))
+                stack.enter_context(self.networks.acting_in(regions))
+            yield
 
     def _latent_shape(self, job: Job) -> tuple[int, int, int]:
         return self.unet.config.in_channels, job.height // self.cell_px, job.width // self.cell_px

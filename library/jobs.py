@@ -101,6 +101,21 @@ class Job(JobSettings):
         }[self.branches]
 
     @property
+    def text_multipliers(self) -> tuple[tuple[float, ...], ...]:
+        """The networks' multipliers in the text encoder, for each of `texts`.
+
+        With regions, network i is for part i alone, and no network for the texts that are no part.
+        """
+        if self.regions is None:
+            return (self.network_multipliers,) * len(self.texts)
+        none = tuple(0.0 for _ in self.network_multipliers)
+        alone = [
+            tuple(m if place == part else 0.0 for place, m in enumerate(self.network_multipliers))
+            for part in range(len(self.parts))
+        ]
+        return {1: (*alone,), 2: (none, *alone), 3: (none, *alone, none)}[self.branches]
+
+    @property
     def batch_key(self) -> tuple[Hashable, ...]:
         """Jobs with equal keys can share a batch, if their texts have equally many chunks."""
         return (
@@ -327,6 +342,9 @@ def _check_job(job: Job, sampler: Sampler) -> None:
             job.where,
         )
     _check_sizes(job, sampler)
+    if job.regions is not None and len(job.network_multipliers) > len(job.parts):
+        problem = f"are for {len(job.parts)} parts of the prompt; give a part (AND) for each network, or fewer networks"
+        raise InputError(f"{len(job.network_multipliers)} networks", problem, job.where)
     if len(job.parts) > 1 and job.regions is None:
         logger.warning("a prompt's parts (AND) have no map of regions (--mask_path): each is for the whole picture")
     if job.negative_scale is not None and job.branches == 1:

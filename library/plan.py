@@ -34,7 +34,7 @@ from library.output import FileNames, check_folder
 from library.pictures import check_picture, find_pictures, read_picture, read_prompt
 from library.samplers import SAMPLERS, Sampler
 from library.textual_inversion import Embedding, find_embeddings
-from networks.files import NetworkPlan, describe_metadata, plan_networks
+from networks.files import OWN_MODULE, NetworkPlan, describe_metadata, plan_networks
 
 logger = logging.getLogger(__name__)
 
@@ -181,9 +181,11 @@ def make_plan(options: argparse.Namespace) -> RunPlan:
     jobs = plan_jobs(lines, maker, options.n_iter, shuffle) if lines else []
     if lines:
         _check_growth_options(options, jobs)
-    if lines and sources.masks and not any(job.mask or job.regions for job in jobs):
+    if sources.masks and lines and not any(job.mask or job.regions for job in jobs):
         problem = "is for inpainting or for prompts with AND; give --image_path or such a prompt, or leave it out"
         raise InputError(f"--mask_path {options.mask_path}", problem)
+    if sources.masks and (any(job.regions for job in jobs) or not lines):
+        _check_regional(networks)
     return RunPlan(
         model=model,
         networks=networks,
@@ -321,6 +323,17 @@ def _plan_networks(options: argparse.Namespace, model: ModelFiles) -> NetworkPla
             for line in describe_metadata(spec):
                 say(line)
     return NetworkPlan(specs, merged, options.network_pre_calc)
+
+
+def _check_regional(networks: NetworkPlan) -> None:
+    """Refuse networks that cannot keep to regions."""
+    if networks.merged or networks.pre_calculated:
+        option = "--network_merge" if networks.merged else "--network_pre_calc"
+        raise InputError(option, "acts on the whole picture, not on regions; leave it out, or --mask_path")
+    for spec in networks.specs:
+        if spec.module != OWN_MODULE:
+            problem = f"does not keep to regions; use {OWN_MODULE}, which reads LoRA and its relatives"
+            raise InputError(f"--network_module {spec.module}", problem)
 
 
 def _find_sources(options: argparse.Namespace) -> Sources:

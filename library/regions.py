@@ -62,21 +62,30 @@ class Regions:
     Args:
         masks: for each picture its regions, as `load_regions` gives them; heights and widths may differ.
         device: where the U-Net is.
+        networks: how many networks keep to a part's region, one for each of the first parts; parts beyond them then
+            have no share in the picture. 0 is for networks that act everywhere.
     """
 
-    def __init__(self, masks: Sequence[torch.Tensor], device: torch.device) -> None:
+    def __init__(self, masks: Sequence[torch.Tensor], device: torch.device, networks: int = 0) -> None:
         self._masks = [mask.to(device) for mask in masks]
         self.pictures = len(masks)
         self.parts = len(masks[0])
-        self._size: tuple[int, int] | None = None  # height and width of the tokens in attention
+        self.networks = networks
+        self.token_size: tuple[int, int] | None = None  # height and width of the feature map that attention is in
         self._at_size: dict[tuple[int, int], torch.Tensor] = {}
 
     def masks(self, size: tuple[int, int]) -> torch.Tensor:
-        """The regions at a height and width: (parts, pictures, height, width) float32."""
+        """The shares of the parts at a height and width: (parts, pictures, height, width) float32."""
         if size not in self._at_size:
             resized = [F.interpolate(mask[None].float(), size, mode="bilinear") for mask in self._masks]
             self._at_size[size] = torch.cat(resized).transpose(0, 1) / 255
+            if self.networks:
+                self._at_size[size][self.networks :] = 0
         return self._at_size[size]
+
+    def sums(self, size: tuple[int, int]) -> torch.Tensor:
+        """What the parts' shares are divided by in averages: (pictures, height, width)."""
+        return self.masks(size).sum(dim=0) + _SUM_OFFSET
 
     def spread(self, x: torch.Tensor) -> torch.Tensor:
         """Repeat the prompt's rows for each part: (branches * pictures, …) → (rows of the text, …)"""
@@ -86,8 +95,7 @@ class Regions:
     def average(self, x: torch.Tensor) -> torch.Tensor:
         """Average the parts' rows, the regions as weights: (rows of the text, T, C) → (branches * pictures, T, C)"""
         before, prompt, after = self._split(x, self.parts * self.pictures)
-        masks = self.masks(self._size)
-        weights = (masks / (masks.sum(dim=0) + _SUM_OFFSET)).flatten(2).to(x.dtype)  # (parts, pictures, T)
+        weights = (self.masks(self.token_size) / self.sums(self.token_size)).flatten(2).to(x.dtype)
         prompt = (prompt.unflatten(0, (self.parts, self.pictures)) * weights[..., None]).sum(dim=0)
         return torch.cat([before, prompt, after])
 
@@ -107,7 +115,7 @@ class Regions:
             yield
 
     def _note_size(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        self._size = tuple(inputs[0].shape[-2:])  # tokens alone would not tell 2 × 8 from 4 × 4
+        self.token_size = tuple(inputs[0].shape[-2:])  # tokens alone would not tell 2 × 8 from 4 × 4
 
 
 def make_regions(jobs: Sequence["Job"], color_codes: int | None, device: torch.device) -> Regions | None:
@@ -115,4 +123,5 @@ def make_regions(jobs: Sequence["Job"], color_codes: int | None, device: torch.d
     parts = len(jobs[0].parts)
     if parts == 1:
         return None
-    return Regions([load_regions(job.regions, parts, color_codes) for job in jobs], device)
+    networks = len(jobs[0].network_multipliers) if jobs[0].regions is not None else 0
+    return Regions([load_regions(job.regions, parts, color_codes) for job in jobs], device, networks)

@@ -1,7 +1,7 @@
 """Prompts to embeddings: tokens with weights, chunks of 75, the text encoder, and the weights applied."""
 
 import logging
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -18,7 +18,8 @@ logger = logging.getLogger(__name__)
 CHUNK_TOKENS = 75  # what CLIP's 77 positions leave between the begin and the end token
 _KEPT_CHUNKS = 256  # of texts whose embeddings are kept for later batches; 0.2 to 0.3 MB each
 _SHOWN_CHARACTERS = 200  # of a text that was cut off
-_Wanted = tuple[tuple[int, ...], tuple[float, ...], int, Hashable]  # token ids, weights, chunks, state
+Multipliers = tuple[float, ...]  # the networks'
+_Wanted = tuple[tuple[int, ...], tuple[float, ...], int, Multipliers]  # token ids, weights, chunks, multipliers
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class PromptEncoder:
         clip_skip: take the n-th last layer's output; 1 is the last layer.
         max_chunks: a prompt is cut after this many chunks.
         embeddings: textual inversion's words.
+        use_multipliers: sets the multipliers of the networks on the text encoder.
     """
 
     def __init__(
@@ -52,10 +54,12 @@ class PromptEncoder:
         clip_skip: int = 1,
         max_chunks: int = 1,
         embeddings: Sequence[Embedding] = (),
+        use_multipliers: Callable[[Multipliers], None] = lambda multipliers: None,
     ) -> None:
         self.tokenizer = tokenizer
         self.text_encoder = text_encoder
         self.clip_skip = clip_skip
+        self.use_multipliers = use_multipliers
         self.max_tokens = max_chunks * CHUNK_TOKENS
         self.words = EmbeddedWords(tokenizer, text_encoder, embeddings)
         self.tokenize = lru_cache(maxsize=4 * _KEPT_CHUNKS)(self._tokenize)
@@ -65,35 +69,42 @@ class PromptEncoder:
         """The number of chunks that the longest of the texts fills."""
         return max(self.tokenize(text).chunks for text in texts)
 
-    def encode(self, texts: Sequence[str], chunks: int, state: Hashable = None) -> TextConditions:
+    def encode(
+        self, texts: Sequence[str], chunks: int, multipliers: Sequence[Multipliers] | None = None
+    ) -> TextConditions:
         """Encode texts, each padded to `chunks` chunks.
 
         Args:
             texts: the prompts.
             chunks: see `chunks`.
-            state: what else the text encoder's output depends on, the networks' multipliers.
+            multipliers: for each text those of the networks; without networks they can be left out.
 
         Returns:
             (len(texts), 77 * chunks, width) in float32, on the text encoder's device, for all layers, and for each one
             that sees other vectors of a word than the rest.
         """
+        multipliers = multipliers or [()] * len(texts)
         per_layer = {}
         if any(self.words.differ_by_layer(self.tokenize(text).ids) for text in texts):
-            per_layer = {layer: self._encode_kept(texts, chunks, state, layer) for layer in XTI_LAYERS}
-        return TextConditions(self._encode_kept(texts, chunks, state, XTI_LAYERS[0]), per_layer)
+            per_layer = {layer: self._encode_kept(texts, chunks, multipliers, layer) for layer in XTI_LAYERS}
+        return TextConditions(self._encode_kept(texts, chunks, multipliers, XTI_LAYERS[0]), per_layer)
 
-    def _encode_kept(self, texts: Sequence[str], chunks: int, state: Hashable, layer: str) -> torch.Tensor:
+    def _encode_kept(
+        self, texts: Sequence[str], chunks: int, multipliers: Sequence[Multipliers], layer: str
+    ) -> torch.Tensor:
         """Encode texts as one layer sees them, (len(texts), 77 * chunks, width); what was encoded lately is kept."""
         place = XTI_LAYERS.index(layer)
-        wanted = {}
-        for text in texts:
+        wanted: list[_Wanted] = []
+        for text, its_multipliers in zip(texts, multipliers):
             tokens = self.tokenize(text)
-            wanted[text] = (self.words.in_layer(tokens.ids, place), tokens.weights, chunks, state)
-        missing = [key for key in dict.fromkeys(wanted.values()) if key not in self._kept]
-        if missing:
-            encoded = self._encode([WeightedTokens(ids, weights) for ids, weights, *_ in missing], chunks)
-            self._kept.update(zip(missing, encoded))
-        embeddings = torch.stack([self._kept[wanted[text]] for text in texts])
+            wanted.append((self.words.in_layer(tokens.ids, place), tokens.weights, chunks, its_multipliers))
+        missing = [key for key in dict.fromkeys(wanted) if key not in self._kept]
+        for its_multipliers in dict.fromkeys(key[3] for key in missing):
+            self.use_multipliers(its_multipliers)
+            alike = [key for key in missing if key[3] == its_multipliers]
+            encoded = self._encode([WeightedTokens(ids, weights) for ids, weights, *_ in alike], chunks)
+            self._kept.update(zip(alike, encoded))
+        embeddings = torch.stack([self._kept[key] for key in wanted])
         surplus = sum(chunks for _, _, chunks, _ in self._kept) - _KEPT_CHUNKS
         while surplus > 0:
             oldest = next(iter(self._kept))

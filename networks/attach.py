@@ -3,7 +3,8 @@
 import importlib
 import inspect
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
 import torch
@@ -11,7 +12,11 @@ from torch import nn
 
 from library.errors import InputError
 from library.models import Models
+from library.regions import Regions
 from networks.files import OWN_MODULE, NetworkPlan, NetworkSpec
+from networks.keys import UNET
+from networks.layers import LayerChange, adapter_of
+from networks.regional import make_gate
 
 logger = logging.getLogger("library.networks")
 
@@ -66,6 +71,7 @@ class Networks:
 
     def __init__(self, plan: NetworkPlan, states: Sequence[State], models: Models) -> None:
         self._pre_calculated = plan.pre_calculated
+        self._unet = models.unet
         self._attached: list[Network] = []
         for place, (spec, state) in enumerate(zip(plan.specs, states)):
             self._add(spec, state, models, merge=place < plan.merged)
@@ -86,6 +92,23 @@ class Networks:
             for network in self._attached:
                 network.pre_calculation()
         self._multipliers = multipliers
+
+    @contextmanager
+    def acting_in(self, regions: Regions) -> Iterator[None]:
+        """Let network i act for part i alone, for the length of the block, where regions are for networks."""
+        if not regions.networks:
+            yield
+            return
+        layers: dict[str, dict[LayerChange, int]] = {}
+        for number, network in enumerate(self._attached):
+            for (model, path), change in network.changes.items():
+                if model == UNET:
+                    layers.setdefault(path, {})[change] = number
+        with ExitStack() as stack:
+            for path, changes in layers.items():
+                if (gate := make_gate(path, regions)) is not None:
+                    stack.enter_context(adapter_of(self._unet.get_submodule(path)).gated(gate, changes))
+            yield
 
     @torch.no_grad()
     def _add(self, spec: NetworkSpec, state: State, models: Models, *, merge: bool) -> None:

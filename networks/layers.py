@@ -4,6 +4,9 @@ All pairs of a layer are stacked into one: the downs behind each other, the ups 
 that any number of networks costs two small matrix products. Everything is worked out in float32 and cast once.
 """
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -43,6 +46,11 @@ def folded_values(layer: nn.Module, changes: list[LayerChange]) -> dict[str, tor
     return values
 
 
+# Takes networks' effect on a layer, (rows, channels, h, w) or (rows, places, channels), and for each network in turn
+# its number and how many channels it has; gives the effect where it is wanted.
+Gate = Callable[[torch.Tensor, list[tuple[int, int]]], torch.Tensor]
+
+
 class LowRankStack:
     """The low-rank pairs of all networks on one layer, as one pair.
 
@@ -58,7 +66,14 @@ class LowRankStack:
         window = layer.weight.shape[1:]
         self._down = torch.cat([down.reshape(-1, *window) for down in downs]).to(dtype)
         self._up = torch.empty(layer.weight.shape[0], self._down.shape[0], device=device, dtype=dtype)
+        self._gate: Gate | None = None
+        self._networks: list[tuple[int, int]] = []  # see `Gate`
         self.update()
+
+    def gate(self, gate: Gate | None, networks: Mapping[LayerChange, int]) -> None:
+        """Let the networks, numbered by their changes, act where the gate says; None ends that."""
+        self._gate = gate
+        self._networks = [(networks[c], up.shape[1]) for c, up in zip(self._changes, self._ups)] if gate else []
 
     def update(self) -> None:
         """Put the changes' multipliers into the ups."""
@@ -69,12 +84,44 @@ class LowRankStack:
         """Forward hook: add the pairs' effect to the layer's output, in place."""
         (x,) = inputs
         if isinstance(layer, nn.Linear):
-            reduced = F.linear(x, self._down)  # (..., ranks)
+            reduced = self._gated(F.linear(x, self._down))  # (..., ranks)
             flat = output.view(-1, output.shape[-1])
             flat.addmm_(reduced.view(-1, reduced.shape[-1]), self._up.T)
             return output
         reduced = F.conv2d(x, self._down, None, layer.stride, layer.padding, layer.dilation)  # (B, ranks, h, w)
-        return output.add_(F.conv2d(reduced, self._up[:, :, None, None]))
+        return output.add_(F.conv2d(self._gated(reduced), self._up[:, :, None, None]))
+
+    def _gated(self, reduced: torch.Tensor) -> torch.Tensor:
+        return reduced if self._gate is None else self._gate(reduced, self._networks)
+
+
+class GatedVersions:
+    """The changes of a layer that do not run beside it, made to: each as a version of the layer's parameters.
+
+    It is a forward hook, and takes two evaluations of the layer and more, which only gating is worth.
+    """
+
+    def __init__(self, layer: nn.Module, networks: Mapping[LayerChange, int], gate: Gate) -> None:
+        self._gate = gate
+        self._versions = [
+            (number, {name: nn.Parameter(v.to(layer.weight), False) for name, v in folded_values(layer, [c]).items()})
+            for c, number in networks.items()
+        ]
+
+    def __call__(self, layer: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        """Forward hook: add each version's difference to the layer's output, where its gate lets it."""
+        plain = layer.forward(*inputs)
+        for number, parameters in self._versions:
+            originals = {name: getattr(layer, name) for name in parameters}
+            try:
+                for name, parameter in parameters.items():
+                    setattr(layer, name, parameter)
+                difference = layer.forward(*inputs) - plain
+            finally:
+                for name, original in originals.items():
+                    setattr(layer, name, original)
+            output = output + self._gate(difference, [(number, plain.shape[1 if plain.dim() == 4 else -1])])
+        return output
 
 
 class LayerAdapter:
@@ -141,6 +188,25 @@ class LayerAdapter:
         self._stale = True
         if not self._folds:
             self._folded.clear()
+
+    @contextmanager
+    def gated(self, gate: Gate, networks: Mapping[LayerChange, int]) -> Iterator[None]:
+        """Let each network's change act where the gate says, for the length of the block.
+
+        Args:
+            gate: see `Gate`.
+            networks: the number of each change's network.
+        """
+        with ExitStack() as stack:
+            if self._stack is not None:
+                self._stack.gate(gate, networks)
+                stack.callback(self._stack.gate, None, {})
+            if self._folds:
+                self.restore()
+                stack.callback(self.fold)
+                versions = GatedVersions(self._layer, {change: networks[change] for change in self._folds}, gate)
+                stack.callback(self._layer.register_forward_hook(versions).remove)
+            yield
 
     def _set_pairs(self, pairs: list[LayerChange]) -> None:
         if self._hook is not None:

@@ -181,6 +181,11 @@ class LoraNetwork:
             for layer, _ in self._layer_changes():
                 adapter_of(layer).fold()
 
+    @property
+    def changes(self) -> Mapping[Target, LayerChange]:
+        """What it changes, by the model's part and the layer's path in it."""
+        return self._changes
+
     def _layer_changes(self) -> list[tuple[nn.Module, LayerChange]]:
         return [(self._layers[target], change) for target, change in self._changes.items()]
 

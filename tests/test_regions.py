@@ -80,7 +80,7 @@ def test_cross_attention_is_averaged_by_region(unet, branches):
     processor = AttentionProcessor(sdpa)
     plain = AttentionProcessor(sdpa)
     regions = Regions(masks, torch.device("cpu"))
-    regions._size = (height, columns)
+    regions.token_size = (height, columns)
     result = processor(attention, x, TextConditions(text, regions=regions))
     assert result.shape == x.shape
     first = 2 * (branches > 1)  # the prompt's first row
