@@ -203,6 +203,7 @@ class JobMaker:
         sampler: what the jobs are drawn with.
         sources: pictures and masks for img2img.
         highres: draws each picture in two stages.
+        check: refuses a job that the rest of the run cannot draw.
     """
 
     def __init__(
@@ -214,6 +215,7 @@ class JobMaker:
         sampler: Sampler,
         sources: Sources = Sources(),  # it is immutable
         highres: HighresFix | None = None,
+        check: Callable[[Job], None] = lambda job: None,
     ) -> None:
         self.defaults = defaults
         self.images_per_prompt = images_per_prompt
@@ -222,6 +224,7 @@ class JobMaker:
         self.sampler = sampler
         self.sources = sources
         self.highres = highres
+        self.check = check
         self._made = 0
 
     def jobs(self, line: SourceLine) -> Iterator[Job]:
@@ -276,6 +279,7 @@ class JobMaker:
             guides=self.sources.guides_of(place),
         )
         self._made += 1
+        self.check(job)
         for stage in stages(job, self.highres):
             _check_job(stage, self.sampler)
         return job
@@ -342,9 +346,6 @@ def _check_job(job: Job, sampler: Sampler) -> None:
             job.where,
         )
     _check_sizes(job, sampler)
-    if job.regions is not None and len(job.network_multipliers) > len(job.parts):
-        problem = f"are for {len(job.parts)} parts of the prompt; give a part (AND) for each network, or fewer networks"
-        raise InputError(f"{len(job.network_multipliers)} networks", problem, job.where)
     if len(job.parts) > 1 and job.regions is None:
         logger.warning("a prompt's parts (AND) have no map of regions (--mask_path): each is for the whole picture")
     if job.negative_scale is not None and job.branches == 1:

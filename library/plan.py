@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -176,7 +177,8 @@ def make_plan(options: argparse.Namespace) -> RunPlan:
         two_stages=highres is not None,
     )
     sampler = SAMPLERS[options.sampler]
-    maker = JobMaker(defaults, options.images_per_prompt, seeds, names.next, sampler, sources, highres)
+    check = partial(_check_regions, networks)
+    maker = JobMaker(defaults, options.images_per_prompt, seeds, names.next, sampler, sources, highres, check)
     shuffle = random.Random(options.seed) if options.shuffle_prompts else None
     jobs = plan_jobs(lines, maker, options.n_iter, shuffle) if lines else []
     if lines:
@@ -184,8 +186,6 @@ def make_plan(options: argparse.Namespace) -> RunPlan:
     if sources.masks and lines and not any(job.mask or job.regions for job in jobs):
         problem = "is for inpainting or for prompts with AND; give --image_path or such a prompt, or leave it out"
         raise InputError(f"--mask_path {options.mask_path}", problem)
-    if sources.masks and (any(job.regions for job in jobs) or not lines):
-        _check_regional(networks)
     return RunPlan(
         model=model,
         networks=networks,
@@ -325,15 +325,21 @@ def _plan_networks(options: argparse.Namespace, model: ModelFiles) -> NetworkPla
     return NetworkPlan(specs, merged, options.network_pre_calc)
 
 
-def _check_regional(networks: NetworkPlan) -> None:
-    """Refuse networks that cannot keep to regions."""
+def _check_regions(networks: NetworkPlan, job: Job) -> None:
+    """Refuse networks that cannot keep to the regions of a job's parts."""
+    if job.regions is None:
+        return
     if networks.merged or networks.pre_calculated:
         option = "--network_merge" if networks.merged else "--network_pre_calc"
-        raise InputError(option, "acts on the whole picture, not on regions; leave it out, or --mask_path")
+        problem = "acts on the whole picture, not on the regions of a prompt with AND; leave it out, or --mask_path"
+        raise InputError(option, problem, job.where)
     for spec in networks.specs:
         if spec.module != OWN_MODULE:
             problem = f"does not keep to regions; use {OWN_MODULE}, which reads LoRA and its relatives"
-            raise InputError(f"--network_module {spec.module}", problem)
+            raise InputError(f"--network_module {spec.module}", problem, job.where)
+    if len(networks.specs) > len(job.parts):
+        problem = f"the prompt has {len(job.parts)} parts (AND), each for one network; add parts or leave out networks"
+        raise InputError(f"--network_module, {len(networks.specs)} of them", problem, job.where)
 
 
 def _find_sources(options: argparse.Namespace) -> Sources:

@@ -1,0 +1,137 @@
+"""Regional LoRA: networks that keep to the parts of a prompt, and to their regions."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import CLIPTextModel
+
+# at 64 pixels the tiny model normalises groups of two numbers, which makes a rounding error a change of sign
+SIZE = ("--W", 128, "--H", 128, "--steps", 2)
+OWN = ("--network_module", "networks.lora", "networks.lora")
+
+
+def write_network(path, family, kind: str, seed: int, parts=("unet", "te")):
+    """A network of random weights for every layer but the time embedding, which regions do not divide."""
+    models = {
+        "unet": UNet2DConditionModel.from_pretrained(family.folder / "unet"),
+        "te": CLIPTextModel.from_pretrained(family.folder / "text_encoder"),
+    }
+    rng = torch.Generator().manual_seed(seed)
+    state = {}
+    for part in parts:
+        for name, layer in models[part].named_modules():
+            if not isinstance(layer, torch.nn.Linear | torch.nn.Conv2d) or "time_emb" in name:
+                continue
+            name = name if part == "unet" or name.startswith("text_model.") else f"text_model.{name}"
+            state |= {
+                f"lora_{part}_{name.replace('.', '_')}.{key}": value
+                for key, value in layer_parts(kind, layer.weight.shape, rng).items()
+            }
+    save_file(state, path)
+    return path
+
+
+def layer_parts(kind: str, shape: torch.Size, rng: torch.Generator) -> dict[str, torch.Tensor]:
+    def randn(*size):
+        return torch.randn(size, generator=rng) * 0.15
+
+    outputs, inputs, *window = shape
+    if kind == "lora":
+        ups = {"lora_up.weight": randn(outputs, 2, *[1] * len(window))}
+        return ups | {"lora_down.weight": randn(2, inputs, *window), "alpha": torch.tensor(1.0)}
+    columns = inputs * int(np.prod(window))
+    return {
+        f"hada_w{n}_{side}": randn(*size) for n in (1, 2) for side, size in (("a", (outputs, 2)), ("b", (2, columns)))
+    }
+
+
+@pytest.fixture(scope="module")
+def networks(sd1, tmp_path_factory):
+    """A LoRA and a LoHa."""
+    folder = tmp_path_factory.mktemp("networks")
+    return {kind: write_network(folder / f"{kind}.safetensors", sd1, kind, 1) for kind in ("lora", "loha")}
+
+
+@pytest.fixture
+def halves(tmp_path):
+    """Red on the left, green on the right."""
+    picture = Image.new("RGB", (128, 128), (255, 0, 0))
+    picture.paste((0, 255, 0), (64, 0, 128, 128))
+    picture.save(tmp_path / "halves.png")
+    return tmp_path / "halves.png"
+
+
+def largest(first, second) -> int:
+    assert len(first) == len(second) > 0
+    return max(int(np.abs(a - b).max()) for a, b in zip(first, second))
+
+
+@pytest.mark.parametrize("kind", ["lora", "loha"])
+def test_one_network_in_both_halves_is_one_everywhere(sd1, generate, networks, halves, kind):
+    """Every rule at once: text, keys and values by part, outcomes averaged, the rest by region.
+
+    Without guidance, since the negative prompt sees no network's text where there are regions.
+    """
+    options = (*SIZE, "--scale", 1, "--prompt", "a cat --d 1")
+    plain = generate(sd1.folder, *options).pictures
+    whole = generate(
+        sd1.folder, "--network_module", "networks.lora", "--network_weights", networks[kind], *options
+    ).pictures
+    twice = (*OWN, "--network_weights", networks[kind], networks[kind], "--mask_path", halves)
+    regional = generate(sd1.folder, *SIZE, *twice, "--scale", 1, "--prompt", "a cat AND a cat --d 1").pictures
+    assert largest(plain, whole) > 20
+    assert largest(regional, whole) <= 2  # averages are divided by 1.0001
+
+
+def test_networks_of_every_kind_leave_no_trace(sd1, generate, networks, halves, tmp_path):
+    """A prompt without parts, drawn after one with regions, is drawn as by itself; and a batch as single pictures."""
+    lines = tmp_path / "prompts.txt"
+    lines.write_text("a cat AND a dog --n fog --d 1\na bird --n fog --d 2\na cat AND a dog --n fog --d 3\n")
+    both = (*OWN, "--network_weights", networks["loha"], networks["lora"], "--mask_path", halves)
+    batch = ("--from_file", lines, "--batch_size", 2, "--negative_scale", 2, "--sequential_file_name")
+    run = generate(sd1.folder, *SIZE, *both, *batch).pictures
+    without_mask = (*both[:-2], "--negative_scale", 2)
+    alone = generate(
+        sd1.folder, *SIZE, *without_mask, "--prompt", "a bird --n fog --d 2", outdir=tmp_path / "a"
+    ).pictures
+    assert largest(alone, [run[1]]) <= 1
+    options = ("--negative_scale", 2, "--prompt", "a cat AND a dog --n fog --d 3")
+    alone = generate(sd1.folder, *SIZE, *both, *options, outdir=tmp_path / "b").pictures
+    assert largest(alone, [run[2]]) <= 1
+
+
+def test_a_text_network_acts_in_its_own_part_alone(sd1, generate, tmp_path, halves):
+    """The second part has no network: it looks as with a network of multiplier 0, whatever the first one does."""
+    network = write_network(tmp_path / "te.safetensors", sd1, "lora", 3, parts=("te",))
+    for colour, changes in (((255, 0, 0), True), ((0, 255, 0), False)):
+        Image.new("RGB", (8, 8), colour).save(tmp_path / "map.png")
+        # an empty channel would be the whole picture
+        pixels = np.array(Image.open(tmp_path / "map.png"))
+        pixels[0, 0] = (255, 255, 0)
+        Image.fromarray(pixels).resize((512, 512), Image.Resampling.NEAREST).save(tmp_path / "map.png")
+        pictures = []
+        for multiplier in (0, 1):
+            options = (*OWN, "--network_weights", network, network, "--network_mul", multiplier, 0)
+            prompt = ("--mask_path", tmp_path / "map.png", "--prompt", "a cat AND a dog --n fog --d 1")
+            pictures.append(generate(sd1.folder, *SIZE, *options, *prompt, outdir=tmp_path / f"{changes}{multiplier}"))
+        difference = np.abs(pictures[0].pictures[0] - pictures[1].pictures[0])
+        assert (np.median(difference) >= 5) == changes
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--prompt", "a AND b"], "3 of them: the prompt has 2 parts (AND)"),
+        (["--prompt", "a AND b AND c", "--network_merge"], "--network_merge: acts on the whole picture"),
+        (["--prompt", "a AND b AND c", "--network_pre_calc"], "--network_pre_calc: acts on the whole picture"),
+    ],
+)
+def test_bad_options(sd1, generate, networks, halves, options, message):
+    files = [networks["lora"]] * 3
+    result = generate(sd1.folder, *OWN, "networks.lora", "--network_weights", *files, "--mask_path", halves, *options)
+    assert result.status == 2
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
