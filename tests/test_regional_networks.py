@@ -8,6 +8,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPTextModel
 
+import gen_img_diffusers
+from library.model_files import find_model
+from library.models import load_text_encoder, load_tokenizer
+from library.plan import make_plan
+from library.text_encoding import PromptEncoder
+
 # at 64 pixels the tiny model normalises groups of two numbers, which makes a rounding error a change of sign
 SIZE = ("--W", 128, "--H", 128, "--steps", 2)
 OWN = ("--network_module", "networks.lora", "networks.lora")
@@ -35,8 +41,10 @@ def write_network(path, family, kind: str, seed: int, parts=("unet", "te")):
 
 
 def layer_parts(kind: str, shape: torch.Size, rng: torch.Generator) -> dict[str, torch.Tensor]:
+    scale = {"lora": 0.15, "loha": 0.3}[kind]  # weights change by about as much
+
     def randn(*size):
-        return torch.randn(size, generator=rng) * 0.15
+        return torch.randn(size, generator=rng) * scale
 
     outputs, inputs, *window = shape
     if kind == "lora":
@@ -103,22 +111,38 @@ def test_networks_of_every_kind_leave_no_trace(sd1, generate, networks, halves, 
     assert largest(alone, [run[2]]) <= 1
 
 
-def test_a_text_network_acts_in_its_own_part_alone(sd1, generate, tmp_path, halves):
-    """The second part has no network: it looks as with a network of multiplier 0, whatever the first one does."""
-    network = write_network(tmp_path / "te.safetensors", sd1, "lora", 3, parts=("te",))
-    for colour, changes in (((255, 0, 0), True), ((0, 255, 0), False)):
-        Image.new("RGB", (8, 8), colour).save(tmp_path / "map.png")
-        # an empty channel would be the whole picture
-        pixels = np.array(Image.open(tmp_path / "map.png"))
-        pixels[0, 0] = (255, 255, 0)
-        Image.fromarray(pixels).resize((512, 512), Image.Resampling.NEAREST).save(tmp_path / "map.png")
-        pictures = []
-        for multiplier in (0, 1):
-            options = (*OWN, "--network_weights", network, network, "--network_mul", multiplier, 0)
-            prompt = ("--mask_path", tmp_path / "map.png", "--prompt", "a cat AND a dog --n fog --d 1")
-            pictures.append(generate(sd1.folder, *SIZE, *options, *prompt, outdir=tmp_path / f"{changes}{multiplier}"))
-        difference = np.abs(pictures[0].pictures[0] - pictures[1].pictures[0])
-        assert (np.median(difference) >= 5) == changes
+def test_a_text_sees_its_own_parts_network(sd1, networks, halves):
+    """Network i for part i, none for the negative and the empty prompt; without a map all for all."""
+
+    def multipliers(*options):
+        argv = ["--ckpt", sd1.folder, *OWN, "--network_weights", networks["lora"], networks["loha"], *options]
+        argv += ["--network_mul", 0.5, 0.7, "--negative_scale", 2]
+        job = make_plan(gen_img_diffusers.make_parser().parse([str(argument) for argument in argv])).jobs[0]
+        return dict(zip(job.texts, job.text_multipliers))
+
+    prompt = ("--prompt", "a cat AND a dog AND a bird --n fog")
+    assert multipliers("--mask_path", halves, *prompt) == {
+        "fog": (0, 0),
+        "a cat": (0.5, 0),
+        "a dog": (0, 0.7),
+        "a bird": (0, 0),
+        "": (0, 0),
+    }
+    assert set(multipliers(*prompt).values()) == {(0.5, 0.7)}
+
+
+def test_a_text_is_encoded_with_its_multipliers(sd1):
+    """The same text with other multipliers is another one, also among those that are kept."""
+    files = find_model(str(sd1.folder), v2=False, v_parameterization=False)
+    text_encoder = load_text_encoder(files.text_encoder, torch.device("cpu"), torch.float32)
+    used = []
+    encoder = PromptEncoder(load_tokenizer(files), text_encoder, use_multipliers=used.append)
+    encoder.encode(["a", "b", "a"], 1, [(0.0,), (1.0,), (1.0,)])
+    assert used == [(0.0,), (1.0,)]
+    encoder.encode(["b", "a"], 1, [(1.0,), (0.0,)])
+    assert used == [(0.0,), (1.0,)]
+    encoder.encode(["b"], 1, [(0.0,)])
+    assert used == [(0.0,), (1.0,), (0.0,)]
 
 
 @pytest.mark.parametrize(
