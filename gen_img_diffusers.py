@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # torch and what needs it are imported once every option and 
     from PIL.Image import Image
 
     from library.control_net import ControlNets, Steering
+    from library.guidance import Judges
     from library.models import Models
     from library.regions import Regions
     from networks.attach import Networks
@@ -442,6 +443,7 @@ class Pipeline:
         control_nets: ControlNets,
         plan: RunPlan,
         upscaler: Upscaler | None = None,
+        judges: Judges | None = None,
     ) -> None:
         from library.text_encoding import PromptEncoder
 
@@ -456,6 +458,7 @@ class Pipeline:
         self.keep_unmasked = plan.keep_unmasked
         self.region_color_codes = plan.region_color_codes
         self.highres, self.upscaler = plan.highres, upscaler
+        self.judges = judges
         self._encoded: dict[tuple[Path, tuple[int, int]], torch.Tensor] = {}  # least lately used first
         self.cell_px = 2 ** (len(self.vae.config.block_out_channels) - 1)  # pixels a latent cell stands for, each way
 
@@ -474,7 +477,8 @@ class Pipeline:
 
         first_stage: list[tuple[Job, np.ndarray | None]] = []
         originals = None  # latents (B, C, h, w) of the pictures that are drawn over
-        with torch.inference_mode():
+        # guidance takes gradients, which tensors made in inference mode have no part in
+        with torch.no_grad() if self.judges else torch.inference_mode():
             *earlier, last = zip(*(stages(job, self.highres) for job in jobs))
             for stage, following in zip(earlier, [*earlier[1:], last]):
                 latents = self._denoise(stage, originals, make_bar)
@@ -488,6 +492,8 @@ class Pipeline:
             pictures = [
                 picture if picture is None else keep_unmasked(picture, job) for picture, job in zip(pictures, jobs)
             ]
+        if self.judges:
+            self.judges.remember(pictures)
         return [*(first_stage if self.highres and self.highres.save_first else ()), *zip(jobs, pictures)]
 
     def _denoise(self, jobs: Sequence[Job], originals: torch.Tensor | None, make_bar: MakeBar) -> torch.Tensor:
@@ -506,6 +512,9 @@ class Pipeline:
         noise = draw_noise([job.seed for job in jobs], self._latent_shape(jobs[0]), self.sampler, jobs[0])
         step_arguments = {"generator": noise.generators} if self.sampler.draws_noise else {}
         latents, before_step, after_step = self._start(jobs, originals, scheduler, timesteps, noise)
+        if self.judges:
+            prompts = [self.encoder.encode([job.prompt], chunks, job.network_multipliers).to(dtype) for job in jobs]
+            before_step.append(self.judges.guide(jobs, prompts, scheduler, timesteps))
         shrinker = Shrinker(jobs[0].deep_shrink, timesteps.tolist())
         denoiser = Denoiser(self.unet, text, shrinker, self.control_nets.steer(jobs, len(timesteps)))
         models = (self.unet, *self.control_nets.models)
@@ -685,7 +694,12 @@ def load_pipeline(plan: RunPlan) -> Pipeline:
     if plan.vae_slices:
         slice_resnets(models.vae, plan.vae_slices)
     networks = Networks(plan.networks, network_weights, models)
-    return Pipeline(models, networks, control_nets, plan, upscaler)
+    judges = None
+    if plan.guidance.uses_anything:
+        from library.guidance import load_judges
+
+        judges = load_judges(plan.guidance, plan.guidance_files, models)
+    return Pipeline(models, networks, control_nets, plan, upscaler, judges)
 
 
 def make_upscaler(spec: UpscalerSpec, device: torch.device, dtype: torch.dtype) -> Upscaler:
@@ -742,7 +756,9 @@ def run(plan: RunPlan) -> int:
     make_folder(plan.outdir, "--outdir")
     model_hash = FileHash(plan.model.path)
     pipeline = load_pipeline(plan)
-    facts = RunFacts(plan.sampler, plan.model.name, plan.clip_skip, model_hash, plan.highres, plan.networks)
+    facts = RunFacts(
+        plan.sampler, plan.model.name, plan.clip_skip, model_hash, plan.highres, plan.networks, plan.guidance
+    )
     with PictureWriter(facts, announce) as writer:
         if plan.keyboard is not None:
             return run_interactive(plan, pipeline, writer, plan.keyboard)

@@ -12,6 +12,7 @@ from library import gradual_latent
 from library.deep_shrink import USUAL_DEPTH, DeepShrink
 from library.errors import InputError
 from library.gradual_latent import GradualLatent, ancestral_timesteps
+from library.guidance_files import NO_GUIDANCE, GuidanceSettings
 from library.highres import HighresFix, stages
 from library.prompts import DynamicPrompt, PromptLine, parse_dynamic_prompt, parse_prompt_line
 from library.samplers import Sampler
@@ -40,6 +41,7 @@ class JobSettings:
     network_multipliers: tuple[float, ...] = ()  # one for each network that is not merged
     gradual_latent: GradualLatent = field(default_factory=GradualLatent)
     deep_shrink: DeepShrink = field(default_factory=DeepShrink)
+    clip_prompt: str = ""  # the text for CLIP guidance; empty means the prompt
 
     def override(self, settings: Mapping[str, object]) -> Self:
         """These settings with others in their place; `part.name` is a field of a part."""
@@ -67,6 +69,7 @@ class Job(JobSettings):
     regions: Path | None = None  # the map of its parts' regions; without one they are all the whole picture
     guides: tuple[Path, ...] = ()  # the pictures that guide it
     control_net: bool = True  # whether ControlNets steer it, where there are any
+    follows: Path | None = None  # the file of the picture before it, where that one guides it
     stage: int = 0  # of Highres. fix: 1 is the small picture, 2 its enlargement; 0 is drawn in one go
 
     @property
@@ -201,9 +204,10 @@ class JobMaker:
         seeds: seeds for lines that name none.
         name_file: gives the next picture's file, from its seed and its source picture.
         sampler: what the jobs are drawn with.
-        sources: pictures and masks for img2img.
+        sources: pictures and masks for img2img, and guides.
         highres: draws each picture in two stages.
         check: refuses a job that the rest of the run cannot draw.
+        guidance: by CLIP and VGG16.
     """
 
     def __init__(
@@ -216,6 +220,7 @@ class JobMaker:
         sources: Sources = Sources(),  # it is immutable
         highres: HighresFix | None = None,
         check: Callable[[Job], None] = lambda job: None,
+        guidance: GuidanceSettings = NO_GUIDANCE,
     ) -> None:
         self.defaults = defaults
         self.images_per_prompt = images_per_prompt
@@ -225,7 +230,9 @@ class JobMaker:
         self.sources = sources
         self.highres = highres
         self.check = check
+        self.guidance = guidance
         self._made = 0
+        self._last_file: Path | None = None
 
     def jobs(self, line: SourceLine) -> Iterator[Job]:
         """The jobs of one prompt line.
@@ -277,11 +284,14 @@ class JobMaker:
             mask=None if has_parts or picture is None else mask,
             regions=mask if has_parts else None,
             guides=self.sources.guides_of(place),
+            follows=self._last_file if self.guidance.uses_guide and not self.sources.guides else None,
         )
         self._made += 1
         self.check(job)
+        self._last_file = job.file
         for stage in stages(job, self.highres):
             _check_job(stage, self.sampler)
+            _check_guidance(stage, self.guidance)
         return job
 
     def _multipliers(self, said: tuple[float, ...], where: str) -> tuple[float, ...]:
@@ -365,6 +375,20 @@ def _check_sizes(job: Job, sampler: Sampler) -> None:
             raise InputError("Gradual Latent", problem, job.where)
     if problem := job.deep_shrink.check(height, width):
         raise InputError("Deep Shrink", problem, job.where)
+
+
+def _check_guidance(job: Job, guidance: GuidanceSettings) -> None:
+    """Refuse pictures that cannot be guided, and warn of a text for CLIP that nothing reads."""
+    if guidance.uses_anything and len(job.parts) > 1:
+        problem = "a prompt in parts cannot be guided by CLIP or VGG16; leave out AND, or the guidance"
+        raise InputError("AND", problem, job.where)
+    smallest = guidance.smallest_side_px
+    if min(job.width, job.height) < smallest:
+        problem = f"VGG16's layer {guidance.vgg16_layer} sees nothing of it; use sides of {smallest} pixels or more"
+        raise InputError(f"{job.width} x {job.height} pixels", problem, job.where)
+    if job.clip_prompt and not guidance.clip_scale:
+        place = f"{job.where}: " if job.where else ""
+        logger.warning("%s--c does nothing without --clip_guidance_scale", place)
 
 
 def count_pictures(lines: Sequence[SourceLine], images_per_prompt: int, iterations: int) -> int:

@@ -111,8 +111,14 @@ def find_vae(vae: str) -> Component:
 # Paths
 
 
-def resolve(given: str, option: str) -> tuple[Path, str]:
-    """Find the file or folder that a path, glob or Hugging Face id means, and its name for people."""
+def resolve(given: str, option: str, stems: tuple[str, ...] = ("diffusion_pytorch_model",)) -> tuple[Path, str]:
+    """Find the file or folder that a path, glob or Hugging Face id means, and its name for people.
+
+    Args:
+        given: what the user wrote.
+        option: where.
+        stems: how the weight file's name may begin where an id names a single network.
+    """
     try:
         path = Path(given).expanduser()
         if path.exists():
@@ -125,11 +131,11 @@ def resolve(given: str, option: str) -> tuple[Path, str]:
             found = f"matches {len(matches)} paths: {', '.join(matches[:8])}" if matches else "matches nothing"
             raise InputError(f"{option} {given}", f"{found}; give a pattern that matches one")
         if matches[0] != given:
-            return resolve(matches[0], option)
+            return resolve(matches[0], option, stems)
     if _is_hub_id(given):
         from library.hub import fetch_model
 
-        return fetch_model(given, f"{option} {given}"), given.rpartition("/")[2]
+        return fetch_model(given, f"{option} {given}", stems), given.rpartition("/")[2]
     raise InputError(f"{option} {given}", "no such file or folder; check the path")
 
 

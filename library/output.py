@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.errors import EnvironmentFault, InputError
+from library.guidance_files import NO_GUIDANCE, GuidanceSettings
 from networks.files import NetworkPlan
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ class RunFacts:
     model_hash: Callable[[], str | None]  # called when the first picture is written
     highres: "HighresFix | None" = None
     networks: NetworkPlan = field(default_factory=NetworkPlan)
+    guidance: GuidanceSettings = NO_GUIDANCE
 
 
 class FileHash:
@@ -155,6 +157,7 @@ def metadata(job: "Job", facts: RunFacts) -> dict[str, str]:
         "scale": job.guidance_scale,
         "negative-scale": job.negative_scale if job.branches == 3 else None,
         "networks": facts.networks.describe(job.network_multipliers),
+        "clip-prompt": job.clip_prompt if facts.guidance.clip_scale else None,
         "raw-prompt": job.raw_prompt,
     }
     texts = {name: str(value) for name, value in values.items() if value is not None and value != ""}
@@ -187,6 +190,7 @@ def _a1111_parameters(job: "Job", facts: RunFacts) -> str:
     if job.deep_shrink.depth_1 is not None:
         settings["Deep Shrink"] = _parts(job.deep_shrink)
     settings["Networks"] = facts.networks.describe(job.network_multipliers) or None
+    settings |= _guidance_parameters(job, facts.guidance)
     lines = [job.prompt]
     if job.negative_prompt:
         lines.append(f"Negative prompt: {job.negative_prompt}")
@@ -198,6 +202,22 @@ def _parts(settings: object) -> str:
     """The fields of a settings object that are set: `name value, name value`."""
     values = {field.name: getattr(settings, field.name) for field in fields(settings)}
     return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
+
+
+def _guidance_parameters(job: "Job", guidance: GuidanceSettings) -> dict[str, object]:
+    """Guidance by CLIP and VGG16, and the guide picture's name."""
+    settings: dict[str, object] = {}
+    if guidance.clip_scale:
+        settings["CLIP guidance scale"] = _number(guidance.clip_scale)
+    guide = job.guides[0] if job.guides else job.follows
+    if guidance.uses_guide and guide is not None:
+        if guidance.clip_image_scale:
+            settings["CLIP image guidance scale"] = _number(guidance.clip_image_scale)
+        if guidance.vgg16_scale:
+            settings["VGG16 guidance scale"] = _number(guidance.vgg16_scale)
+            settings["VGG16 guidance layer"] = guidance.vgg16_layer
+        settings["Guide image"] = guide.name
+    return settings
 
 
 def _number(value: float) -> str:

@@ -18,6 +18,7 @@ from library.control_files import ControlNetSpec, plan_control_nets
 from library.deep_shrink import DeepShrink
 from library.errors import InputError
 from library.gradual_latent import GradualLatent
+from library.guidance_files import GuidanceFiles, GuidanceSettings, find_guidance_models, guidance_settings
 from library.highres import DEFAULT_FIRST_STEPS, HighresFix, UpscalerSpec, check_upscaler
 from library.jobs import (
     Job,
@@ -114,6 +115,8 @@ class RunPlan:
     model: ModelFiles
     networks: NetworkPlan
     embeddings: tuple[Embedding, ...]
+    guidance: GuidanceSettings
+    guidance_files: GuidanceFiles
     tokenizer_cache_dir: Path | None
     clip_skip: int
     max_chunks: int
@@ -147,6 +150,7 @@ def make_plan(options: argparse.Namespace) -> RunPlan:
     """
     _check_combinations(options)
     highres = _highres_fix(options)
+    guidance = guidance_settings(options)
     sources = _find_sources(options)
     lines = _source_lines(options, sources)
     check_folder(options.outdir, "--outdir")
@@ -178,7 +182,17 @@ def make_plan(options: argparse.Namespace) -> RunPlan:
     )
     sampler = SAMPLERS[options.sampler]
     check = partial(_check_regions, networks)
-    maker = JobMaker(defaults, options.images_per_prompt, seeds, names.next, sampler, sources, highres, check)
+    maker = JobMaker(
+        defaults,
+        options.images_per_prompt,
+        seeds,
+        names.next,
+        sampler,
+        sources,
+        highres,
+        check=check,
+        guidance=guidance,
+    )
     shuffle = random.Random(options.seed) if options.shuffle_prompts else None
     jobs = plan_jobs(lines, maker, options.n_iter, shuffle) if lines else []
     if lines:
@@ -186,8 +200,14 @@ def make_plan(options: argparse.Namespace) -> RunPlan:
     if sources.masks and lines and not any(job.mask or job.regions for job in jobs):
         problem = "is for inpainting or for prompts with AND; give --image_path or such a prompt, or leave it out"
         raise InputError(f"--mask_path {options.mask_path}", problem)
+    batch_size = options.batch_size
+    if guidance.uses_guide and not sources.guides:
+        logger.warning("no --guide_image_path: each picture is guided by the one before it, one at a time")
+        batch_size = 1
     return RunPlan(
         model=model,
+        guidance=guidance,
+        guidance_files=find_guidance_models(options, guidance),
         networks=networks,
         embeddings=embeddings,
         tokenizer_cache_dir=options.tokenizer_cache_dir,
@@ -198,8 +218,8 @@ def make_plan(options: argparse.Namespace) -> RunPlan:
         bf16=options.bf16,
         xformers=options.xformers or options.diffusers_xformers,
         channels_last=options.opt_channels_last,
-        batch_size=options.batch_size,
-        vae_batch_size=_vae_batch_size(options.vae_batch_size, options.batch_size),
+        batch_size=batch_size,
+        vae_batch_size=_vae_batch_size(options.vae_batch_size, batch_size),
         vae_slices=options.vae_slices,
         keep_unmasked=options.keep_unmasked,
         region_color_codes=options.network_regional_mask_max_color_codes,

@@ -63,6 +63,7 @@ PROMPT_OPTIONS = {
             ("dst2", "timesteps_2", "TIMESTEP", deep_shrink.timesteps, "Deep Shrink: last timestep at that depth"),
             ("dsr", "ratio", "RATIO", deep_shrink.ratio, "Deep Shrink: ratio"),
         ),
+        PromptOption("c", "clip_prompt", "TEXT", str.strip, "text for CLIP guidance, in place of the prompt"),
     )
 }
 
