@@ -14,6 +14,7 @@ from transformers import CLIPConfig, CLIPModel
 
 import gen_img_diffusers
 from library import guidance_files
+from library.attention import sdpa, use_kernel
 from library.errors import InputError
 from library.guidance import (
     Clip,
@@ -28,6 +29,7 @@ from library.guidance_files import GUIDED_SAMPLERS, VGG16_LAYERS, find_clip, fin
 from library.jobs import Job
 from library.plan import make_plan
 from library.samplers import SAMPLERS, make_scheduler
+from library.text_conditions import TextConditions
 from tools import random_model
 
 CPU = torch.device("cpu")
@@ -89,6 +91,7 @@ def largest(first, second) -> int:
 def exact_models():
     """A tiny U-Net and VAE in float64."""
     networks = random_model.random_networks("sd1", tiny=True, seed=3)
+    use_kernel(networks["unet"], sdpa)
     return [networks[part].double().eval().requires_grad_(False) for part in ("unet", "vae")]
 
 
@@ -113,7 +116,7 @@ def test_gradients_are_those_of_finite_differences(
         vgg16 = load_vgg16(find_vgg16(str(vgg16_file)), 20, CPU)
         vgg16.features.double()
         loss = vgg16.loss(Image.radial_gradient("L").convert("RGB"), 100.0, (64, 64))
-    text = torch.randn(1, 77, 64, generator=generator, dtype=torch.float64)
+    text = [TextConditions(torch.randn(1, 77, 64, generator=generator, dtype=torch.float64))]
     scheduler, steps = guide_steps(sampler, prediction_type, *exact_models, text, [[loss]])
     for index in (0, 4, 7):
         noise = torch.randn(2, 1, 4, 8, 8, generator=generator, dtype=torch.float64)
@@ -168,7 +171,7 @@ def test_a_v_model_is_guided_like_the_noise_model_it_stands_for(sampler):
         scheduler = make_scheduler(SAMPLERS[sampler], prediction_type)
         scheduler.set_timesteps(12)
         unet = FixedNoise(scheduler)
-        text = torch.zeros(1, 77, 8)
+        text = [TextConditions(torch.zeros(1, 77, 8))]
         steps = LossGuidance(unet, PlainVae(), scheduler, scheduler.timesteps, text, [[squared]])
         latents = torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         latents *= scheduler.init_noise_sigma
@@ -188,7 +191,12 @@ def test_steps_change_as_documented(sampler):
     scheduler = make_scheduler(SAMPLERS[sampler], "epsilon")
     scheduler.set_timesteps(10)
     steps = LossGuidance(
-        FixedNoise(scheduler), PlainVae(), scheduler, scheduler.timesteps, torch.zeros(1, 77, 8), [[squared]]
+        FixedNoise(scheduler),
+        PlainVae(),
+        scheduler,
+        scheduler.timesteps,
+        [TextConditions(torch.zeros(1, 77, 8))],
+        [[squared]],
     )
     latents = torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     prediction = torch.ones_like(latents)
@@ -215,7 +223,7 @@ def test_lms_takes_the_noise_levels_of_the_steps_that_are_run():
 def test_two_losses_count_together():
     scheduler = make_scheduler(SAMPLERS["ddim"], "epsilon")
     scheduler.set_timesteps(10)
-    text, latents = torch.zeros(1, 77, 8), torch.full((1, 4, 2, 2), 0.3, dtype=torch.float64)
+    text, latents = [TextConditions(torch.zeros(1, 77, 8))], torch.full((1, 4, 2, 2), 0.3, dtype=torch.float64)
     changes = []
     for losses in ([squared], [squared, squared]):
         unet = FixedNoise(scheduler)
@@ -229,7 +237,7 @@ def test_checkpointing_changes_no_gradient(exact_models, clip_folder):
     clip = load_clip(find_clip(str(clip_folder)), CPU)
     clip.model.double()
     loss = clip.loss(clip.embed_text(["a cat"]).detach(), 100.0)
-    text = torch.randn(1, 77, 64, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    text = [TextConditions(torch.randn(1, 77, 64, generator=torch.Generator().manual_seed(2), dtype=torch.float64))]
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     _, steps = guide_steps("ddim", "epsilon", *exact_models, text, [[loss]])
     plain = steps.gradient(latents, 3, 0, [loss])
