@@ -8,26 +8,38 @@ import importlib
 import inspect
 import logging
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from library import console, deep_shrink, devices, gradual_latent, preview, values
+from library import console, deep_shrink, devices, gradual_latent, values
+from library.config import Said, as_said, keep_settings, with_config
 from library.control_files import preprocessing
 from library.deep_shrink import Shrinker
-from library.errors import InputError, ProgramError
-from library.highres import UpscalerSpec, stages, upscaler_arguments
-from library.jobs import Job, JobMaker, SourceLine, count_pictures, group_into_batches, plan_jobs
-from library.output import FileHash, PictureWriter, RunFacts, make_folder
+from library.errors import InputError, Interrupted, ProgramError
+from library.file_names import make_folder
+from library.gallery import show_results
+from library.highres import HighresFix, UpscalerSpec, stages, upscaler_arguments
+from library.interactive import run_interactive
+from library.jobs import Job, group_into_batches
+from library.manifest import Manifest, recover
+from library.output import FileHash, PictureWriter, RunFacts
+from library.picture_files import DEFAULT_QUALITY, FORMATS
 from library.pictures import load_mask, load_source
-from library.plan import RunPlan, make_plan, typed_line
+from library.plan import RunPlan, make_plan
+from library.plan_view import picture_facts, show_plan, summary, to_json
+from library.processes import Others, Team, outlive_others
 from library.prompts import PROMPT_OPTIONS
+from library.report import Tally, save_failed
+from library.runs import run_jobs
 from library.samplers import SAMPLERS, SECOND_NAMES, Noise, draw_noise, make_scheduler
+from library.version import VERSION
 
 if TYPE_CHECKING:  # torch and what needs it are imported once every option and file has been checked
     import numpy as np
@@ -39,6 +51,7 @@ if TYPE_CHECKING:  # torch and what needs it are imported once every option and 
     from library.guidance import Judges
     from library.models import Models
     from library.regions import Regions
+    from library.text_encoding import PromptEncoder
     from networks.attach import Networks
     from tools.latent_upscaler import LatentUpscaler as Upscaler
 
@@ -73,6 +86,24 @@ class OptionParser(argparse.ArgumentParser):
         return options
 
 
+def picture_format(text: str) -> str:
+    """Convert the name of a format of picture files."""
+    name = {"jpeg": "jpg"}.get(text.lower(), text.lower())
+    if name not in FORMATS:
+        raise argparse.ArgumentTypeError(f"no such format; known are {', '.join(FORMATS)}")
+    return name
+
+
+class ListSamplers(argparse.Action):
+    """Writes each sampler's name with its second ones and leaves."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *given: object) -> NoReturn:
+        """Write one sampler a line."""
+        for name in SAMPLERS:
+            console.result(" ".join([name, *(second for second, first in SECOND_NAMES.items() if first == name)]))
+        parser.exit()
+
+
 def checked(option: str, convert: Callable[[str], object]) -> Callable[[str], object]:
     """An argparse type that names the option and the value in its errors."""
 
@@ -104,6 +135,16 @@ def vae_batch_size(text: str) -> float:
     return value
 
 
+_EXAMPLES = """examples:
+  one picture:            gen_img_diffusers.py --ckpt model.safetensors --prompt "a red cat --n blurry --d 1"
+  a file of prompts:      gen_img_diffusers.py --ckpt model.safetensors --bf16 --batch_size 4 --from_file prompts.txt
+  what it would make:     gen_img_diffusers.py --ckpt model.safetensors --from_file prompts.txt --dry_run
+  after an interruption:  gen_img_diffusers.py --ckpt model.safetensors --bf16 --from_file prompts.txt --resume
+  from a picture:         gen_img_diffusers.py --ckpt model.safetensors --image_path sketch.png --prompt "a castle"
+  prompt after prompt:    gen_img_diffusers.py --ckpt model.safetensors --interactive
+  options from a file:    gen_img_diffusers.py --config settings.toml --seed 7"""
+
+
 def make_parser() -> OptionParser:
     """All options, in groups."""
     prompt_options = "\n".join(f"  --{o.name} {o.metavar:16} {o.help}" for o in PROMPT_OPTIONS.values())
@@ -111,9 +152,9 @@ def make_parser() -> OptionParser:
         prog="gen_img_diffusers.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"options inside a prompt line, which hold for that line:\n{prompt_options}\n\n"
-        'example:\n  python gen_img_diffusers.py --ckpt model.safetensors --prompt "a red cat --n blurry --d 1"',
+        epilog=f"options inside a prompt line, which hold for that line:\n{prompt_options}\n\n{_EXAMPLES}",
         allow_abbrev=False,
+        add_help=False,
     )
     for title, add_options in _OPTION_GROUPS.items():
         add_options(parser.add_argument_group(title))
@@ -181,6 +222,28 @@ def _output_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--outdir", type=Path, metavar="DIR", default=Path("outputs"), help="default: outputs")
     group.add_argument("--sequential_file_name", action="store_true", help="name pictures im_000001.png and so on")
     group.add_argument("--use_original_file_name", action="store_true", help="name pictures like their source picture")
+    _add(group, "--format", convert=picture_format, default="png", metavar="FORMAT",
+         help=f"{', '.join(FORMATS)} (default png)")  # fmt: skip
+    _add(group, "--quality", convert=values.whole_number(1, 100), metavar="N",
+         help=f"of WebP and JPEG, 1 to 100 (default {DEFAULT_QUALITY})")  # fmt: skip
+    group.add_argument("--grid", action="store_true", help="make contact sheets too: one a prompt, or with "
+                       "--iter_same_seed prompts by seeds")  # fmt: skip
+    group.add_argument("--html", action="store_true", help="make index.html too: all pictures with their settings")
+
+
+def _run_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--config", metavar="FILE", help="TOML file of options (steps = 20); those given here win")
+    group.add_argument("--resume", action="store_true", help="go on with the run that this command began in --outdir")
+    group.add_argument("--dry_run", action="store_true", help="check everything, show what would be made, make nothing")
+    group.add_argument("--json", action="store_true",
+                       help="write a JSON object for each picture to standard output, not its path alone")  # fmt: skip
+    shown = group.add_mutually_exclusive_group()
+    shown.add_argument("--quiet", action="store_true", help="show warnings and errors only")
+    shown.add_argument("--verbose", action="store_true", help="show more of what is done")
+    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    group.add_argument("--list_samplers", action=ListSamplers, nargs=0, help="write the samplers' names and leave")
+    group.add_argument("--version", action="version", version=f"%(prog)s {VERSION}", help="write the version and leave")
+    group.add_argument("-h", "--help", action="help", help="write this text and leave")
 
 
 def _network_options(group: argparse._ArgumentGroup) -> None:
@@ -308,7 +371,6 @@ def _speed_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--sdpa", action="store_true", help="use PyTorch's attention (the default)")
     group.add_argument("--opt_channels_last", action="store_true",
                        help="put the channels last in memory (done on CPUs anyway)")  # fmt: skip
-    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
 _OPTION_GROUPS = {
@@ -316,6 +378,7 @@ _OPTION_GROUPS = {
     "prompts": _source_options,
     "picture": _picture_options,
     "output": _output_options,
+    "the run": _run_options,
     "img2img, inpainting and regions": _img2img_options,
     "Highres. fix": _highres_options,
     "Gradual Latent": _gradual_latent_options,
@@ -433,6 +496,11 @@ def keep_unmasked(picture: np.ndarray, job: Job) -> np.ndarray:
     return np.asarray(Image.composite(Image.fromarray(picture), source, mask))
 
 
+def batch_key(job: Job, highres: HighresFix | None, encoder: PromptEncoder) -> tuple[Hashable, ...]:
+    """What jobs have to agree in to share a batch: the shapes of their stages and the length of their texts."""
+    return (*(stage.batch_key for stage in stages(job, highres)), encoder.chunks(*job.texts))
+
+
 class Pipeline:
     """Draws batches of jobs: prompts to embeddings, noise to latents, latents to pixels."""
 
@@ -464,7 +532,7 @@ class Pipeline:
 
     def batch_key(self, job: Job) -> tuple[Hashable, ...]:
         """Jobs with equal keys can be drawn together without any of them changing."""
-        return (*(stage.batch_key for stage in stages(job, self.highres)), self.encoder.chunks(*job.texts))
+        return batch_key(job, self.highres, self.encoder)
 
     def draw(self, jobs: Sequence[Job], make_bar: MakeBar) -> list[tuple[Job, np.ndarray | None]]:
         """Draw a batch of jobs with equal `batch_key`, showing a bar of so many evaluations.
@@ -493,7 +561,7 @@ class Pipeline:
                 picture if picture is None else keep_unmasked(picture, job) for picture, job in zip(pictures, jobs)
             ]
         if self.judges:
-            self.judges.remember(pictures)
+            self.judges.remember(jobs, pictures)
         return [*(first_stage if self.highres and self.highres.save_first else ()), *zip(jobs, pictures)]
 
     def _denoise(self, jobs: Sequence[Job], originals: torch.Tensor | None, make_bar: MakeBar) -> torch.Tensor:
@@ -660,10 +728,12 @@ class Pipeline:
 
     def _decode_to_pixels(self, latents: torch.Tensor) -> torch.Tensor:
         """(B, C, h, w) → (B, 3, 8h, 8w) float32, about -1 to 1"""
-        return self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample.float()
+        from library.vae_memory import decode
+
+        return decode(self.vae, latents)
 
 
-def load_pipeline(plan: RunPlan) -> Pipeline:
+def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
     """Choose the device, load the models and set them up as planned."""
     import diffusers
     import torch
@@ -678,7 +748,7 @@ def load_pipeline(plan: RunPlan) -> Pipeline:
 
     diffusers.utils.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity_error()
-    device = devices.choose_device()
+    device = devices.choose_device(process)
     dtype = devices.choose_dtype(device, fp16=plan.fp16, bf16=plan.bf16)
     kernel = devices.choose_attention(device, xformers=plan.xformers)
     upscaler = plan.highres and plan.highres.upscaler and make_upscaler(plan.highres.upscaler, device, dtype)
@@ -724,122 +794,128 @@ def make_upscaler(spec: UpscalerSpec, device: torch.device, dtype: torch.dtype) 
 # Runs
 
 EXIT_SOME_FAILED = 3
-EXIT_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit status."""
     console.make_streams_safe()
-    options = make_parser().parse(argv)
-    with console.messages():
+    options, said = parse_options(sys.argv[1:] if argv is None else argv)
+    team = Team.from_environment()
+    outlive_others(team)
+    with console.messages(message_level(options, team)):
         try:
             devices.check_versions()
-            return run(make_plan(options))
+            return run(options, said, team)
         except ProgramError as problem:
             if options.debug:
                 traceback.print_exc()
             console.error(problem)
             return problem.exit_status
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interruption:
             console.error("interrupted; the pictures named above are complete")
-            return EXIT_INTERRUPTED
+            return getattr(interruption, "exit_status", Interrupted(signal.SIGINT).exit_status)
         except Exception as problem:
             if options.debug:
                 traceback.print_exc()
             reason = f"{type(problem).__name__}: {problem}".replace("\n", " ")
             console.error(f"a fault of this program, {reason}; --debug shows where")
             return ProgramError.exit_status
+        finally:
+            team.leave()
 
 
-def run(plan: RunPlan) -> int:
-    """Make the pictures of a plan; returns the exit status."""
+def parse_options(argv: Sequence[str]) -> tuple[argparse.Namespace, Said]:
+    """The options, converted and as they were said; leaves with status 2 where one cannot be used."""
+    parser = make_parser()
+    try:
+        argv = with_config(argv, parser)
+    except InputError as problem:
+        parser.error(str(problem))
+    return parser.parse(argv), as_said(argv, parser)
+
+
+def message_level(options: argparse.Namespace, team: Team) -> int:
+    """From which level on this process shows its messages; the first of several speaks for all."""
+    if not team.is_first:
+        return logging.ERROR
+    return logging.WARNING if options.quiet else logging.DEBUG if options.verbose else logging.INFO
+
+
+def run(options: argparse.Namespace, said: Said, team: Team) -> int:
+    """Plan and do what the user said; returns the exit status."""
+    if not team.is_first and (shared := team.receive_plan()) is None:
+        return 0  # the first process says why
+    plan = make_plan(options, None if team.is_first else shared)
+    if plan.dry_run:
+        return show(plan)
     make_folder(plan.outdir, "--outdir")
     model_hash = FileHash(plan.model.path)
-    pipeline = load_pipeline(plan)
     facts = RunFacts(
         plan.sampler, plan.model.name, plan.clip_skip, model_hash, plan.highres, plan.networks, plan.guidance
     )
-    with PictureWriter(facts, announce) as writer:
-        if plan.keyboard is not None:
-            return run_interactive(plan, pipeline, writer, plan.keyboard)
-        return run_jobs(plan, pipeline, writer)
+    if plan.keyboard is not None:
+        with PictureWriter(facts, announce, quality=plan.quality) as writer:
+            run_interactive(plan, load_pipeline(plan), writer, plan.keyboard)
+        return 0
+    return make_pictures(plan, facts, said, team)
 
 
-def announce(job: Job, file: Path) -> None:
-    """Say on standard output where a picture is."""
-    console.result(str(file))
+def show(plan: RunPlan) -> int:
+    """Show the plan in place of carrying it out; of the model only the tokenizer is loaded."""
+    from library.models import empty_text_encoder, load_tokenizer
+    from library.text_encoding import PromptEncoder
 
-
-def run_jobs(plan: RunPlan, pipeline: Pipeline, writer: PictureWriter) -> int:
-    """Make all planned pictures, in batches filled from the whole run."""
-    progress = console.Progress(len(plan.jobs))
-    failed = 0
-    try:
-        for batch in group_into_batches(plan.jobs, plan.batch_size, pipeline.batch_key):
-            failed += len(batch) - len(draw_batch(batch, pipeline, writer, progress))
-    finally:
-        progress.close()
-    return EXIT_SOME_FAILED if failed else 0
-
-
-def run_interactive(plan: RunPlan, pipeline: Pipeline, writer: PictureWriter, maker: JobMaker) -> int:
-    """Ask for prompt lines and draw them until the input ends."""
-    with suppress(ImportError):
-        import readline  # noqa: F401  # gives input() its history
-    show_pictures = plan.preview and preview.can_show()
-    progress = console.Progress(None)
-    while (line := ask_for_line()) is not None:
-        try:
-            count_pictures([line], plan.images_per_prompt, plan.iterations)
-            jobs = plan_jobs([line], maker, plan.iterations)
-        except InputError as problem:
-            console.error(problem)
-            continue
-        console.say(f"seed: {', '.join(str(job.seed) for job in jobs)}")
-        pictures = []
-        for batch in group_into_batches(jobs, plan.batch_size, pipeline.batch_key):
-            pictures += draw_batch(batch, pipeline, writer, progress)
-        writer.wait()
-        if show_pictures and pictures:
-            preview.show(pictures, jobs[0].prompt)
+    tokenizer, empty = load_tokenizer(plan.model, plan.tokenizer_cache_dir), empty_text_encoder(plan.model.text_encoder)
+    encoder = PromptEncoder(tokenizer, empty, plan.clip_skip, plan.max_chunks, plan.embeddings)
+    batches = group_into_batches(plan.to_do, plan.batch_size, lambda job: batch_key(job, plan.highres, encoder))
+    for line in show_plan(plan, batches):
+        console.result(line)
+    console.say(summary(plan, batches))
     return 0
 
 
-def ask_for_line() -> SourceLine | None:
-    """Ask for a prompt line until there is one; None at the end of the input."""
-    while True:
+def make_pictures(plan: RunPlan, facts: RunFacts, said: Said, team: Team) -> int:
+    """Make the planned pictures that are not there yet, and say what came of it."""
+    with Manifest(plan.outdir, plan.record) as manifest:
+        if plan.resumed and team.is_first:
+            plan = replace(plan, done=recover(plan, manifest, facts))
+        team.send_plan(plan)
+        team.tell("manifest", (manifest.file.name, manifest.pictures_before))
+        tally, others = Tally(plan), Others(team, plan.outdir)
+
+        def saved(job: Job, file: Path) -> None:
+            tally.count_made(job)
+            announce(job, file, plan.json)
+
         try:
-            line = typed_line(input("Type prompt: "), "the prompt")
-        except (EOFError, RuntimeError):  # RuntimeError: standard input is closed
-            print()
-            return None
-        except UnicodeDecodeError:
-            console.error("the prompt: the text is not UTF-8; set the terminal to UTF-8")
-            continue
-        except InputError as problem:
-            console.error(problem)
-            continue
-        if line.text:
-            return line
+            console.say(summary(plan))
+            if plan.to_do:
+                pipeline = load_pipeline(plan, team.local_rank)
+                if team.is_first:
+                    keep_settings(plan.outdir, said)
+                with PictureWriter(facts, saved, manifest, plan.quality, plan.resumed) as writer:
+                    run_jobs(plan, pipeline, writer, tally, team, others)
+            if team.is_first:
+                tally.list_missing(others.jobs_made())
+                for file in show_results(plan, facts, said):
+                    console.say(f"written: {file}")
+        finally:
+            tally.made_elsewhere = len(others.jobs_made())
+            if team.is_first:
+                tell(tally, plan)
+    return EXIT_SOME_FAILED if tally.failed else 0
 
 
-def draw_batch(
-    jobs: Sequence[Job], pipeline: Pipeline, writer: PictureWriter, progress: console.Progress
-) -> list[np.ndarray]:
-    """Draw a batch, hand its pictures to the writer and return them; one that fails is reported and left out.
+def tell(tally: Tally, plan: RunPlan) -> None:
+    """Say what a run came to, and where the lines of its failed pictures are."""
+    console.say(tally.summary())
+    if tally.failed and (file := save_failed(plan.outdir, tally.failed, plan.defaults)):
+        console.say(f"the failed pictures' lines: {file}")
 
-    Pictures of a first stage are written too, but not returned.
-    """
-    pictures = pipeline.draw(jobs, progress.steps)
-    for job, picture in pictures:
-        if picture is None:
-            subject = f"{job.file.name} (seed {job.seed})"
-            console.error(f"{subject}: the model gave NaN or infinite values, not saved; try --bf16 or float32")
-        else:
-            writer.write(picture, job)
-    drawn = [picture for job, picture in pictures if picture is not None and job.stage != 1]
-    progress.made(len(drawn))
-    return drawn
+
+def announce(job: Job, file: Path, as_json: bool = False) -> None:
+    """Say on standard output where a picture is."""
+    console.result(to_json(picture_facts(job) | {"file": str(file)}) if as_json else str(file))
 
 
 if __name__ == "__main__":

@@ -12,19 +12,33 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+logger = logging.getLogger(__name__)
+
+
+_COLOURS = {"error": 31, "warning": 33}  # ECMA-48: red, yellow
+
 
 class _Handler(logging.Handler):
-    """Writes `level: message` lines that do not break progress bars, each message once."""
+    """Writes `level: message` lines that do not break progress bars, each warning once; information without level."""
 
     def __init__(self) -> None:
         super().__init__()
         self._seen: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        message = f"{record.levelname.lower()}: {record.getMessage()}"
-        if message not in self._seen:
-            self._seen.add(message)
+        level, message = record.levelname.lower(), record.getMessage()
+        if record.levelno < logging.WARNING:
             tqdm.write(message, file=sys.stderr)
+        elif message not in self._seen:
+            self._seen.add(message)
+            tqdm.write(f"{_coloured(level)}: {message}", file=sys.stderr)
+
+
+def _coloured(level: str) -> str:
+    """The name of a level in its colour on a terminal, unless NO_COLOR (https://no-color.org) is set."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not sys.stderr.isatty():
+        return level
+    return f"\x1b[{_COLOURS.get(level, 0)}m{level}\x1b[0m"
 
 
 def make_streams_safe() -> None:
@@ -38,26 +52,28 @@ def make_streams_safe() -> None:
 
 
 @contextmanager
-def messages() -> Iterator[None]:
-    """Show this program's log messages on standard error for the length of the block."""
+def messages(lowest_level: int) -> Iterator[None]:
+    """Show this program's messages from a level of `logging` on, on standard error, for the length of the block."""
     logger = logging.getLogger("library")
-    handler = _Handler()
+    handler, level_before = _Handler(), logger.level
     logger.addHandler(handler)
+    logger.setLevel(lowest_level)
     try:
         yield
     finally:
+        logger.setLevel(level_before)
         logger.removeHandler(handler)
 
 
 def error(problem: object) -> None:
     """Write one error line."""
-    line = re.sub(r"[\x00-\x1f\x7f]", lambda control: repr(control[0])[1:-1], f"error: {problem}")
-    tqdm.write(line, file=sys.stderr)
+    line = re.sub(r"[\x00-\x1f\x7f]", lambda control: repr(control[0])[1:-1], str(problem))
+    tqdm.write(f"{_coloured('error')}: {line}", file=sys.stderr)
 
 
 def say(message: str) -> None:
     """Write one line of information."""
-    tqdm.write(message, file=sys.stderr)
+    logger.info("%s", message)
 
 
 def result(line: str) -> None:
@@ -74,10 +90,12 @@ class Progress:
 
     Args:
         pictures: how many the run makes; None when that is not known, as in interactive use.
+        shown: whether this process shows it.
     """
 
-    def __init__(self, pictures: int | None) -> None:
-        self._on_terminal = sys.stderr.isatty()
+    def __init__(self, pictures: int | None, *, shown: bool = True) -> None:
+        self._shown = shown
+        self._on_terminal = shown and sys.stderr.isatty()
         self._total = pictures
         self._done = 0
         self._started = time.monotonic()
@@ -89,11 +107,12 @@ class Progress:
         """Go through the timesteps of one batch, showing a bar."""
         return tqdm(timesteps, unit="step", desc="steps", leave=False, disable=not self._on_terminal, position=1)
 
-    def made(self, pictures: int) -> None:
-        """Count finished pictures."""
-        self._done += pictures
-        self._pictures.update(pictures)
-        if pictures and not self._on_terminal and self._total is not None:
+    def reached(self, pictures: int) -> None:
+        """Show that so many pictures are finished."""
+        more = pictures - self._done
+        self._done = pictures
+        self._pictures.update(more)
+        if more and self._shown and not self._on_terminal and self._total is not None:
             per_picture = (time.monotonic() - self._started) / self._done
             left = tqdm.format_interval(per_picture * (self._total - self._done))
             print(

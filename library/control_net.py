@@ -15,7 +15,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from library import checkpoint_layout as layout
 from library.control_files import Canny, ControlNetSpec, control_net_names
 from library.models import build, fill
-from library.output import save_png
+from library.picture_files import encode, save_whole
 from library.pictures import load_guide
 
 if TYPE_CHECKING:
@@ -112,7 +112,8 @@ class ControlNets:
             guide = prepare_guide(*key[1:], self.nets[place].spec.preprocess)
             last[key] = self.nets[place].embed(guide)
             if self.save_guides:
-                save_png(guide, job.file.with_name(f"{job.file.stem}_guide{place + 1}.png"), {})
+                file = job.file.with_name(f"{job.file.stem}_guide{place + 1}.png")
+                save_whole(encode(guide, ".png", {}), file)
         self._embedded[key] = last[key]
         return last[key]
 

@@ -1,8 +1,11 @@
 """Where and in which precision the model runs, and which attention kernel it runs with."""
 
+import gc
 import logging
+import re
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from library.errors import InputError
 
@@ -12,6 +15,8 @@ if TYPE_CHECKING:
     from library.attention import AttentionKernel
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 # The versions this program works with: from the first, before the second
 _SUPPORTED_VERSIONS = {
@@ -41,14 +46,18 @@ def check_versions() -> None:
             raise InputError(package, f"found version {found}, wanted is {wanted}; {advice}")
 
 
-def choose_device() -> "torch.device":
-    """The first of CUDA, XPU, MPS that this machine has; else the CPU."""
+def choose_device(process: int = 0) -> "torch.device":
+    """The first of CUDA, XPU, MPS that this machine has; else the CPU.
+
+    Args:
+        process: the number of this process on this machine; each takes a GPU of its own, as far as there are enough.
+    """
     import torch
 
     if torch.cuda.is_available():
-        return torch.device("cuda")
+        return torch.device("cuda", process % torch.cuda.device_count())
     if torch.xpu.is_available():
-        return torch.device("xpu")
+        return torch.device("xpu", process % torch.xpu.device_count())
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
@@ -85,3 +94,35 @@ def choose_attention(device: "torch.device", *, xformers: bool) -> "AttentionKer
         reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0][:160]
         logger.warning("--xformers: xFormers cannot be used (%s); using PyTorch's SDPA", reason)
         return sdpa
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Memory
+
+# What PyTorch says where it has no type for it: on CPUs, and on Apple's GPUs
+_OUT_OF_MEMORY = re.compile(r"DefaultCPUAllocator: (?:can't allocate|not enough) memory|MPS backend out of memory")
+
+
+def is_out_of_memory(problem: BaseException) -> bool:
+    """Tell a lack of memory, which less work at a time may cure, from all other failures."""
+    import torch
+
+    if isinstance(problem, torch.OutOfMemoryError | MemoryError):
+        return True
+    return type(problem) is RuntimeError and _OUT_OF_MEMORY.search(str(problem)) is not None
+
+
+def try_to_run(work: Callable[[], Result]) -> Result | None:
+    """Run something that gives no None; None when the memory does not suffice, with what it had taken given back."""
+    import torch
+
+    try:
+        return work()
+    except (RuntimeError, MemoryError) as problem:
+        if not is_out_of_memory(problem):
+            raise
+    # Out here nothing holds the failed attempt's tensors any more; inside the block its traceback did
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None

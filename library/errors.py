@@ -20,3 +20,11 @@ class EnvironmentFault(ProgramError):
     """The machine does not let the run go on: a full disk, a folder taken away, a device that failed."""
 
     exit_status = 4
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM, noticed between two batches or, the second time, at once."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__()
+        self.exit_status = 128 + signal_number

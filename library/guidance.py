@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -127,6 +128,7 @@ class Judges:
         self._clip = clip
         self._vgg16 = vgg16
         self._last: Image.Image | None = None
+        self._last_file: Path | None = None  # that it was meant for
 
     def guide(
         self, jobs: Sequence[Job], texts: Sequence[TextConditions], scheduler: SchedulerMixin, timesteps: torch.Tensor
@@ -135,10 +137,11 @@ class Judges:
         losses = [self.losses(job) for job in jobs]
         return LossGuidance(self._models.unet, self._models.vae, scheduler, timesteps, texts, losses)
 
-    def remember(self, pictures: Sequence[np.ndarray | None]) -> None:
+    def remember(self, jobs: Sequence[Job], pictures: Sequence[np.ndarray | None]) -> None:
         """Keep the last of the pictures (height, width, 3) uint8: without guide pictures it guides the next one."""
-        for picture in pictures:
-            self._last = self._last if picture is None else Image.fromarray(picture)
+        for job, picture in zip(jobs, pictures):
+            if picture is not None:
+                self._last, self._last_file = Image.fromarray(picture), job.file
 
     def losses(self, job: Job) -> list[PictureLoss]:
         """The losses of one picture: by its text, and by its guide where it has one."""
@@ -156,7 +159,7 @@ class Judges:
         """The job's guide picture, else the picture made before it; None for the first."""
         if job.guides:
             return load_guide(job.guides[0])
-        if self._last is None and job.follows is not None and job.follows.is_file():
+        if job.follows is not None and job.follows != self._last_file and job.follows.is_file():
             return load_guide(job.follows)  # made by an earlier run that this one goes on with
         return self._last
 

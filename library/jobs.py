@@ -195,6 +195,11 @@ class SeedSource:
         return self._rng.randint(0, _RANDOM_SEED_LIMIT) if self._only is None else self._only
 
 
+def random_seed() -> int:
+    """A seed out of nothing."""
+    return random.SystemRandom().randint(0, _RANDOM_SEED_LIMIT)
+
+
 class JobMaker:
     """Turns prompt lines into jobs.
 

@@ -86,9 +86,14 @@ def load_vae(component: Component, device: torch.device, dtype: torch.dtype) -> 
     return fill(vae, component.weights, names, device, dtype)
 
 
+def empty_text_encoder(component: Component) -> CLIPTextModel:
+    """The CLIP text encoder without its weights."""
+    return build(component, lambda config: CLIPTextModel(CLIPTextConfig(**config)))
+
+
 def load_text_encoder(component: Component, device: torch.device, dtype: torch.dtype) -> CLIPTextModel:
     """Build and fill the CLIP text encoder."""
-    text_encoder = build(component, lambda config: CLIPTextModel(CLIPTextConfig(**config)))
+    text_encoder = empty_text_encoder(component)
 
     def names(target: str) -> Iterator[tuple[str, int | None]]:
         # Files keep a level that transformers has left out of its module names since version 5.6

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.errors import InputError
+from library.picture_files import read_texts
 from library.prompts import PromptLine
 from library.values import MAX_SIZE_PX, PIXELS_PER_CELL
 
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-_EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286  # Exif 2.32, tags 34665 and 37510
 
 
 def find_pictures(given: str, option: str) -> list[Path]:
@@ -123,12 +123,10 @@ def read_prompt(path: Path) -> PromptLine:
     """
     subject = f"--image_path {path}"
     with _opened(path, subject) as picture:
-        picture.load()  # PNG texts may stand behind the pixels
-        texts = {name: text for name, text in picture.info.items() if isinstance(text, str)}
-        comment = picture.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT)
+        texts = read_texts(picture)
     if "prompt" in texts:
         return _prompt_line(texts["prompt"], texts.get("negative-prompt", ""))
-    parameters = texts.get("parameters") or (_decode_user_comment(comment) if comment else "")
+    parameters = texts.get("parameters")
     if not parameters:
         raise InputError(subject, "has no prompt in its metadata; give --prompt or --from_file")
     return _prompt_line(*_split_parameters(parameters))
@@ -136,17 +134,6 @@ def read_prompt(path: Path) -> PromptLine:
 
 def _prompt_line(prompt: str, negative_prompt: str) -> PromptLine:
     return PromptLine(prompt, {"negative_prompt": negative_prompt} if negative_prompt else {})
-
-
-def _decode_user_comment(comment: bytes | str) -> str:
-    """Exif's UserComment: eight bytes of encoding, then the text; `UNICODE` is UTF-16, mostly big-endian."""
-    if isinstance(comment, str):
-        return comment
-    encoding, text = comment[:8], comment[8:]
-    if not encoding.startswith(b"UNICODE"):
-        return text.decode("utf-8", errors="replace").rstrip("\0")
-    little_endian = text.startswith(b"\xff\xfe") or text[1::2].count(0) > text[::2].count(0)
-    return text.decode("utf-16-le" if little_endian else "utf-16-be", errors="replace").lstrip("\ufeff")
 
 
 def _split_parameters(parameters: str) -> tuple[str, str]:

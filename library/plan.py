@@ -3,20 +3,21 @@
 import argparse
 import logging
 import os
-import random
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from library import resume
 from library.console import say
 from library.control_files import ControlNetSpec, plan_control_nets
 from library.deep_shrink import DeepShrink
 from library.errors import InputError
+from library.file_names import FileNames, check_folder
 from library.gradual_latent import GradualLatent
 from library.guidance_files import GuidanceFiles, GuidanceSettings, find_guidance_models, guidance_settings
 from library.highres import DEFAULT_FIRST_STEPS, HighresFix, UpscalerSpec, check_upscaler
@@ -28,12 +29,13 @@ from library.jobs import (
     SourceLine,
     SourcePicture,
     Sources,
-    count_pictures,
-    plan_jobs,
+    random_seed,
 )
+from library.manifest import finished
 from library.model_files import ModelFiles, find_model
-from library.output import FileNames, check_folder
+from library.picture_files import DEFAULT_QUALITY
 from library.pictures import check_picture, find_pictures, read_picture, read_prompt
+from library.run_record import RunRecord
 from library.samplers import SAMPLERS, Sampler
 from library.textual_inversion import Embedding, find_embeddings
 from networks.files import OWN_MODULE, NetworkPlan, describe_metadata, plan_networks
@@ -137,13 +139,36 @@ class RunPlan:
     outdir: Path
     images_per_prompt: int
     iterations: int
+    defaults: JobSettings
     jobs: tuple[Job, ...]
+    record: RunRecord | None  # what makes the run the same one when it is gone on with; None in interactive use
+    done: Mapping[int, Path]  # pictures that an earlier process has made, by their place in `jobs`
+    resumed: bool
     keyboard: JobMaker | None  # makes the jobs when prompts come from the keyboard
     preview: bool
+    dry_run: bool
+    json: bool
+    quality: int
+    grid: bool
+    html: bool
+    same_seed_in_iteration: bool
+
+    @property
+    def to_do(self) -> list[Job]:
+        """The pictures that are still to be made."""
+        return [job for place, job in enumerate(self.jobs) if place not in self.done]
+
+    def to_share(self) -> dict[str, object]:
+        """What other processes need to plan the same run, as plain data."""
+        return {"record": self.record.to_json(), "done": {place: file.name for place, file in self.done.items()}}
 
 
-def make_plan(options: argparse.Namespace) -> RunPlan:
+def make_plan(options: argparse.Namespace, shared: Mapping[str, object] | None = None) -> RunPlan:
     """Resolve what the user said, reading every prompt line and every header.
+
+    Args:
+        options: what the user said.
+        shared: the plan of the process that this one works beside (see `RunPlan.to_share`).
 
     Raises:
         InputError: for the first thing that cannot work.
@@ -154,7 +179,8 @@ def make_plan(options: argparse.Namespace) -> RunPlan:
     sources = _find_sources(options)
     lines = _source_lines(options, sources)
     check_folder(options.outdir, "--outdir")
-    pictures = count_pictures(lines, options.images_per_prompt, options.n_iter) if lines else None
+    earlier = resume.shared_run(shared) if shared else resume.find_run(options, lines) if options.resume else None
+    begun = earlier.record if earlier else None
     model = find_model(options.ckpt, v2=options.v2, v_parameterization=options.v_parameterization, vae=options.vae)
     for warning in model.warnings:
         logger.warning("%s", warning)
@@ -172,15 +198,18 @@ def make_plan(options: argparse.Namespace) -> RunPlan:
         deep_shrink=_part(DeepShrink, options, "ds_"),
         network_multipliers=networks.multipliers,
     )
-    seeds = SeedSource(options.seed, pictures, same_in_iteration=options.iter_same_seed)
+    seed = options.seed if options.seed is not None else random_seed()
     names = FileNames(
         options.outdir,
         sequential=options.sequential_file_name,
         original=options.use_original_file_name,
         now=datetime.now(),
         two_stages=highres is not None,
+        suffix=f".{options.format}",
+        taken=[name for part in begun.parts for name in part.files] if begun else (),
     )
     sampler = SAMPLERS[options.sampler]
+    seeds = SeedSource(seed, None, same_in_iteration=options.iter_same_seed)
     check = partial(_check_regions, networks)
     maker = JobMaker(
         defaults,
@@ -193,8 +222,7 @@ def make_plan(options: argparse.Namespace) -> RunPlan:
         check=check,
         guidance=guidance,
     )
-    shuffle = random.Random(options.seed) if options.shuffle_prompts else None
-    jobs = plan_jobs(lines, maker, options.n_iter, shuffle) if lines else []
+    jobs, parts = resume.plan_parts(options, lines, maker, seed, begun)
     if lines:
         _check_growth_options(options, jobs)
     if sources.masks and lines and not any(job.mask or job.regions for job in jobs):
@@ -204,6 +232,8 @@ def make_plan(options: argparse.Namespace) -> RunPlan:
     if guidance.uses_guide and not sources.guides:
         logger.warning("no --guide_image_path: each picture is guided by the one before it, one at a time")
         batch_size = 1
+    pictures = [*(picture.path for picture in sources.pictures), *sources.masks, *sources.guides]
+    record = resume.make_record(options, model, pictures, parts, begun)
     return RunPlan(
         model=model,
         guidance=guidance,
@@ -230,9 +260,19 @@ def make_plan(options: argparse.Namespace) -> RunPlan:
         outdir=options.outdir,
         images_per_prompt=options.images_per_prompt,
         iterations=options.n_iter,
+        defaults=defaults,
         jobs=tuple(jobs),
+        record=record,
+        done=finished(earlier, options.outdir, jobs) if earlier else {},
+        resumed=earlier is not None,
         keyboard=maker if options.interactive else None,
         preview=options.interactive and not options.no_preview,
+        dry_run=options.dry_run,
+        json=options.json,
+        quality=options.quality or DEFAULT_QUALITY,
+        grid=options.grid,
+        html=options.html,
+        same_seed_in_iteration=options.iter_same_seed,
     )
 
 
@@ -254,6 +294,11 @@ def _check_combinations(options: argparse.Namespace) -> None:
     if options.guide_image_path and not any(_given(options, name) for name in _GUIDE_USERS):
         problem = f"nothing uses it; give {', '.join(_GUIDE_USERS[:-1])} or {_GUIDE_USERS[-1]} too, or leave it out"
         raise InputError("--guide_image_path", problem)
+    if options.quality is not None and options.format == "png":
+        raise InputError("--quality", "is for WebP and JPEG, PNG loses nothing; give --format too, or leave it out")
+    for name in ("--resume", "--dry_run", "--json", "--grid", "--html"):
+        if options.interactive and _given(options, name):
+            raise InputError(f"{name} and --interactive", "do not go together; give one")
     if options.sequential_file_name and options.use_original_file_name:
         raise InputError("--sequential_file_name and --use_original_file_name", "are two ways to name files; give one")
 

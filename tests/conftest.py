@@ -63,6 +63,11 @@ class Result:
         return [np.asarray(Image.open(file)).astype(int) for file in self.files]
 
 
+def pictures_in(folder: Path) -> list[Path]:
+    """The picture files of a folder, by name; none when it does not exist."""
+    return sorted(path for path in folder.glob("[!.]*") if path.suffix in (".png", ".webp", ".jpg"))
+
+
 Generate = Callable[..., Result]
 
 
@@ -72,14 +77,14 @@ def generate(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Generate:
 
     def run(ckpt: object, *options: object, outdir: Path | None = None) -> Result:
         outdir = outdir or tmp_path / "out"
-        before = set(outdir.glob("*")) if outdir.is_dir() else set()
+        before = set(pictures_in(outdir))
         argv = ["--ckpt", ckpt, "--outdir", outdir, "--W", 64, "--H", 64, "--steps", 2, *options]
         try:
             status = gen_img_diffusers.main([str(argument) for argument in argv])
         except SystemExit as leaving:
             status = leaving.code
         captured = capfd.readouterr()
-        files = sorted(set(outdir.glob("*")) - before) if outdir.is_dir() else []
+        files = sorted(set(pictures_in(outdir)) - before)
         return Result(status, captured.out, captured.err, files)
 
     return run

@@ -3,6 +3,7 @@
 import logging
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import types
@@ -152,7 +153,7 @@ def test_a_closed_pipe_does_not_stop_the_run(sd1, tmp_path):
     stderr = process.stderr.read().decode()
     assert process.wait() == 0, stderr
     assert "Broken pipe" not in stderr
-    assert len(list((tmp_path / "out").iterdir())) == 3
+    assert len(list((tmp_path / "out").glob("*.png"))) == 3
 
 
 def test_what_the_machine_cannot_do_is_warned_of(sd1, generate):
@@ -190,7 +191,9 @@ def test_a_faulty_program_says_so_in_one_line(sd1, generate, monkeypatch):
     monkeypatch.setattr(gen_img_diffusers, "load_pipeline", broken)
     result = generate(sd1.folder, "--prompt", "a")
     assert result.status == 1
-    assert result.stderr == "error: a fault of this program, ZeroDivisionError: oops second line; --debug shows where\n"
+    message = "error: a fault of this program, ZeroDivisionError: oops second line; --debug shows where"
+    assert result.stderr.splitlines()[-1] == message
+    assert "Traceback" not in result.stderr
     debugged = generate(sd1.folder, "--prompt", "a", "--debug")
     assert debugged.status == 1
     assert "Traceback" in debugged.stderr
@@ -221,7 +224,7 @@ def test_interrupting_ends_with_130(sd1, generate, monkeypatch):
     monkeypatch.setattr(gen_img_diffusers, "load_pipeline", lambda plan: (_ for _ in ()).throw(KeyboardInterrupt()))
     result = generate(sd1.folder, "--prompt", "a")
     assert result.status == 130
-    assert result.stderr.startswith("error: interrupted")
+    assert result.stderr.splitlines()[-1].startswith("error: interrupted")
 
 
 @pytest.mark.parametrize(("sampler", "steps"), [("pndm", 3), ("pndm", 1000), ("ddim", 1000)])
@@ -252,7 +255,7 @@ def test_texts_that_are_not_utf8(sd1, tmp_path):
     assert done.returncode == 0
     assert b"not UTF-8" in done.stderr
     assert b"NUL" in done.stderr
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(list(tmp_path.glob("*.png"))) == 1
 
 
 def test_a_locale_without_utf8_still_takes_it(sd1, tmp_path):
@@ -261,10 +264,10 @@ def test_a_locale_without_utf8_still_takes_it(sd1, tmp_path):
     locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = run_bytes(sd1, b"--prompt", "猫".encode(), b"--outdir", "出".encode(), b"--debug", **locale)
     assert done.returncode == 0, done.stderr
-    (picture,) = (Path(os.fsdecode("出".encode()))).iterdir()
+    folder = Path(os.fsdecode("出".encode()))
+    (picture,) = folder.glob("*.png")
     assert Image.open(picture).info["prompt"] == "猫"
-    picture.unlink()
-    picture.parent.rmdir()
+    shutil.rmtree(folder)
 
 
 def test_standard_output_that_takes_nothing(sd1, tmp_path):
@@ -272,7 +275,7 @@ def test_standard_output_that_takes_nothing(sd1, tmp_path):
     for redirection in (">/dev/full", ">&-"):
         command = f"{shlex.join([*argv, '--outdir', str(tmp_path)])} {redirection}"
         assert subprocess.run(command, shell=True, capture_output=True).returncode == 0
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.glob("*.png"))) == 2
 
 
 def test_errors_stay_on_one_line(sd1, capfd):

@@ -209,7 +209,7 @@ def test_canny_guides_are_saved(sd1, net1, generate, guides, tmp_path):
         generate(sd1.folder, *SIZE, "--control_net_models", net1 / "bare.safetensors", *options,
                  "--control_net_save_guides", "--prompt", "a", outdir=tmp_path / "out")  # fmt: skip
     names = ["im_000001.png", "im_000001_guide1.png", "im_000002.png", "im_000002_guide1.png"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == names
     guide = np.asarray(Image.open(guides / "0.png").resize((128, 128), Image.Resampling.LANCZOS))
     edges = cv2.Canny(cv2.cvtColor(guide, cv2.COLOR_RGB2GRAY), 20, 60)
     saved = np.asarray(Image.open(tmp_path / "out" / "im_000001_guide1.png"))

@@ -70,7 +70,7 @@ def test_sizes(sd1, generate, tmp_path, capfd):
     base = ["--ckpt", sd1.folder, "--image_path", tmp_path / "x.png", "--steps", 2, "--prompt", "a"]
     assert gen_img_diffusers.main([str(a) for a in (*base, "--outdir", tmp_path / "own")]) == 0
     assert capfd.readouterr().err.count("warning: source pictures whose sides are no multiples of 8") == 1
-    assert [Image.open(p).size for p in (tmp_path / "own").iterdir()] == [(88, 64)]
+    assert [Image.open(p).size for p in (tmp_path / "own").glob("*.png")] == [(88, 64)]
     assert gen_img_diffusers.main([str(a) for a in (*base, "--W", 64, "--outdir", tmp_path / "half")]) == 2
     assert "give both or neither" in capfd.readouterr().err
     result = generate(sd1.folder, "--image_path", tmp_path / "x.png", "--prompt", "a --w 72 --h 48")

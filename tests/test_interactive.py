@@ -38,7 +38,7 @@ def test_lines_are_drawn_and_bad_ones_explained(sd1, tmp_path):
     assert done.stdout.count("Type prompt:") == 6
     assert "error: --w 5 (column 7): out of range" in done.stderr
     assert "is never closed" in done.stderr
-    seeds = [Image.open(path).info["seed"] for path in sorted((tmp_path / "out").iterdir())]
+    seeds = [Image.open(path).info["seed"] for path in sorted((tmp_path / "out").glob("*.png"))]
     assert len(seeds) == 4
     assert seeds[2:] == ["9", "9"]
     assert f"seed: {seeds[0]}, {seeds[1]}" in done.stderr
@@ -50,7 +50,7 @@ def test_without_a_display_there_is_one_warning(sd1, tmp_path):
     done = talk(sd1, tmp_path, "a cat\na dog\n")
     assert done.returncode == 0
     assert done.stderr.count("warning: no preview: there is no display") == 1
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.glob("*.png"))) == 2
 
 
 def test_a_display_that_cannot_be_reached(sd1, tmp_path):
@@ -58,7 +58,7 @@ def test_a_display_that_cannot_be_reached(sd1, tmp_path):
     done = talk(sd1, tmp_path, "a cat\n", display=":97531")
     assert done.returncode == 0
     assert done.stderr.count("warning: no preview") == 1
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(list(tmp_path.glob("*.png"))) == 1
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_the_window_shows_the_picture_and_a_key_closes_it(sd1, tmp_path, xvfb):
         x("import", "-window", "root", str(tmp_path / "screen.png"))
         screen = np.asarray(Image.open(tmp_path / "screen.png").convert("RGB")).astype(int)
         x("xdotool", "key", "--window", window, "space")
-        drawn = sorted((tmp_path / "out").iterdir())[-1]
+        drawn = sorted((tmp_path / "out").glob("*.png"))[-1]
         picture = np.asarray(Image.open(drawn)).astype(int)
         assert shows(screen, picture), f"the window {title!r} does not show {drawn.name}"
     assert process.wait(timeout=60) == 0, process.stderr.read()

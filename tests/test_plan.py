@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from library.errors import InputError
+from library.file_names import FileNames
 from library.jobs import (
     Job,
     JobMaker,
@@ -17,7 +18,6 @@ from library.jobs import (
     group_into_batches,
     plan_jobs,
 )
-from library.output import FileNames
 from library.plan import read_prompt_file, typed_line
 from library.samplers import SAMPLERS
 

@@ -1,0 +1,192 @@
+"""Going through the batches of a run, and what may happen meanwhile: too little memory, damage, interruption."""
+
+import logging
+import signal
+import threading
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from types import FrameType
+from typing import TYPE_CHECKING, Protocol
+
+from library import console
+from library.devices import try_to_run
+from library.errors import EnvironmentFault, InputError, Interrupted
+from library.jobs import Job, group_into_batches
+from library.processes import Others, Team
+from library.report import Tally
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from library.output import PictureWriter
+    from library.plan import RunPlan
+
+logger = logging.getLogger(__name__)
+
+# So many single pictures in a row for which the memory does not suffice are no accident
+_HOPELESS = 3
+
+
+class Painter(Protocol):
+    """What draws batches: the pipeline."""
+
+    def batch_key(self, job: Job) -> Hashable:
+        """Jobs of equal keys can be drawn together."""
+
+    def draw(
+        self, jobs: Sequence[Job], make_bar: Callable[[Iterable], Iterable]
+    ) -> "list[tuple[Job, np.ndarray | None]]":
+        """Each job with its picture, None where there were no finite numbers; and before them first stages'."""
+
+
+class BatchDrawer:
+    """Draws batches whatever happens: what fails is narrowed down to single pictures, and these are listed.
+
+    A batch that does not fit into memory is halved, and batches of its kind are made no larger from then on. A picture
+    that fails by itself leaves the others of its batch alone. An error that is neither is raised, not tried again.
+
+    Args:
+        painter: draws.
+        failed: takes the jobs whose pictures failed.
+    """
+
+    def __init__(self, painter: Painter, failed: list[Job]) -> None:
+        self._painter = painter
+        self._failed = failed
+        self._fitting: dict[Hashable, int] = {}  # batch sizes that memory suffices for, where found wanting
+        self._hopeless = 0  # single pictures in a row that memory did not suffice for
+
+    def draw(self, jobs: Sequence[Job], make_bar: Callable[[Iterable], Iterable]) -> "Iterator[tuple[Job, np.ndarray]]":
+        """Draw a batch of jobs with equal keys; gives the pictures that succeed, first stages' among them.
+
+        Raises:
+            EnvironmentFault: when memory does not suffice for one picture after the other.
+        """
+        key = self._painter.batch_key(jobs[0])
+        size = self._fitting.get(key, len(jobs))
+        waiting = [list(jobs[start : start + size]) for start in range(0, len(jobs), size)]
+        while waiting:
+            batch = waiting.pop(0)
+            pictures, problem = self._attempt(batch, make_bar)
+            if pictures is not None:
+                self._hopeless = 0
+                yield from self._finite(pictures)
+            elif len(batch) > 1:
+                half = (len(batch) + 1) // 2
+                if problem is None:
+                    self._fitting[key] = half
+                    logger.warning("out of memory; drawing %d at a time instead of %d", half, len(batch))
+                waiting[:0] = [batch[:half], batch[half:]]
+            else:
+                self._fail(batch[0], problem)
+
+    def _attempt(
+        self, batch: Sequence[Job], make_bar: Callable[[Iterable], Iterable]
+    ) -> "tuple[list[tuple[Job, np.ndarray | None]] | None, str | None]":
+        """The pictures of a batch, or what is wrong with one of its jobs, or neither for lack of memory."""
+        try:
+            return try_to_run(lambda: self._painter.draw(batch, make_bar)), None
+        except InputError as problem:  # a picture that has been damaged or taken away since it was checked
+            return None, str(problem)
+
+    def _finite(self, pictures: "Sequence[tuple[Job, np.ndarray | None]]") -> "Iterator[tuple[Job, np.ndarray]]":
+        for job, picture in pictures:
+            if picture is not None:
+                yield job, picture
+            elif job.stage != 1:
+                self._report(job, "the model gave NaN or infinite values, not saved; try --bf16 or float32")
+
+    def _fail(self, job: Job, problem: str | None) -> None:
+        self._report(job, problem or "out of memory; give a smaller --W and --H, or --vae_slices, or --bf16")
+        self._hopeless = self._hopeless + 1 if problem is None else 0
+        if self._hopeless == _HOPELESS:
+            raise EnvironmentFault(
+                f"{job.width} x {job.height} pixels",
+                f"out of memory {_HOPELESS} times in a row; make room on the device",
+            )
+
+    def _report(self, job: Job, problem: str) -> None:
+        self._failed.append(job)
+        place = f"{job.where}, " if job.where else ""
+        console.error(f"{job.file.name} ({place}seed {job.seed}): {problem}")
+
+
+class Interruptions:
+    """Ctrl-C and SIGTERM while batches are drawn: the first lets the batch in hand be finished, the second does not.
+
+    Use as a context manager; `check` raises between batches.
+    """
+
+    _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self._asked: int | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "Interruptions":
+        if threading.current_thread() is threading.main_thread():
+            for number in self._SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as in the background of a shell script
+                    self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self._asked is not None:
+            raise Interrupted(number)
+        self._asked = number
+        console.say("finishing the batch in hand; once more stops at once")
+
+    def check(self) -> None:
+        """Raise `Interrupted` when it has been asked for."""
+        if self._asked is not None:
+            raise Interrupted(self._asked)
+
+
+def share(batches: Sequence[Sequence[Job]], team: Team) -> Sequence[Sequence[Job]]:
+    """The batches that this process draws; where pictures guide one another, the first process draws them all."""
+    if any(job.follows is not None for batch in batches for job in batch):
+        return batches if team.is_first else []
+    return team.share(batches)
+
+
+def run_jobs(
+    plan: "RunPlan", painter: Painter, writer: "PictureWriter", tally: Tally, team: Team, others: Others
+) -> None:
+    """Make this process's share of the pictures, in batches filled from the whole run; the first one waits for all.
+
+    Args:
+        plan: of all processes.
+        painter: draws.
+        writer: is handed the pictures.
+        tally: counts.
+        team: the processes.
+        others: what the other ones have made.
+
+    Raises:
+        EnvironmentFault: when the machine does not let the run go on.
+        Interrupted: after Ctrl-C or SIGTERM.
+    """
+    batches = group_into_batches(plan.to_do, plan.batch_size, painter.batch_key)
+    progress = console.Progress(len(plan.to_do), shown=team.is_first)
+    drawer = BatchDrawer(painter, tally.failed)
+    tally.start()
+
+    def look_around() -> None:
+        interruptions.check()
+        progress.reached(tally.drawn + len(others.jobs_made()))
+
+    try:
+        with Interruptions() as interruptions:
+            for batch in share(batches, team):
+                interruptions.check()
+                for job, picture in drawer.draw(batch, progress.steps):
+                    writer.write(picture, job)
+                    tally.drawn += job.stage != 1
+                progress.reached(tally.drawn + len(others.jobs_made()))
+            writer.wait()
+            others.wait(look_around)
+    finally:
+        progress.close()
