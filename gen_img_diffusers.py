@@ -751,6 +751,7 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
     device = devices.choose_device(process)
     dtype = devices.choose_dtype(device, fp16=plan.fp16, bf16=plan.bf16)
     kernel = devices.choose_attention(device, xformers=plan.xformers)
+    logger.debug("drawing on %s in %s", device, dtype)
     upscaler = plan.highres and plan.highres.upscaler and make_upscaler(plan.highres.upscaler, device, dtype)
     network_weights = [read_state(spec.weights) for spec in plan.networks.specs]
     models = load_models(plan.model, device, dtype, plan.tokenizer_cache_dir)

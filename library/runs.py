@@ -83,6 +83,7 @@ class BatchDrawer:
         self, batch: Sequence[Job], make_bar: Callable[[Iterable], Iterable]
     ) -> "tuple[list[tuple[Job, np.ndarray | None]] | None, str | None]":
         """The pictures of a batch, or what is wrong with one of its jobs, or neither for lack of memory."""
+        logger.debug("drawing %s", ", ".join(job.file.name for job in batch))
         try:
             return try_to_run(lambda: self._painter.draw(batch, make_bar)), None
         except InputError as problem:  # a picture that has been damaged or taken away since it was checked

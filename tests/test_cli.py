@@ -221,7 +221,7 @@ def test_an_xformers_that_does_not_load(monkeypatch, caplog):
 
 
 def test_interrupting_ends_with_130(sd1, generate, monkeypatch):
-    monkeypatch.setattr(gen_img_diffusers, "load_pipeline", lambda plan: (_ for _ in ()).throw(KeyboardInterrupt()))
+    monkeypatch.setattr(gen_img_diffusers, "load_pipeline", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     result = generate(sd1.folder, "--prompt", "a")
     assert result.status == 130
     assert result.stderr.splitlines()[-1].startswith("error: interrupted")

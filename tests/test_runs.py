@@ -268,9 +268,9 @@ def test_a_source_picture_lost_in_the_middle(sd1, generate, monkeypatch, tmp_pat
         Image.new("RGB", (64, 64), "red").save(folder / f"{name}.png")
     real = gen_img_diffusers.load_pipeline
 
-    def lose_one(plan):
+    def lose_one(*arguments):
         (folder / "b.png").write_bytes((folder / "b.png").read_bytes()[:60])
-        return real(plan)
+        return real(*arguments)
 
     monkeypatch.setattr(gen_img_diffusers, "load_pipeline", lose_one)
     options = ("--image_path", folder, "--prompt", "a", "--images_per_prompt", 4, "--batch_size", 4, "--strength", 1)
