@@ -1,0 +1,180 @@
+"""Measure, with the demo model and its judge, what img2img, inpainting and the ways to larger pictures are for.
+
+    python -m tools.demo.evaluate_pictures --model examples/shapes --seeds 50
+
+Every picture is drawn by the program itself. Prints one line for each figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import gen_img_diffusers
+from tools.demo.judge import judge, see_ground, see_objects
+from tools.demo.render import render
+from tools.demo.scenes import OBJECT_COLOURS, SHAPES, Scene, Thing
+
+SETTINGS = ["--steps", 20, "--scale", 5, "--batch_size", 10, "--sequential_file_name", "--quiet"]
+LARGER = {
+    "plain": [],
+    "Highres. fix": ["--highres_fix_scale", 0.5, "--highres_fix_steps", 20, "--strength", 0.5],
+    "Gradual Latent": ["--gradual_latent_timesteps", 750, "--gradual_latent_every_n_steps", 2],
+    "Deep Shrink": ["--ds_depth_1", 3],
+}
+
+
+class Program:
+    """Runs of the program with one model, each in a folder of its own."""
+
+    def __init__(self, model: Path) -> None:
+        self._model = model
+        self._folder = Path(tempfile.mkdtemp())
+        self._runs = 0
+
+    def draw(self, lines: Sequence[str], *options: object) -> list[np.ndarray]:
+        """Draw prompt lines; returns the pictures (H, W, 3) in their order."""
+        return [np.asarray(Image.open(file).convert("RGB")) for file in self.files(lines, *options)]
+
+    def files(self, lines: Sequence[str], *options: object) -> list[Path]:
+        """As `draw`, but the files. Without lines, the prompts come from the source pictures."""
+        out = self.new_folder()
+        if lines:
+            (out.parent / f"{out.name}.txt").write_text("\n".join(lines))
+            options = ("--from_file", out.parent / f"{out.name}.txt", *options)
+        argv = ["--ckpt", self._model, "--outdir", out, *SETTINGS, *options]
+        status = gen_img_diffusers.main([str(argument) for argument in argv])
+        if status:
+            raise SystemExit(f"status {status} of {argv}")
+        return sorted(out.glob("im_*.png"))
+
+    def new_folder(self) -> Path:
+        """A new, empty folder."""
+        self._runs += 1
+        folder = self._folder / f"{self._runs:03d}"
+        folder.mkdir()
+        return folder
+
+
+def percent(values: Iterable[bool]) -> str:
+    values = list(values)
+    return f"{100 * sum(values) / len(values):.0f} % of {len(values)}"
+
+
+def scenes(count: int, place: str, x: float) -> list[Scene]:
+    """Rendered scenes of one flat object on a white ground."""
+    rng = random.Random(f"pictures {place}")
+    colours = [colour for colour in OBJECT_COLOURS if colour not in ("white", "blue")]
+    things = [
+        Thing(rng.choice(SHAPES), rng.choice(colours), "flat", "medium", place, x, 0.5, 0.19) for _ in range(count)
+    ]
+    return [Scene("white", (thing,)) for thing in things]
+
+
+def render_all(program: Program, drawn: Sequence[Scene]) -> Path:
+    """The scenes as pictures in a folder."""
+    folder = program.new_folder()
+    for number, scene in enumerate(drawn):
+        Image.fromarray(render(scene)).save(folder / f"{number:03d}.png")
+    return folder
+
+
+def inpainting(program: Program, seeds: int) -> None:
+    """A blue star into the right half: the left half stays what the VAE makes of the source."""
+    sources = render_all(program, scenes(seeds, "left", 0.26))
+    masks = program.new_folder()
+    mask = np.zeros((128, 128), np.uint8)
+    Image.fromarray(mask).save(masks / "nothing.png")
+    mask[:, 64:] = 255
+    Image.fromarray(mask).save(masks / "right.png")
+    lines = [f"a blue star on the right, on a white background --d {seed}" for seed in range(seeds)]
+    options = ("--image_path", sources, "--strength", 1)
+    round_trips = program.draw(lines, *options, "--mask_path", masks / "nothing.png")
+    pictures = program.draw(lines, *options, "--mask_path", masks / "right.png")
+    # the last 24 columns beside the border hold what the VAE blends over it
+    differences = [np.abs(a[:, :40].astype(int) - b[:, :40]).mean() for a, b in zip(pictures, round_trips, strict=True)]
+    halves = [np.abs(a[:, :64].astype(int) - b[:, :64]).mean() for a, b in zip(pictures, round_trips, strict=True)]
+    stars = []
+    for picture in pictures:
+        ground = np.full_like(picture, see_ground(picture)[1])
+        ground[:, 64:] = picture[:, 64:]
+        stars.append(any((seen.shape, seen.colour) == ("star", "blue") for seen in see_objects(ground, 1)))
+    print(f"inpainting: blue star in the repainted half {percent(stars)}")
+    print(f"inpainting: the other half differs from the round trip by {np.mean(halves):.2f} levels, at most")
+    print(f"  {np.max(halves):.2f}; without the columns next to the border {np.max(differences):.2f}")
+
+
+def img2img(program: Program, seeds: int) -> None:
+    """Weak strength keeps the layout, full strength follows the prompt."""
+    drawn = scenes(seeds, "left", 0.26)
+    sources = render_all(program, drawn)
+    wanted = [Scene("white", (Thing("circle", "blue", "flat", "medium", "centre", 0.5, 0.5, 0.2),))] * seeds
+    lines = [f"a blue circle in the centre, on a white background --d {seed}" for seed in range(seeds)]
+    kept = program.draw(lines, "--image_path", sources, "--strength", 0.3)
+    print(f"img2img 0.3: the object's shape and place are the source's {percent(layout(kept, drawn))}")
+    followed = program.draw(lines, "--image_path", sources, "--strength", 1)
+    print(f"img2img 1.0: the prompt is followed {percent(judge(p, s).right for p, s in zip(followed, wanted))}")
+
+
+def layout(pictures: Sequence[np.ndarray], drawn: Sequence[Scene]) -> list[bool]:
+    verdicts = [judge(picture, scene) for picture, scene in zip(pictures, drawn, strict=True)]
+    return [verdict.shapes and bool(verdict.places) for verdict in verdicts]
+
+
+def larger_pictures(program: Program, seeds: int) -> None:
+    """One object at twice the size the model was trained on."""
+    rng = random.Random("larger")
+    colours = [colour for colour in OBJECT_COLOURS if colour != "white"]
+    wanted = [(rng.choice(colours), rng.choice(SHAPES)) for _ in range(seeds)]
+    lines = [
+        f"a {colour} {shape} in the centre, on a white background --d {seed}"
+        for seed, (colour, shape) in enumerate(wanted)
+    ]
+    for name, options in LARGER.items():
+        for sampler in ("ddim", "euler_a") if name == "plain" else ("euler_a",) if "Latent" in name else ("ddim",):
+            pictures = program.draw(lines, "--W", 256, "--H", 256, "--sampler", sampler, *options)
+            whole = [one_object(picture, *said) for picture, said in zip(pictures, wanted, strict=True)]
+            print(f"256x256, {name} ({sampler}): exactly one object, of the right colour and shape {percent(whole)}")
+
+
+def one_object(picture: np.ndarray, colour: str, shape: str) -> bool:
+    """Whether a picture of 256×256 shows what is asked for, once."""
+    small = np.asarray(Image.fromarray(picture).resize((128, 128), Image.Resampling.BOX))
+    return [(seen.colour, seen.shape) for seen in see_objects(small)] == [(colour, shape)]
+
+
+def remade(program: Program, seeds: int) -> None:
+    """img2img without a prompt draws what the source's metadata says."""
+    lines = [f"a {shape} in the centre, on a white background --n red --d {seed}"
+             for seed, shape in zip(range(seeds), SHAPES * seeds)]  # fmt: skip
+    first = program.files(lines)
+    again = program.files([], "--image_path", first[0].parent, "--strength", 1)
+    texts = [Image.open(file).text for file in (*first, *again)]
+    same = [a["prompt"] == b["prompt"] and a["negative-prompt"] == b["negative-prompt"]
+            for a, b in zip(texts[:seeds], texts[seeds:], strict=True)]  # fmt: skip
+    shapes = [[s.shape for s in see_objects(np.asarray(Image.open(file)), 1)] for file in again]
+    right = [seen == [shape] for seen, shape in zip(shapes, SHAPES * seeds)]
+    print(f"img2img without a prompt: the source's prompts {percent(same)}, the shape they name {percent(right)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=50)
+    parser.add_argument("--only", choices=("inpainting", "img2img", "larger", "remade"))
+    options = parser.parse_args()
+    program = Program(options.model)
+    measures = {"inpainting": inpainting, "img2img": img2img, "larger": larger_pictures, "remade": remade}
+    for name, measure in measures.items():
+        if options.only in (None, name):
+            measure(program, options.seeds)
+
+
+if __name__ == "__main__":
+    main()
