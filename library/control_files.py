@@ -15,6 +15,15 @@ from library.model_files import Component, folder_component, name_kind, resolve
 from library.weight_files import WeightFile, open_weights
 
 DIFFERENCE = "difference"  # a tensor of this name says that the U-Net's weights were subtracted
+_COMPANIONS = (
+    "--control_net_preps",
+    "--control_net_weights",
+    "--control_net_starts",
+    "--control_net_ratios",
+    "--control_net_together",
+    "--control_net_save_guides",
+    "--highres_fix_disable_control_net",
+)
 _HINT_BLOCKS = 6  # convolutions between the hint block's first and last one, in every published ControlNet
 _HINT_CHANNELS = 3
 # What a ControlNet takes over from the configuration of the U-Net that it belongs to
@@ -72,6 +81,9 @@ def plan_control_nets(options: argparse.Namespace, unet_config: Mapping[str, obj
         InputError: for an option without its ControlNet, and a file that is no ControlNet for this model.
     """
     files = options.control_net_models or []
+    for name in _COMPANIONS if not files else ():
+        if getattr(options, name.removeprefix("--")):
+            raise InputError(name, "is for ControlNet; give --control_net_models too, or leave it out")
     settings = {
         "--control_net_preps": (options.control_net_preps, None),
         "--control_net_weights": (options.control_net_weights, 1.0),

@@ -104,6 +104,14 @@ def load_guide(path: Path) -> "Image":
     return read_picture(path, "--guide_image_path")
 
 
+def region_color(part: int) -> tuple[int, int, int]:
+    """The pure colour that marks a part's region in a map of colours: the part's number, from 1, in binary, red lowest.
+
+    Red, green, yellow, blue, magenta, cyan, white.
+    """
+    return tuple(255 * (part + 1 >> bit & 1) for bit in range(3))
+
+
 def load_mask(path: Path, size: tuple[int, int]) -> "Image":
     """Read an inpainting mask as grey at a size of (width, height); white is repainted."""
     from PIL import Image

@@ -34,7 +34,7 @@ from library.jobs import (
 from library.manifest import finished
 from library.model_files import ModelFiles, find_model
 from library.picture_files import DEFAULT_QUALITY
-from library.pictures import check_picture, find_pictures, read_picture, read_prompt
+from library.pictures import check_picture, find_pictures, read_picture, read_prompt, region_color
 from library.run_record import RunRecord
 from library.samplers import SAMPLERS, Sampler
 from library.textual_inversion import Embedding, find_embeddings
@@ -416,11 +416,24 @@ def _find_sources(options: argparse.Namespace) -> Sources:
     masks = find_pictures(options.mask_path, "--mask_path") if options.mask_path is not None else []
     for mask in masks:
         check_picture(mask, "--mask_path")
-        if read_picture(mask, "--mask_path").convert("L").getextrema()[1] == 0:
-            problem = "is black all over, so that nothing is repainted, and every region is the whole picture"
-            logger.warning("--mask_path %s: %s", mask, problem)
+        _check_mask(mask, options.network_regional_mask_max_color_codes)
     guides = _find_guides(options, pictures)
     return Sources(tuple(pictures), tuple(masks), guides, max(1, len(options.control_net_models or ())))
+
+
+def _check_mask(path: Path, color_codes: int | None) -> None:
+    """Warn of a mask that is black, and refuse a map of colours that has none of them."""
+    mask = read_picture(path, "--mask_path")
+    if mask.convert("L").getextrema()[1] == 0:
+        problem = "is black all over, so that nothing is repainted, and every region is the whole picture"
+        logger.warning("--mask_path %s: %s", path, problem)
+    if color_codes is not None:
+        found = {color for _, color in mask.getcolors(mask.width * mask.height)}
+        wanted = [region_color(part) for part in range(color_codes)]
+        if found.isdisjoint(wanted):
+            listed = ", ".join(map(str, wanted))
+            problem = f"has none of the pure colours {listed}; draw regions in them, without soft edges, as PNG"
+            raise InputError(f"--mask_path {path}", problem)
 
 
 def _find_guides(options: argparse.Namespace, sources: Sequence[SourcePicture]) -> tuple[Path, ...]:

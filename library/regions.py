@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
-from library.pictures import read_picture
+from library.pictures import read_picture, region_color
 
 if TYPE_CHECKING:
     from library.jobs import Job
@@ -33,7 +33,7 @@ def load_regions(path: Path | None, parts: int, color_codes: int | None = None) 
         path: the map; None makes every region the whole picture.
         parts: how many regions.
         color_codes: None reads the first three from the red, green and blue channel; a number reads so many from pure
-            colours, in the order red, green, yellow, blue, magenta, cyan, white (part i + 1 in binary, red lowest).
+            colours, see `pictures.region_color`.
 
     Regions beyond these, and those that the map leaves empty, are the whole picture.
     """
@@ -45,8 +45,7 @@ def load_regions(path: Path | None, parts: int, color_codes: int | None = None) 
         if color_codes is None:
             region = pixels[:, :, part]
         else:
-            color = torch.tensor([255 * ((part + 1) >> bit & 1) for bit in range(_CHANNELS)])
-            region = (pixels == color).all(dim=2) * 255
+            region = (pixels == torch.tensor(region_color(part))).all(dim=2) * 255
         if region.any():
             regions[part] = region
     return regions

@@ -302,7 +302,9 @@ def test_pictures_and_models_that_do_not_pair_up(sd1, net1, generate, guides):
     assert "--control_net_models: draws after a guide picture; give --guide_image_path" in result.stderr
     result = generate(sd1.folder, "--control_net_models", net, net, net, "--guide_image_path", guides, *PROMPT)
     assert "4 pictures for 3 ControlNets" in result.stderr
-    assert generate(sd1.folder, "--control_net_weights", 1, *PROMPT).status == 2
+    for option in (["--control_net_weights", 1], ["--control_net_together"], ["--control_net_save_guides"]):
+        result = generate(sd1.folder, *option, *PROMPT)
+        assert f"{option[0]}: is for ControlNet; give --control_net_models too" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,15 @@ def test_colours_are_regions(tmp_path):
     assert (load_regions(path, 2, color_codes=1)[1] == 255).all()
 
 
+def test_a_map_without_its_colours_is_refused(sd1, generate, tmp_path):
+    """A JPEG's red is not pure red."""
+    Image.new("RGB", (16, 16), (254, 0, 0)).save(tmp_path / "map.jpg")
+    options = ("--network_regional_mask_max_color_codes", 2, "--prompt", "a AND b")
+    result = generate(sd1.folder, "--mask_path", tmp_path / "map.jpg", *options)
+    assert result.status == 2
+    assert "has none of the pure colours (255, 0, 0), (0, 255, 0)" in result.stderr
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Attention
 
