@@ -103,17 +103,24 @@ class ControlNets:
         last, self._embedded = self._embedded, {}
         features = []
         if jobs[0].control_net:
+            if self.save_guides:
+                self._save_guides(jobs)
             features = [torch.cat([self._embed(place, job, last) for job in jobs]) for place in range(len(self.nets))]
         return Steering(self.nets, features, steps, together=self.together)
+
+    def _save_guides(self, jobs: Sequence["Job"]) -> None:
+        """Save what the ControlNets see beside each picture; a batch that is drawn once more has saved it."""
+        for job in jobs:
+            for place, net in enumerate(self.nets):
+                file = job.file.with_name(f"{job.file.stem}_guide{place + 1}.png")
+                if not file.exists():
+                    guide = prepare_guide(job.guides[place], (job.width, job.height), net.spec.preprocess)
+                    save_whole(encode(guide, ".png", {}), file)
 
     def _embed(self, place: int, job: "Job", last: dict[EmbeddedKey, torch.Tensor]) -> torch.Tensor:
         key = (place, job.guides[place], (job.width, job.height))
         if key not in last:
-            guide = prepare_guide(*key[1:], self.nets[place].spec.preprocess)
-            last[key] = self.nets[place].embed(guide)
-            if self.save_guides:
-                file = job.file.with_name(f"{job.file.stem}_guide{place + 1}.png")
-                save_whole(encode(guide, ".png", {}), file)
+            last[key] = self.nets[place].embed(prepare_guide(*key[1:], self.nets[place].spec.preprocess))
         self._embedded[key] = last[key]
         return last[key]
 

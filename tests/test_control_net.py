@@ -205,10 +205,11 @@ def test_each_control_net_has_its_guides(sd1, net1, generate, guides, monkeypatc
 
 def test_canny_guides_are_saved(sd1, net1, generate, guides, tmp_path):
     options = ("--guide_image_path", guides / "0.png", "--control_net_preps", "canny_20_60", "--sequential_file_name")
-    for _ in range(2):
+    for pictures in (1, 2):
         generate(sd1.folder, *SIZE, "--control_net_models", net1 / "bare.safetensors", *options,
-                 "--control_net_save_guides", "--prompt", "a", outdir=tmp_path / "out")  # fmt: skip
-    names = ["im_000001.png", "im_000001_guide1.png", "im_000002.png", "im_000002_guide1.png"]
+                 "--control_net_save_guides", "--prompt", "a", "--images_per_prompt", pictures,
+                 outdir=tmp_path / "out")  # fmt: skip
+    names = [f"im_00000{number}{end}.png" for number in (1, 2, 3) for end in ("", "_guide1")]
     assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == names
     guide = np.asarray(Image.open(guides / "0.png").resize((128, 128), Image.Resampling.LANCZOS))
     edges = cv2.Canny(cv2.cvtColor(guide, cv2.COLOR_RGB2GRAY), 20, 60)
