@@ -810,7 +810,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except ProgramError as problem:
             if options.debug:
                 traceback.print_exc()
-            console.error(problem)
+            for each in getattr(problem, "problems", [problem]):
+                console.error(each)
             return problem.exit_status
         except KeyboardInterrupt as interruption:
             console.error("interrupted; the pictures named above are complete")

@@ -1,5 +1,7 @@
 """What went wrong, as types: each carries the exit status that the shell sees."""
 
+from collections.abc import Sequence
+
 
 class ProgramError(Exception):
     """A failure with one line for the user: `SUBJECT (WHERE): what is wrong; what to do`."""
@@ -14,6 +16,18 @@ class InputError(ProgramError):
     """An option, prompt line or file that cannot be used."""
 
     exit_status = 2
+
+
+class InputErrors(InputError):
+    """Several of them, found together; of very many the first ones."""
+
+    _SHOWN = 20
+
+    def __init__(self, problems: Sequence[InputError]) -> None:
+        self.problems = list(problems[: self._SHOWN])
+        if more := len(problems) - len(self.problems):
+            self.problems.append(InputError(f"{more} more", "lines have faults, too; mend these first"))
+        Exception.__init__(self, "; ".join(map(str, self.problems)))
 
 
 class EnvironmentFault(ProgramError):

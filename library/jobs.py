@@ -10,7 +10,7 @@ from typing import Self, TypeVar
 
 from library import gradual_latent
 from library.deep_shrink import USUAL_DEPTH, DeepShrink
-from library.errors import InputError
+from library.errors import InputError, InputErrors
 from library.gradual_latent import GradualLatent, ancestral_timesteps
 from library.guidance_files import NO_GUIDANCE, GuidanceSettings
 from library.highres import HighresFix, stages
@@ -402,7 +402,11 @@ def count_pictures(lines: Sequence[SourceLine], images_per_prompt: int, iteratio
     Raises:
         InputError: for a fault in a line's dynamic prompt, and for more than `MAX_JOBS`.
     """
-    dynamics = [parse_dynamic_prompt(line.text if line.parsed is None else "", line.where) for line in lines]
+
+    def parse(line: SourceLine) -> DynamicPrompt:
+        return parse_dynamic_prompt(line.text if line.parsed is None else "", line.where)
+
+    dynamics = _for_all(lines, parse)
     pictures = iterations * sum(d.count() if d.enumerated else images_per_prompt for d in dynamics)
     if pictures > MAX_JOBS:
         raise InputError(
@@ -429,9 +433,23 @@ def plan_jobs(
         order = list(lines)
         if shuffle is not None:
             shuffle.shuffle(order)
-        for line in order:
-            jobs += maker.jobs(line)
+        for made in _for_all(order, lambda line: list(maker.jobs(line))):
+            jobs += made
     return jobs
+
+
+def _for_all(lines: Sequence[SourceLine], work: Callable[[SourceLine], Thing]) -> list[Thing]:
+    """What `work` gives for each line; its refusals are raised together, after all lines have been looked at."""
+    results: list[Thing] = []
+    problems: list[InputError] = []
+    for line in lines:
+        try:
+            results.append(work(line))
+        except InputError as problem:
+            problems.append(problem)
+    if problems:
+        raise problems[0] if len(problems) == 1 else InputErrors(problems)
+    return results
 
 
 # ---------------------------------------------------------------------------------------------------------------------

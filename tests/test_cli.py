@@ -87,6 +87,17 @@ def test_faults_in_a_prompt_file_name_the_line(sd1, capfd, tmp_path):
     assert "cannot be read: Is a directory" in refuse(capfd, "--ckpt", sd1.folder, "--from_file", tmp_path)
 
 
+def test_all_faulty_lines_are_named_at_once(sd1, generate, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("a cat --w 5\nfine\na dog --x 1\n")
+    result = generate(sd1.folder, "--from_file", file, "--n_iter", 3)
+    assert result.status == 2
+    errors = result.stderr.splitlines()
+    assert [error.partition(":")[0] for error in errors] == ["error", "error"]
+    assert f"({file}:1, column 7)" in errors[0]
+    assert f"({file}:3, column 7)" in errors[1]
+
+
 def test_output_folders_that_are_none(sd1, capfd, tmp_path):
     (tmp_path / "file").touch()
     for folder in ("file", "file/below"):
