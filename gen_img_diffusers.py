@@ -847,6 +847,8 @@ def run(options: argparse.Namespace, said: Said, team: Team) -> int:
     """Plan and do what the user said; returns the exit status."""
     if not team.is_first and (shared := team.receive_plan()) is None:
         return 0  # the first process says why
+    if options.interactive and team.size > 1:
+        raise InputError("--interactive", "is for one process; start the program by itself")
     plan = make_plan(options, None if team.is_first else shared)
     if plan.dry_run:
         return show(plan)

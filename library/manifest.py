@@ -238,7 +238,7 @@ def _is_same(file: Path, sha256: str) -> bool:
     except OSError:
         same = False
     if not same:
-        logger.warning("%s is gone or has been changed since it was made; it is made again", file)
+        logger.warning("%s is gone or has been changed since it was made; --resume makes it again", file)
     return same
 
 

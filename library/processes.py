@@ -31,6 +31,7 @@ Thing = TypeVar("Thing")
 _PLANNING_LIMIT = timedelta(hours=2)  # how long the others wait for the plan; thousands of pictures may be checked
 _PATIENCE_S = 60  # how long the first process waits, once it is done, for one that it has not heard of
 _POLL_S = 0.3
+_COUNT_EVERY_S = 2
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ class Team:
     def tell(self, name: str, value: object) -> None:
         """Leave a note of this process for the first one."""
         if self.size > 1:
-            self._store.set(f"{name}/{self.rank}", json.dumps(value))
+            with suppress(RuntimeError):  # the store went away with the launcher
+                self._store.set(f"{name}/{self.rank}", json.dumps(value))
 
     def ask(self, name: str, rank: int) -> object:
         """The note of another process; None as long as there is none."""
@@ -121,6 +123,14 @@ class Others:
         self._team, self._folder = team, folder
         self._at_work = set(range(1, team.size)) if team.is_first else set()
         self._manifests: dict[int, tuple[Path, int]] = {}  # each with the number of pictures that were in it before
+        self._counted = 0
+        self._counted_at = -_COUNT_EVERY_S
+
+    def count_made(self) -> int:
+        """About how many pictures they have made so far; their manifests are read only now and then."""
+        if self._at_work and time.monotonic() - self._counted_at >= _COUNT_EVERY_S:
+            self._counted, self._counted_at = len(self.jobs_made()), time.monotonic()
+        return self._counted
 
     def jobs_made(self) -> list[str]:
         """The ids of the jobs that they have made so far."""
@@ -135,6 +145,7 @@ class Others:
         deadline = time.monotonic() + _PATIENCE_S
         while True:
             pause()
+            self.jobs_made()  # looks for manifests that have been begun
             for rank in list(self._at_work):
                 begun = rank in self._manifests
                 if ended(self._manifests[rank][0]) if begun else time.monotonic() > deadline:

@@ -26,7 +26,8 @@ logger = logging.getLogger(__name__)
 _NOT_COMPARED = {
     *("ckpt", "prompt", "from_file", "interactive", "no_preview", "outdir", "tokenizer_cache_dir"),
     *("batch_size", "vae_batch_size", "vae_slices", "xformers", "diffusers_xformers", "sdpa", "opt_channels_last"),
-    *("config", "dry_run", "resume", "json", "quiet", "verbose", "debug", "grid", "html", "network_show_meta"),
+    *("config", "dry_run", "resume", "json", "quiet", "verbose", "debug", "grid", "html"),
+    *("network_show_meta", "control_net_save_guides"),
 }
 _SAMPLED_BLOCKS, _BLOCK_BYTES = 64, 1 << 16
 

@@ -126,7 +126,7 @@ class Interruptions:
     def __enter__(self) -> "Interruptions":
         if threading.current_thread() is threading.main_thread():
             for number in self._SIGNALS:
-                if signal.getsignal(number) is not signal.SIG_IGN:  # as in the background of a shell script
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # as in the background of a shell script
                     self._before[number] = signal.signal(number, self._ask)
         return self
 
@@ -177,7 +177,7 @@ def run_jobs(
 
     def look_around() -> None:
         interruptions.check()
-        progress.reached(tally.drawn + len(others.jobs_made()))
+        progress.reached(tally.drawn + others.count_made())
 
     try:
         with Interruptions() as interruptions:
@@ -186,8 +186,9 @@ def run_jobs(
                 for job, picture in drawer.draw(batch, progress.steps):
                     writer.write(picture, job)
                     tally.drawn += job.stage != 1
-                progress.reached(tally.drawn + len(others.jobs_made()))
+                progress.reached(tally.drawn + others.count_made())
             writer.wait()
             others.wait(look_around)
+            progress.reached(tally.drawn + len(others.jobs_made()))
     finally:
         progress.close()

@@ -116,6 +116,13 @@ def test_a_dry_run_is_shown_once(command, tmp_path):
     assert second == ""
 
 
+def test_the_loop_is_for_one_process(sd1, tmp_path):
+    ended, (first, second) = in_two_processes(sd1.folder, "--interactive", outdir=tmp_path / "out")
+    assert ended == [2, 0]
+    assert "--interactive: is for one process" in first
+    assert second == ""
+
+
 def test_places_from_the_environment():
     assert Team.from_environment({}) == Team()
     assert Team.from_environment({"RANK": "x", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}) == Team()
