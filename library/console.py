@@ -90,12 +90,10 @@ class Progress:
 
     Args:
         pictures: how many the run makes; None when that is not known, as in interactive use.
-        shown: whether this process shows it.
     """
 
-    def __init__(self, pictures: int | None, *, shown: bool = True) -> None:
-        self._shown = shown
-        self._on_terminal = shown and sys.stderr.isatty()
+    def __init__(self, pictures: int | None) -> None:
+        self._on_terminal = sys.stderr.isatty() and logger.isEnabledFor(logging.INFO)
         self._total = pictures
         self._done = 0
         self._started = time.monotonic()
@@ -112,12 +110,10 @@ class Progress:
         more = pictures - self._done
         self._done = pictures
         self._pictures.update(more)
-        if more and self._shown and not self._on_terminal and self._total is not None:
+        if more and not self._on_terminal and self._total is not None:
             per_picture = (time.monotonic() - self._started) / self._done
             left = tqdm.format_interval(per_picture * (self._total - self._done))
-            print(
-                f"{self._done}/{self._total} images, {per_picture:.2f} s each, {left} left", file=sys.stderr, flush=True
-            )
+            say(f"{self._done}/{self._total} images, {per_picture:.2f} s each, {left} left")
 
     def close(self) -> None:
         """Take the bars away."""

@@ -171,7 +171,7 @@ def run_jobs(
         Interrupted: after Ctrl-C or SIGTERM.
     """
     batches = group_into_batches(plan.to_do, plan.batch_size, painter.batch_key)
-    progress = console.Progress(len(plan.to_do), shown=team.is_first)
+    progress = console.Progress(len(plan.to_do))
     drawer = BatchDrawer(painter, tally.failed)
     tally.start()
 
