@@ -79,7 +79,7 @@ def measure_embedding(folder: Path, path: Path, count: int) -> dict:
 def load_control_net(unet, path: Path) -> ControlNetModel:
     """Read a cldm file back into Diffusers' module."""
     control_net, state = new_control_net(unet), load_file(path)
-    control_net.load_state_dict({k: state[f"control_model.{cldm_key(k)}"].float() for k in control_net.state_dict()})
+    control_net.load_state_dict({k: state[cldm_key(k, unet.config)].float() for k in control_net.state_dict()})
     return control_net.eval()
 
 

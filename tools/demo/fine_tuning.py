@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from diffusers import DDPMScheduler
@@ -12,8 +14,8 @@ from torch.nn.functional import mse_loss
 
 from tools.demo.latents import encode
 from tools.demo.scenes import Scene, caption
-from tools.demo.train_unet import SCHEDULE, snr_weights
-from tools.demo.training import Log, learning_rate
+from tools.demo.train_unet import SCHEDULE, snr_weights, spread_times
+from tools.demo.training import Log, cosine, descend
 
 
 @dataclass
@@ -35,38 +37,38 @@ def prepare(vae, scenes: list[Scene], word=plain_words) -> Material:
 
 
 def fit(
-    parameters: list[torch.Tensor],
-    predict: Callable,
-    tokenizer,
-    material: Material,
-    log: Log,
-    *,
-    steps: int,
-    batch: int,
-    lr: float,
-    seed: int,
+    parameters: list[torch.Tensor], predict: Callable, tokenizer, material: Material, log: Log, args: argparse.Namespace
 ) -> None:
-    """Minimise the noise prediction's error; `predict(noisy, times, ids, chosen)` gives the noise, (B, 4, h, w)."""
-    optimizer, scheduler = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0), DDPMScheduler(**SCHEDULE)
-    recent = 1.0
-    for step in range(steps):
-        rng = random.Random(seed * 1_000_003 + step)
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        chosen = [rng.randrange(len(material.scenes)) for _ in range(batch)]
+    """Minimise the noise prediction's error; `predict(noisy, times, ids, chosen)` gives the noise, (B, 4, h, w).
+
+    `args` holds `steps`, `batch`, `lr` and `seed`.
+    """
+    optimizer, scheduler = torch.optim.AdamW(parameters, lr=args.lr, weight_decay=0.0), DDPMScheduler(**SCHEDULE)
+
+    def gradients(step: int) -> float:
+        rng = random.Random(args.seed * 1_000_003 + step)
+        generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
+        chosen = [rng.randrange(len(material.scenes)) for _ in range(args.batch)]
         texts = ["" if rng.random() < 0.1 else material.word(rng, material.scenes[i]) for i in chosen]
         ids = tokenizer(texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
         latents = material.latents[chosen].float().to(memory_format=torch.channels_last)
         noise = torch.randn(latents.shape, generator=generator)
-        times = torch.randint(0, 1000, (batch,), generator=generator)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, lr, warmup=20)
+        times = spread_times(args.batch, generator)
         predicted = predict(scheduler.add_noise(latents, noise, times), times, ids, chosen)
         errors = mse_loss(predicted, noise, reduction="none").mean((1, 2, 3))
         loss = (errors * snr_weights(scheduler, times)).mean()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        recent += 0.05 * (loss.item() - recent)
-        if step % 25 == 0 or step == steps - 1:
-            log.write(step=step, loss=recent)
+        return loss.item()
+
+    descend(optimizer, gradients, log, cosine(args.steps, args.lr, warmup=20), range(args.steps))
+
+
+def training_options(parser: argparse.ArgumentParser, *, steps: int, batch: int, lr: float, seed: int) -> None:
+    """The options that every companion's training has, with its own defaults."""
+    parser.add_argument("--model", type=Path, required=True, help="the demo model's folder")
+    parser.add_argument("--work", type=Path, required=True, help="folder for the log")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--batch", type=int, default=batch)
+    parser.add_argument("--lr", type=float, default=lr)
+    parser.add_argument("--seed", type=int, default=seed)

@@ -28,17 +28,18 @@ SHAPES = ("circle", "square", "triangle", "star", "heart", "ring", "crescent", "
 STYLES = ("flat", "outlined", "striped", "shaded")  # what the model is trained on
 LORA_STYLES = ("dotted", "shadow")  # what only the LoRAs know
 PLACES = ("left", "right", "top", "bottom", "centre")
-SIZES = {"small": 0.14, "medium": 0.19, "large": 0.26}  # radius as a share of the shorter side
+SIZES = {"small": 0.16, "medium": 0.205, "large": 0.26}  # radius as a share of the shorter side
+PAIR_RADIUS = 0.19  # at most this large do two objects side by side keep clear of each other, outlines and all
 BUCKETS = ((128, 128), (128, 192), (192, 128))  # (width, height) in pixels
 
 # Every shape is kept out of training in one colour: 8 of 80 combinations.
 HELD_OUT = frozenset((OBJECT_COLOURS[(3 * i + 1) % len(OBJECT_COLOURS)], s) for i, s in enumerate(SHAPES))
 
 PLACE_CENTRES = {
-    "left": (0.27, 0.5),
-    "right": (0.73, 0.5),
-    "top": (0.5, 0.27),
-    "bottom": (0.5, 0.73),
+    "left": (0.26, 0.5),
+    "right": (0.74, 0.5),
+    "top": (0.5, 0.26),
+    "bottom": (0.5, 0.74),
     "centre": (0.5, 0.5),
 }  # of the object's box, as shares of width and height
 PLACE_WORDS = {
@@ -89,6 +90,7 @@ def draw_thing(
     sizes: tuple[str, ...],
     combinations: str,
     styles: tuple[str, ...] = STYLES,
+    paired: bool = False,
 ) -> Thing:
     """Draw one object; `combinations` is "seen", "held out" or "all" (colour with shape)."""
     while True:
@@ -100,8 +102,11 @@ def draw_thing(
     style = rng.choice(styles) if styles != STYLES or rng.random() < 0.55 else "flat"
     size = rng.choice(sizes)
     radius = SIZES[size] * rng.uniform(0.94, 1.06)
-    inset = max(0.27, 1.05 * radius + 0.03)  # a large object keeps clear of the edge
-    x, y = (min(max(c, inset), 1 - inset) + rng.uniform(-0.03, 0.03) for c in PLACE_CENTRES[place])
+    if paired:
+        radius = min(radius, PAIR_RADIUS)
+    stray = 0.015 if paired else 0.03
+    inset = max(0.26, 1.05 * radius + 0.03)  # a large object keeps clear of the edge
+    x, y = (min(max(c, inset), 1 - inset) + rng.uniform(-stray, stray) for c in PLACE_CENTRES[place])
     return Thing(shape, colour, style, size, place, x, y, radius)
 
 
@@ -120,8 +125,9 @@ def draw_scene(
         drawn = (draw_thing(rng, rng.choice(PLACES), (ground,), tuple(SIZES), combinations, styles),)
         return Scene(ground, drawn, *size)
     place = rng.choice(tuple(OPPOSITE))
-    first = draw_thing(rng, place, (ground,), ("small", "medium"), combinations, styles)
-    second = draw_thing(rng, OPPOSITE[place], (ground, first.colour), ("small", "medium"), combinations, styles)
+    first = draw_thing(rng, place, (ground,), ("small", "medium"), combinations, styles, True)
+    taken = (ground, first.colour)
+    second = draw_thing(rng, OPPOSITE[place], taken, ("small", "medium"), combinations, styles, True)
     return Scene(ground, (first, second), *size)
 
 

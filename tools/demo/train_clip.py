@@ -22,7 +22,7 @@ from tools.demo.export import half, write_json
 from tools.demo.render import render
 from tools.demo.scenes import GROUND_COLOURS, OBJECT_COLOURS, OPPOSITE, PLACES, SHAPES, Scene, caption, draw_scene
 from tools.demo.tokenizer import save_tokenizer
-from tools.demo.training import Log, learning_rate, save_checkpoint
+from tools.demo.training import Log, cosine, descend, save_checkpoint
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's CLIP
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
@@ -109,29 +109,21 @@ def features(clip: CLIPModel, pixels: torch.Tensor, ids: torch.Tensor) -> tuple[
 
 
 def train(args: argparse.Namespace, tokenizer) -> CLIPModel:
-    clip = new_clip(tokenizer)
+    clip, target = new_clip(tokenizer), torch.arange(args.batch)
     optimizer = torch.optim.AdamW(clip.parameters(), lr=args.lr, weight_decay=0.02, betas=(0.9, 0.98))
-    log, target = Log(args.work / "clip.jsonl"), torch.arange(args.batch)
-    for step in range(args.steps):
+
+    def gradients(step: int) -> float:
         rng = random.Random(args.seed * 1_000_003 + step)
         scenes = [draw_scene(rng, combinations="all") for _ in range(args.batch)]
-        texts = [right_and_wrong(rng, scene) for scene in scenes]
-        ids = tokenizer(
-            [right for right, _ in texts] + [wrong for _, wrong in texts], padding="longest", return_tensors="pt"
-        ).input_ids
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args.steps, args.lr)
+        right, wrong = zip(*(right_and_wrong(rng, scene) for scene in scenes))
+        ids = tokenizer([*right, *wrong], padding="longest", return_tensors="pt").input_ids
         image, text = features(clip, to_pixels([render(s) for s in scenes]), ids)
         scores = clip.logit_scale.exp().clamp(max=100) * image @ text.T  # (B, 2B)
         loss = (cross_entropy(scores, target) + cross_entropy(scores[:, : args.batch].T, target)) / 2
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if step % 50 == 0 or step == args.steps - 1:
-            scores = scores.detach()
-            told = (scores.diagonal() > scores[:, args.batch :].diagonal()).float().mean().item()
-            log.write(step=step, loss=loss.item(), told_apart=told)
+        return loss.item()
+
+    descend(optimizer, gradients, Log(args.work / "clip.jsonl"), cosine(args.steps, args.lr), range(args.steps))
     save_checkpoint(args.work / "clip.pt", clip.state_dict())
     return clip
 

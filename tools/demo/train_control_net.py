@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import random
+from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
@@ -15,7 +16,8 @@ import torch
 from diffusers import ControlNetModel
 from safetensors.torch import save_file
 
-from tools.demo.fine_tuning import fit, prepare
+from tools.demo.export import half
+from tools.demo.fine_tuning import fit, prepare, training_options
 from tools.demo.model_files import cldm_key, load_frozen
 from tools.demo.render import render
 from tools.demo.scenes import Scene, caption, draw_scene
@@ -44,24 +46,16 @@ def words(rng: random.Random, scene: Scene) -> str:
     return "" if rng.random() < 0.2 else caption(rng, scene).text
 
 
-def save_cldm(control_net: ControlNetModel, path: Path) -> None:
-    state = {
-        f"control_model.{cldm_key(k)}": v.detach().half().contiguous() for k, v in control_net.state_dict().items()
-    }
+def save_cldm(control_net: ControlNetModel, unet_config: Mapping, path: Path) -> None:
+    state = {cldm_key(k, unet_config): v for k, v in half(control_net.state_dict()).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(state, path, metadata={"format": "pt"})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    training_options(parser, steps=800, batch=32, lr=1e-3, seed=6)
     parser.add_argument("--scenes", type=int, default=4000)
-    parser.add_argument("--seed", type=int, default=6)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     tokenizer, text_encoder, vae, unet = load_frozen(args.model)
@@ -79,19 +73,9 @@ def main() -> None:
             noisy, times, text, down_block_additional_residuals=down, mid_block_additional_residual=middle
         ).sample
 
-    fit(
-        list(control_net.parameters()),
-        predict,
-        tokenizer,
-        material,
-        Log(args.work / "control_net.jsonl"),
-        steps=args.steps,
-        batch=args.batch,
-        lr=args.lr,
-        seed=args.seed,
-    )
+    fit(list(control_net.parameters()), predict, tokenizer, material, Log(args.work / "control_net.jsonl"), args)
     save_checkpoint(args.work / "control_net.pt", control_net.state_dict())
-    save_cldm(control_net, args.out)
+    save_cldm(control_net, unet.config, args.out)
 
 
 if __name__ == "__main__":

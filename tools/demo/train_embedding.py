@@ -10,12 +10,11 @@ from __future__ import annotations
 import argparse
 import random
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from tools.demo.fine_tuning import fit, prepare
+from tools.demo.fine_tuning import fit, prepare, training_options
 from tools.demo.model_files import load_frozen
 from tools.demo.scenes import PLACES, SIZES, Scene, caption, draw_scene, draw_thing
 from tools.demo.training import Log
@@ -62,13 +61,7 @@ def teach_word(tokenizer, text_encoder, vectors: torch.Tensor) -> tuple[WordVect
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=250)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=1e-2)
-    parser.add_argument("--seed", type=int, default=5)
+    training_options(parser, steps=250, batch=16, lr=1e-2, seed=5)
     args = parser.parse_args()
     tokenizer, text_encoder, vae, unet = load_frozen(args.model)
     first_ids = tokenizer(list(FIRST_WORDS), add_special_tokens=False).input_ids
@@ -84,17 +77,7 @@ def main() -> None:
     def predict(noisy, times, ids, chosen):
         return unet(noisy, times, text_encoder(ids).last_hidden_state).sample
 
-    fit(
-        [module.vectors],
-        predict,
-        tokenizer,
-        material,
-        Log(args.work / "embedding.jsonl"),
-        steps=args.steps,
-        batch=args.batch,
-        lr=args.lr,
-        seed=args.seed,
-    )
+    fit([module.vectors], predict, tokenizer, material, Log(args.work / "embedding.jsonl"), args)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     save_file({"emb_params": module.vectors.detach().half()}, args.out, metadata={"ss_output_name": args.out.stem})
 

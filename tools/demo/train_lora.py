@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from tools.demo.fine_tuning import fit, prepare
+from tools.demo.fine_tuning import fit, prepare, training_options
 from tools.demo.model_files import kohya_name, load_frozen
 from tools.demo.scenes import LORA_STYLES, Scene, draw_scene
 from tools.demo.training import Log
@@ -90,17 +90,11 @@ def style_scenes(style: str, count: int, seed: int) -> list[Scene]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True)
+    training_options(parser, steps=400, batch=32, lr=2e-3, seed=4)
     parser.add_argument("--style", choices=LORA_STYLES, required=True)
-    parser.add_argument("--work", type=Path, required=True, help="folder for the log")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--alpha", type=float, default=8.0)
     parser.add_argument("--scenes", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=4)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     tokenizer, text_encoder, vae, unet = load_frozen(args.model)
@@ -111,17 +105,7 @@ def main() -> None:
         return unet(noisy, times, text_encoder(ids).last_hidden_state).sample
 
     parameters = [p for lora in loras.values() for p in lora.parameters()]
-    fit(
-        parameters,
-        predict,
-        tokenizer,
-        material,
-        Log(args.work / f"lora_{args.style}.jsonl"),
-        steps=args.steps,
-        batch=args.batch,
-        lr=args.lr,
-        seed=args.seed,
-    )
+    fit(parameters, predict, tokenizer, material, Log(args.work / f"lora_{args.style}.jsonl"), args)
     save_loras(loras, args.out, args.rank, args.alpha)
 
 

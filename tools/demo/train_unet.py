@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import random
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,9 +19,10 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch.nn.functional import mse_loss
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from tools.demo.model_files import load_frozen
 from tools.demo.scenes import BUCKETS, caption
 from tools.demo.tokenizer import save_tokenizer
-from tools.demo.training import Average, Log, learning_rate, save_checkpoint
+from tools.demo.training import Run, descend, plateau
 
 SCHEDULE = {
     "beta_start": 0.00085,
@@ -34,12 +36,13 @@ TEXT_WIDTH = 128
 
 
 def new_unet() -> UNet2DConditionModel:
-    """SD 1.x's layout, narrow: two layers a block, so that every key of a full-size model exists here too."""
+    """SD 1.x's layout, narrow, with one layer a block: what two cores can train in a few hours."""
     unet = UNet2DConditionModel(
         sample_size=16,
-        block_out_channels=(32, 64, 128, 128),
-        layers_per_block=2,
-        attention_head_dim=(1, 2, 4, 4),
+        block_out_channels=(40, 80, 120, 120),
+        layers_per_block=1,
+        norm_num_groups=8,  # groups of several channels: one channel alone would lose its mean, a flat ground's colour
+        attention_head_dim=2,
         cross_attention_dim=TEXT_WIDTH,
         down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
@@ -57,7 +60,7 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
             vocab_size=len(tokenizer),
             hidden_size=TEXT_WIDTH,
             intermediate_size=4 * TEXT_WIDTH,
-            num_hidden_layers=3,
+            num_hidden_layers=2,
             num_attention_heads=4,
             projection_dim=TEXT_WIDTH,
             max_position_embeddings=77,
@@ -87,33 +90,56 @@ def snr_weights(scheduler: DDPMScheduler, times: torch.Tensor) -> torch.Tensor:
     return snr.clamp(max=MIN_SNR_GAMMA) / snr
 
 
+def spread_times(count: int, generator: torch.Generator) -> torch.Tensor:
+    """Random times 0…999, one from each of `count` equal parts: batches differ less (Kingma et al. 2021, app. I.1)."""
+    return ((torch.arange(count) + torch.rand(count, generator=generator)) * (1000 / count)).long()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step needs: latents with noise and the noise, (B, 4, h, w); times and loss weights, (B); ids (B, n)."""
+
+    noisy: torch.Tensor
+    noise: torch.Tensor
+    times: torch.Tensor
+    weights: torch.Tensor
+    ids: torch.Tensor
+
+
 class Batches:
     """Batches of latents and freshly worded captions; which ones follows from seed and step."""
 
-    def __init__(self, latents_file: Path, tokenizer: CLIPTokenizer, seed: int, size: int):
+    def __init__(self, latents_file: Path, tokenizer: CLIPTokenizer, args: argparse.Namespace):
         self.kept = torch.load(latents_file, weights_only=False)
-        self.tokenizer, self.seed, self.size = tokenizer, seed, size
+        self.tokenizer, self.args, self.scheduler = tokenizer, args, DDPMScheduler(**SCHEDULE)
 
-    def draw(self, step: int, share_two: float, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents (B, 4, h, w) and ids (B, length); `share_two` of the scenes have two objects."""
-        rng = random.Random(self.seed * 1_000_003 + step)
+    def draw(self, step: int) -> Batch:
+        args, rng = self.args, random.Random(self.args.seed * 1_000_003 + step)
         bucket = self.kept[BUCKETS[0] if rng.random() < 0.8 else rng.choice(BUCKETS[1:])]
         ones, count = bucket["ones"], len(bucket["scenes"])
+        share_two = min(args.share_two, 0.05 + step / 20_000)  # begin with one object
         chosen = [
-            rng.randrange(ones, count) if rng.random() < share_two else rng.randrange(ones) for _ in range(self.size)
+            rng.randrange(ones, count) if rng.random() < share_two else rng.randrange(ones) for _ in range(args.batch)
         ]
         texts = ["" if rng.random() < 0.1 else caption(rng, bucket["scenes"][i]).text for i in chosen]
+        length = 77 if step % 4 == 0 or step >= args.short_share * args.steps else args.short_tokens
         ids = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         latents = bucket["latents"][chosen].float()
-        return latents.to(memory_format=torch.channels_last), ids.input_ids
+        generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
+        noise = torch.randn(latents.shape, generator=generator)
+        times = spread_times(args.batch, generator)
+        noisy = self.scheduler.add_noise(latents, noise, times).to(memory_format=torch.channels_last)
+        return Batch(noisy, noise, times, snr_weights(self.scheduler, times), ids.input_ids)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--resume_from", type=Path, help="without WORK/unet.pt: begin with this model folder's weights")
     parser.add_argument("--steps", type=int, default=20000)
-    parser.add_argument("--batch", type=int, default=24)
-    parser.add_argument("--lr", type=float, default=8e-4)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--share_two", type=float, default=0.4, help="of scenes with two objects, from step 7000 on")
     parser.add_argument("--short_tokens", type=int, default=32, help="length of texts in three of four batches: faster")
     parser.add_argument("--short_share", type=float, default=0.8, help="of the training, before all texts are 77 long")
     parser.add_argument("--threads", type=int, default=2)
@@ -125,65 +151,40 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     tokenizer = save_tokenizer(args.work / "tokenizer")
     model = Conditioned(new_text_encoder(tokenizer), new_unet()).to(memory_format=torch.channels_last)
+    if args.resume_from:
+        _, text_encoder, _, unet = load_frozen(args.resume_from)
+        model = Conditioned(text_encoder, unet).requires_grad_(True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
-    average, start, log = Average(model), 0, Log(args.work / "unet.jsonl")
-    path = args.work / "unet.pt"
-    if path.exists():
-        state = torch.load(path, weights_only=False)
-        model.load_state_dict(state["model"])
-        average.module.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        start, log.spent, average.updates = state["step"], state["cpu_hours"], state["step"]
-    scheduler, batches = DDPMScheduler(**SCHEDULE), Batches(args.work / "latents.pt", tokenizer, args.seed, args.batch)
+    run = Run(args.work / "unet.pt", model, optimizer, decay=0.999)
+    run.log.write(step=run.start, settings={k: str(v) for k, v in vars(args).items()})
+    batches = Batches(args.work / "latents.pt", tokenizer, args)
     workers = ThreadPoolExecutor(args.threads, initializer=torch.set_num_threads, initargs=(1,))
-    log.write(step=start, settings={k: str(v) for k, v in vars(args).items()})
-    recent = None
-    for step in range(start, args.steps):
-        loss = train_step(model, optimizer, workers, scheduler, batches, step, args)
-        average.update(model)
-        recent = loss if recent is None else recent + 0.02 * (loss - recent)
-        if step % 50 == 0:
-            log.write(step=step, loss=recent)
-        if step % 100 == 99 or step == args.steps - 1:
-            save_checkpoint(
-                path,
-                {
-                    "model": model.state_dict(),
-                    "average": average.module.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "step": step + 1,
-                    "cpu_hours": log.cpu_hours(),
-                },
-            )
+    descend(
+        optimizer,
+        lambda step: gradients(model, workers, batches.draw(step), args.threads),
+        run.log,
+        plateau(args.steps, args.lr),
+        range(run.start, args.steps),
+        run.after,
+    )
+    run.save(args.steps)
 
 
-def train_step(
-    model, optimizer, workers: ThreadPoolExecutor, scheduler, batches: Batches, step: int, args: argparse.Namespace
-) -> float:
-    """One step: each thread takes a part of the batch, the gradients are added up."""
-    progress = step / args.steps
-    length = 77 if step % 4 == 0 or progress >= args.short_share else args.short_tokens
-    latents, ids = batches.draw(step, share_two=min(0.45, 0.1 + step / 10_000), length=length)
-    generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
-    noise = torch.randn(latents.shape, generator=generator)
-    times = torch.randint(0, 1000, (len(latents),), generator=generator)
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(step, args.steps, args.lr)
+def gradients(model: Conditioned, workers: ThreadPoolExecutor, batch: Batch, threads: int) -> float:
+    """One batch's loss; each thread takes a part of the batch, the gradients are added up."""
     parameters = list(model.parameters())
+    count = len(batch.noise)
 
-    def gradients(part: slice) -> tuple[float, tuple[torch.Tensor, ...]]:
-        noisy = scheduler.add_noise(latents[part], noise[part], times[part])
-        errors = mse_loss(model(noisy, times[part], ids[part]), noise[part], reduction="none").mean((1, 2, 3))
-        loss = (errors * snr_weights(scheduler, times[part])).sum() / len(latents)
+    def part(rows: slice) -> tuple[float, tuple[torch.Tensor, ...]]:
+        predicted = model(batch.noisy[rows], batch.times[rows], batch.ids[rows])
+        errors = mse_loss(predicted, batch.noise[rows], reduction="none").mean((1, 2, 3))
+        loss = (errors * batch.weights[rows]).sum() / count
         return loss.item(), torch.autograd.grad(loss, parameters)
 
-    share = -(-len(latents) // args.threads)
-    parts = [slice(i, i + share) for i in range(0, len(latents), share)]
-    results = list(workers.map(gradients, parts))
+    share = -(-count // threads)
+    results = list(workers.map(part, [slice(i, i + share) for i in range(0, count, share)]))
     for parameter, *grads in zip(parameters, *(g for _, g in results)):
         parameter.grad = sum(grads[1:], start=grads[0])
-    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-    optimizer.step()
     return sum(loss for loss, _ in results)
 
 

@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL
 
 from tools.demo.render import render
 from tools.demo.scenes import BUCKETS, LORA_STYLES, STYLES, draw_scene
-from tools.demo.training import Average, Log, learning_rate, save_checkpoint
+from tools.demo.training import Run, cosine, descend
 
 KL_WEIGHT = 0.0002  # just enough for smooth latents, which a small U-Net predicts well
 RAMP = (100, 600)  # steps between which noise and KL grow: from the start on they would empty the latents
@@ -99,14 +99,21 @@ def whole_pictures(rng: random.Random, count: int) -> torch.Tensor:
     )
 
 
+def near(rng: random.Random, centre: float, side: int) -> int:
+    """Where a crop of 64 pixels begins that holds a part of an object around `centre`, a share of `side` pixels."""
+    return min(max(round(centre * side) - 32 + rng.randint(-30, 30), 0), side - 64)
+
+
 def crops(rng: random.Random, count: int) -> torch.Tensor:
     """`count` crops of 64×64, four of each scene, (count, 3, 64, 64)."""
     pictures = []
     for _ in range(count // 4):
         styles = STYLES if rng.random() < 0.75 else LORA_STYLES
-        picture = render(draw_scene(rng, combinations="all", styles=styles, size=rng.choice(BUCKETS)))
+        scene = draw_scene(rng, combinations="all", styles=styles, size=rng.choice(BUCKETS))
+        picture = render(scene)
         for _ in range(4):
-            y, x = rng.randrange(picture.shape[0] - 63), rng.randrange(picture.shape[1] - 63)
+            thing = rng.choice(scene.things)
+            y, x = near(rng, thing.y, scene.height), near(rng, thing.x, scene.width)
             pictures.append(picture[y : y + 64, x : x + 64])
     return to_tensor(pictures)
 
@@ -144,9 +151,9 @@ def step_of_decoder(vae: AutoencoderKL, x: torch.Tensor) -> tuple[torch.Tensor, 
 
 
 @torch.no_grad()
-def finish(vae: AutoencoderKL, folder: Path, rng: random.Random) -> None:
+def finish(vae: AutoencoderKL, folder: Path, seed: int) -> None:
     """Measure the latents' spread, record it as the scaling factor, save."""
-    latents = vae.encode(whole_pictures(rng, 128)).latent_dist.mean
+    latents = vae.encode(whole_pictures(random.Random(seed), 128)).latent_dist.mean
     vae.register_to_config(scaling_factor=round(LATENT_SPREAD / latents.std().item(), 5))
     vae.save_pretrained(folder)
 
@@ -154,66 +161,41 @@ def finish(vae: AutoencoderKL, folder: Path, rng: random.Random) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and the log")
-    parser.add_argument("--steps", type=int, default=1700, help="steps on 16 crops")
-    parser.add_argument("--whole_steps", type=int, default=80, help="steps on 4 whole pictures")
-    parser.add_argument("--decoder_steps", type=int, default=1500, help="steps of the decoder alone, on 4 pictures")
-    parser.add_argument("--lr", type=float, default=6e-4)
+    parser.add_argument("--steps", type=int, default=4800, help="steps on 16 crops")
+    parser.add_argument("--whole_steps", type=int, default=150, help="steps on 4 whole pictures")
+    parser.add_argument("--decoder_steps", type=int, default=2500, help="steps of the decoder alone, on 4 pictures")
+    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=1)
     train(parser.parse_args())
 
 
 def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
-    vae, path = new_vae().to(memory_format=torch.channels_last), args.work / "vae.pt"
+    vae = new_vae().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=args.lr, weight_decay=1e-4, betas=(0.9, 0.98))
-    average, start, log = Average(vae, 0.995), 0, Log(args.work / "vae.jsonl")
-    if path.exists():
-        state = torch.load(path, weights_only=False)
-        vae.load_state_dict(state["vae"])
-        average.module.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        start, log.spent, average.updates = state["step"], state["cpu_hours"], state["step"]
+    run = Run(args.work / "vae.pt", vae, optimizer, decay=0.995)
     both = args.steps + args.whole_steps
     total = both + args.decoder_steps
-    for step in range(start, total):
-        if step == both:  # the encoder is finished: latents made from here on stay valid
-            vae.load_state_dict(average.module.state_dict())
-            finish(average.module, args.work / "vae", random.Random(args.seed))
-        pixels = train_step(vae, optimizer, step, args)
-        average.update(vae)
-        if step % 50 == 0 or step == total - 1:
-            log.write(step=step, l1=pixels)
-        if step % 250 == 249 or step == total - 1:
-            save_checkpoint(
-                path,
-                {
-                    "vae": vae.state_dict(),
-                    "average": average.module.state_dict(),
-                    "step": step + 1,
-                    "optimizer": optimizer.state_dict(),
-                    "cpu_hours": log.cpu_hours(),
-                },
-            )
-    finish(average.module, args.work / "vae", random.Random(args.seed))
 
+    def gradients(step: int) -> float:
+        rng = random.Random(args.seed * 1_000_003 + step)
+        x = crops(rng, 16) if step < args.steps else whole_pictures(rng, 4)
+        x = x.to(memory_format=torch.channels_last)
+        if step < both:
+            loss, pixels = step_of_both(vae, x, min(1.0, max(0.0, (step - RAMP[0]) / (RAMP[1] - RAMP[0]))))
+        else:
+            loss, pixels = step_of_decoder(vae, x)
+        loss.backward()
+        return pixels.item()
 
-def train_step(vae: AutoencoderKL, optimizer: torch.optim.Optimizer, step: int, args: argparse.Namespace) -> float:
-    """One step of whichever part's turn it is; returns the pixels' L1."""
-    rng, both = random.Random(args.seed * 1_000_003 + step), args.steps + args.whole_steps
-    x = crops(rng, 16) if step < args.steps else whole_pictures(rng, 4)
-    x = x.to(memory_format=torch.channels_last)
-    turn = (step, both) if step < both else (step - both, args.decoder_steps)
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(*turn, args.lr)
-    if step < both:
-        loss, pixels = step_of_both(vae, x, min(1.0, max(0.0, (step - RAMP[0]) / (RAMP[1] - RAMP[0]))))
-    else:
-        loss, pixels = step_of_decoder(vae, x)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return pixels.item()
+    if run.start < both:
+        descend(optimizer, gradients, run.log, cosine(both, args.lr), range(run.start, both), run.after)
+        vae.load_state_dict(run.average.module.state_dict())
+        finish(vae, args.work / "vae", args.seed)  # the encoder is finished: latents made from here on stay valid
+        run.save(both)
+    rate = cosine(args.decoder_steps, args.lr)
+    descend(optimizer, gradients, run.log, lambda s: rate(s - both), range(max(both, run.start), total), run.after)
+    finish(run.average.module, args.work / "vae", args.seed)
 
 
 if __name__ == "__main__":
