@@ -71,14 +71,14 @@ def save_diffusers(model, folder: Path) -> None:
     save_file(half(model.state_dict()), folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
 
 
-def export(work: Path, out: Path) -> None:
-    """The averaged weights of WORK/unet.pt and WORK/vae → a model folder."""
+def export(work: Path, vae: Path, out: Path) -> None:
+    """The averaged weights of WORK/unet.pt and an autoencoder's folder → a model folder."""
     tokenizer = save_tokenizer(out / "tokenizer")
     model = Conditioned(new_text_encoder(tokenizer), new_unet())
-    model.load_state_dict(torch.load(work / "unet.pt", weights_only=False)["average"])
+    model.load_state_dict(torch.load(work / "unet.pt", weights_only=True)["average"])
     save_text_encoder(model.text_encoder, out / "text_encoder")
     save_diffusers(model.unet, out / "unet")
-    save_diffusers(AutoencoderKL.from_pretrained(work / "vae"), out / "vae")
+    save_diffusers(AutoencoderKL.from_pretrained(vae), out / "vae")
     write_json(out / "scheduler" / "scheduler_config.json", SCHEDULER)
     write_json(out / "model_index.json", MODEL_INDEX)
 
@@ -87,8 +87,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--vae", type=Path, help="the autoencoder's folder; default: WORK/vae")
     args = parser.parse_args()
-    export(args.work, args.out)
+    export(args.work, args.vae or args.work / "vae", args.out)
 
 
 if __name__ == "__main__":

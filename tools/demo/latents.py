@@ -2,7 +2,8 @@
 
     python -m tools.demo.latents --work WORK
 
-Reads WORK/vae, writes WORK/latents.pt: for each size, scenes and latents (N, 4, height/8, width/8), scaled.
+Reads WORK/vae, or the autoencoder of `--model`; writes WORK/latents.pt: for each size, scenes and latents
+(N, 4, height/8, width/8), scaled.
 """
 
 from __future__ import annotations
@@ -41,10 +42,13 @@ def training_scenes(seed: int, ones: int, twos: int, size: tuple[int, int]) -> l
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--scenes", type=int, default=15000, help="of 128×128; a sixth as many of each other size")
+    parser.add_argument("--model", type=Path, help="take the autoencoder of this model folder")
+    parser.add_argument("--scenes", type=int, default=12000, help="of 128×128; a sixth as many of each other size")
     parser.add_argument("--seed", type=int, default=2)
     args = parser.parse_args()
-    vae = AutoencoderKL.from_pretrained(args.work / "vae").to(memory_format=torch.channels_last)
+    vae = AutoencoderKL.from_pretrained((args.model or args.work) / "vae", torch_dtype=torch.float32).to(
+        memory_format=torch.channels_last
+    )
     kept = {}
     for size in BUCKETS:
         count = args.scenes if size == (128, 128) else args.scenes // 6
