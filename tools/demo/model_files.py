@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from library.checkpoint_layout import unet_modules
+from library.checkpoint_layout import control_net_modules
 
 
 def load_frozen(folder: Path) -> tuple[CLIPTokenizer, CLIPTextModel, AutoencoderKL, UNet2DConditionModel]:
@@ -33,17 +32,10 @@ def kohya_name(prefix: str, path: str) -> str:
     return f"{prefix}_{path.replace('.', '_')}"
 
 
-def cldm_key(key: str, unet_config: Mapping) -> str:
+def cldm_key(key: str, unet_config: Mapping, hint_blocks: int = 6) -> str:
     """A Diffusers ControlNet's key → its key in the original (cldm) layout."""
-    modules = unet_modules(unet_config) | {"controlnet_mid_block": "middle_block_out.0"}
-    path, _, kind = key.rpartition(".")
-    if path in modules:
-        return f"control_model.{modules[path]}.{kind}"
-    if match := re.fullmatch(r"controlnet_down_blocks\.(\d+)", path):
-        return f"control_model.zero_convs.{match[1]}.0.{kind}"
-    if match := re.fullmatch(r"controlnet_cond_embedding\.(?:conv_(in|out)|blocks\.(\d+))", path):
-        # every second module of the original's hint block is an activation
-        place = {"in": 0, "out": 14}[match[1]] if match[1] else 2 * int(match[2]) + 2
-        return f"control_model.input_hint_block.{place}.{kind}"
-    block = re.match(r"(down_blocks\.\d+|mid_block)\.attentions\.\d+", key)[0]
-    return f"control_model.{modules[block]}{key[len(block) :]}"
+    modules = control_net_modules(unet_config, hint_blocks)
+    path = key
+    while path not in modules:  # attention blocks and residual convolutions map as a whole
+        path = path.rpartition(".")[0]
+    return f"control_model.{modules[path]}{key[len(path) :]}"

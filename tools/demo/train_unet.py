@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
-from torch.nn.functional import mse_loss
+from torch.nn.functional import cross_entropy, mse_loss
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from tools.demo.model_files import load_frozen
-from tools.demo.scenes import BUCKETS, caption
+from tools.demo.scenes import BUCKETS, PLACES, Scene, caption
 from tools.demo.tokenizer import save_tokenizer
 from tools.demo.training import Run, descend, plateau
 
@@ -31,7 +31,7 @@ SCHEDULE = {
     "num_train_timesteps": 1000,
     "clip_sample": False,
 }
-LARGEST_WEIGHT = 5.0
+LARGEST_WEIGHT = 15.0
 TEXT_WIDTH = 128
 
 
@@ -79,8 +79,17 @@ class Conditioned(torch.nn.Module):
         super().__init__()
         self.text_encoder, self.unet = text_encoder, unet
 
-    def forward(self, noisy: torch.Tensor, times: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        return self.unet(noisy, times, self.text_encoder(ids).last_hidden_state).sample
+    def forward(self, noisy: torch.Tensor, times: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The predicted noise, and the mean embedding of each text's end and padding, (B, width)."""
+        text = self.text_encoder(ids).last_hidden_state
+        padding = (ids == self.text_encoder.config.eos_token_id).float()[..., None]
+        return self.unet(noisy, times, text).sample, (text * padding).sum(1) / padding.sum(1)
+
+
+def place_directions() -> torch.Tensor:
+    """A fixed direction of the text embedding for each of PLACES, (5, width), all orthogonal."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.linalg.qr(torch.randn(TEXT_WIDTH, len(PLACES), generator=generator))[0].T
 
 
 def snr_weights(scheduler: DDPMScheduler, times: torch.Tensor) -> torch.Tensor:
@@ -93,20 +102,28 @@ def snr_weights(scheduler: DDPMScheduler, times: torch.Tensor) -> torch.Tensor:
     return ((1 - signal) / signal).sqrt().clamp(max=LARGEST_WEIGHT)
 
 
-def spread_times(count: int, generator: torch.Generator) -> torch.Tensor:
-    """Random times 0…999, one from each of `count` equal parts: batches differ less (Kingma et al. 2021, app. I.1)."""
-    return ((torch.arange(count) + torch.rand(count, generator=generator)) * (1000 / count)).long()
+def spread_times(count: int, generator: torch.Generator, least: int = 0) -> torch.Tensor:
+    """Random times `least`…999, one from each of `count` equal parts.
+
+    So batches differ less (Kingma et al. 2021, "Variational Diffusion Models", app. I.1).
+    """
+    share = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    return (least + (1000 - least) * share).long().clamp(max=999)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step needs: latents with noise and the noise, (B, 4, h, w); times and loss weights, (B); ids (B, n)."""
+    """What one step needs: latents with noise and the noise, (B, 4, h, w); times, loss weights, places (B); ids (B, n).
+
+    `places` are indices of PLACES, or -1 where a text tells no single place.
+    """
 
     noisy: torch.Tensor
     noise: torch.Tensor
     times: torch.Tensor
     weights: torch.Tensor
     ids: torch.Tensor
+    places: torch.Tensor
 
 
 class Batches:
@@ -116,6 +133,15 @@ class Batches:
         self.kept = torch.load(latents_file, weights_only=False)
         self.tokenizer, self.args, self.scheduler = tokenizer, args, DDPMScheduler(**SCHEDULE)
 
+    def word(self, rng: random.Random, scene: Scene) -> tuple[str, int]:
+        """A caption, or none, which is what guidance compares with; and the index of the place it tells, or -1."""
+        if rng.random() < 0.1:
+            return "", -1
+        said = caption(rng, scene)
+        while self.args.say_places and not all(said.says_place):
+            said = caption(rng, scene)
+        return said.text, PLACES.index(scene.things[0].place) if said.says_place == (True,) else -1
+
     def draw(self, step: int) -> Batch:
         args, rng = self.args, random.Random(self.args.seed * 1_000_003 + step)
         bucket = self.kept[BUCKETS[0] if rng.random() < 0.9 else rng.choice(BUCKETS[1:])]
@@ -124,15 +150,15 @@ class Batches:
         chosen = [
             rng.randrange(ones, count) if rng.random() < share_two else rng.randrange(ones) for _ in range(args.batch)
         ]
-        texts = ["" if rng.random() < 0.1 else caption(rng, bucket["scenes"][i]).text for i in chosen]
+        texts, places = zip(*(self.word(rng, bucket["scenes"][i]) for i in chosen))
         length = 77 if step % 4 == 0 or step >= args.short_share * args.steps else args.short_tokens
-        ids = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        ids = self.tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         latents = bucket["latents"][chosen].float()
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
         noise = torch.randn(latents.shape, generator=generator)
-        times = spread_times(args.batch, generator)
+        times = spread_times(args.batch, generator, args.least_time)
         noisy = self.scheduler.add_noise(latents, noise, times).to(memory_format=torch.channels_last)
-        return Batch(noisy, noise, times, snr_weights(self.scheduler, times), ids.input_ids)
+        return Batch(noisy, noise, times, snr_weights(self.scheduler, times), ids.input_ids, torch.tensor(places))
 
 
 def main() -> None:
@@ -145,6 +171,9 @@ def main() -> None:
     parser.add_argument("--share_two", type=float, default=0.4, help="of scenes with two objects, from step 7000 on")
     parser.add_argument("--short_tokens", type=int, default=32, help="length of texts in three of four batches: faster")
     parser.add_argument("--short_share", type=float, default=0.8, help="of the training, before all texts are 77 long")
+    parser.add_argument("--least_time", type=int, default=0, help="e.g. 700: only noisy times, which settle places")
+    parser.add_argument("--place_hint", type=float, default=0.02, help="weight of the text encoder's own loss")
+    parser.add_argument("--say_places", action="store_true", help="no caption leaves a place open")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=3)
     train(parser.parse_args())
@@ -164,7 +193,7 @@ def train(args: argparse.Namespace) -> None:
     workers = ThreadPoolExecutor(args.threads, initializer=torch.set_num_threads, initargs=(1,))
     descend(
         optimizer,
-        lambda step: gradients(model, workers, batches.draw(step), args.threads),
+        lambda step: gradients(model, workers, batches.draw(step), args.threads, args.place_hint),
         run.log,
         plateau(args.steps, args.lr),
         range(run.start, args.steps),
@@ -173,16 +202,22 @@ def train(args: argparse.Namespace) -> None:
     run.save(args.steps)
 
 
-def gradients(model: Conditioned, workers: ThreadPoolExecutor, batch: Batch, threads: int) -> float:
-    """One batch's loss; each thread takes a part of the batch, the gradients are added up."""
+def gradients(model: Conditioned, workers: ThreadPoolExecutor, batch: Batch, threads: int, place_hint: float) -> float:
+    """One batch's loss; each thread takes a part of the batch, the gradients are added up.
+
+    Beside the noise, the text encoder is asked to say its place, weighted by `place_hint`: left to the noise alone, a
+    place, which matters only together with a position, stays drowned by colours and shapes for thousands of steps.
+    """
+    directions = place_directions()
     parameters = list(model.parameters())
     count = len(batch.noise)
 
     def part(rows: slice) -> tuple[float, tuple[torch.Tensor, ...]]:
-        predicted = model(batch.noisy[rows], batch.times[rows], batch.ids[rows])
+        predicted, endings = model(batch.noisy[rows], batch.times[rows], batch.ids[rows])
         errors = mse_loss(predicted, batch.noise[rows], reduction="none").mean((1, 2, 3))
         loss = (errors * batch.weights[rows]).sum() / count
-        return loss.item(), torch.autograd.grad(loss, parameters)
+        hint = cross_entropy(endings @ directions.T, batch.places[rows], ignore_index=-1, reduction="sum") / count
+        return loss.item(), torch.autograd.grad(loss + place_hint * hint, parameters)
 
     share = -(-count // threads)
     results = list(workers.map(part, [slice(i, i + share) for i in range(0, count, share)]))
