@@ -4,7 +4,6 @@ import importlib.util
 import json
 import logging
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +118,7 @@ def _peft_alphas(weights: WeightFile) -> dict[str, float]:
         settings = {name.removeprefix(f"{part}."): value for name, value in config.items()} if part else config
         pattern = settings.get("alpha_pattern") or {}
         path = module.removeprefix("base_model.model.").removeprefix(f"{part}.")
-        alpha = next((a for p, a in pattern.items() if re.fullmatch(rf"(.*\.)?({p})", path)), None)
+        alpha = next((a for name, a in pattern.items() if f".{path}".endswith(f".{name}")), None)
         alpha = settings.get("lora_alpha") if alpha is None else alpha
         if isinstance(alpha, int | float) and shape:
             alphas[alpha_key] = alpha * (math.sqrt(shape[0]) if settings.get("use_rslora") else 1)
@@ -181,8 +180,8 @@ def _check_module(module: str) -> None:
     """Refuse a module that cannot be imported; its own file is not run yet."""
     try:
         found = importlib.util.find_spec(module)
-    except (ImportError, ValueError, AttributeError) as problem:
-        found, reason = None, str(problem)
+    except Exception as problem:  # whatever the packages that it is in raise
+        found, reason = None, f"{type(problem).__name__}: {problem}".splitlines()[0]
     else:
         reason = "there is none of that name"
     if found is None:

@@ -86,7 +86,7 @@ class LowRankStack:
         if isinstance(layer, nn.Linear):
             reduced = self._gated(F.linear(x, self._down))  # (..., ranks)
             flat = output.view(-1, output.shape[-1])
-            flat.addmm_(reduced.view(-1, reduced.shape[-1]), self._up.T)
+            flat.addmm_(reduced.reshape(-1, reduced.shape[-1]), self._up.T)
             return output
         reduced = F.conv2d(x, self._down, None, layer.stride, layer.padding, layer.dilation)  # (B, ranks, h, w)
         return output.add_(F.conv2d(self._gated(reduced), self._up[:, :, None, None]))
