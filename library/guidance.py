@@ -22,7 +22,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from library.guidance_files import VGG16_LAYERS, VGG16_SHRINK, GuidanceFiles, GuidanceSettings
 from library.jobs import Job
-from library.model_files import SHIPPED_TOKENIZER, Component
+from library.model_files import Component
 from library.models import Models, build, fill
 from library.pictures import load_guide
 from library.prompts import BREAK, parse_emphasis
@@ -68,7 +68,7 @@ class Clip:
 
     Args:
         model: in a type that holds small gradients: float32.
-        tokenizer: with OpenAI's vocabulary.
+        tokenizer: with the model's vocabulary.
     """
 
     def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer) -> None:
@@ -182,13 +182,13 @@ def load_judges(settings: GuidanceSettings, files: GuidanceFiles, models: Models
     return Judges(
         settings,
         models,
-        clip=load_clip(files.clip, device) if files.clip else None,
+        clip=load_clip(files.clip, files.clip_tokenizer, device) if files.clip else None,
         vgg16=load_vgg16(files.vgg16, settings.vgg16_layer, device) if files.vgg16 else None,
     )
 
 
-def load_clip(component: Component, device: torch.device) -> Clip:
-    """Load a CLIP model.
+def load_clip(component: Component, tokenizer: Path, device: torch.device) -> Clip:
+    """Load a CLIP model, and its tokenizer from a folder.
 
     Raises:
         InputError: when tensors are missing, of a wrong shape, or hold NaN or infinite values.
@@ -196,7 +196,7 @@ def load_clip(component: Component, device: torch.device) -> Clip:
     model = build(component, lambda config: CLIPModel(CLIPConfig.from_dict(config)))
     fill(model, component.weights, lambda name: [(name, None)], device, torch.float32)
     component.weights.close()
-    return Clip(model, CLIPTokenizer.from_pretrained(SHIPPED_TOKENIZER))
+    return Clip(model, CLIPTokenizer.from_pretrained(tokenizer))
 
 
 def load_vgg16(weights: WeightFile, last_layer: int, device: torch.device) -> Vgg16:

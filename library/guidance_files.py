@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from library.errors import InputError
-from library.model_files import Component, folder_component, resolve
+from library.model_files import SHIPPED_TOKENIZER, Component, check_tokenizer, folder_component, resolve
 from library.weight_files import WeightFile, open_weights
 
 USUAL_CLIP = "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
@@ -70,6 +70,7 @@ class GuidanceFiles:
     """The models that guidance needs, found and checked, not yet loaded."""
 
     clip: Component | None = None
+    clip_tokenizer: Path = SHIPPED_TOKENIZER
     vgg16: WeightFile | None = None
 
 
@@ -105,17 +106,17 @@ def find_guidance_models(options: argparse.Namespace, settings: GuidanceSettings
     Raises:
         InputError: when one is not to be had, or is something else.
     """
-    return GuidanceFiles(
-        clip=find_clip(options.clip_model or USUAL_CLIP) if settings.uses_clip else None,
-        vgg16=find_vgg16(options.vgg16_model) if settings.uses_vgg16 else None,
-    )
+    clip, tokenizer = find_clip(options.clip_model or USUAL_CLIP) if settings.uses_clip else (None, SHIPPED_TOKENIZER)
+    return GuidanceFiles(clip, tokenizer, find_vgg16(options.vgg16_model) if settings.uses_vgg16 else None)
 
 
-def find_clip(given: str) -> Component:
-    """Find and check the CLIP model that a folder or a Hugging Face id names.
+def find_clip(given: str) -> tuple[Component, Path]:
+    """Find and check the CLIP model that a folder or a Hugging Face id names, and the folder of its tokenizer.
+
+    A model that comes without a tokenizer has OpenAI's vocabulary, as published ones do.
 
     Raises:
-        InputError: when it is not there, or no CLIP model of texts and pictures with OpenAI's vocabulary.
+        InputError: when it is not there, or no CLIP model of texts and pictures whose vocabulary is known.
     """
     subject = f"--clip_model {given}"
     path, _ = resolve(given, "--clip_model", ("model", "pytorch_model"))
@@ -128,13 +129,17 @@ def find_clip(given: str) -> Component:
         raise InputError(subject, f"is no CLIP model of texts and pictures (its config.json says {kind}); give one")
     words = shapes.get("text_model.embeddings.token_embedding.weight", (0,))[0]
     positions = shapes.get("text_model.embeddings.position_embedding.weight", (0,))[0]
-    if (words, positions) != (_CLIP_TOKENS, _CLIP_POSITIONS):
+    tokenizer = SHIPPED_TOKENIZER
+    if any((path / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        check_tokenizer(path)
+        tokenizer = path
+    if positions != _CLIP_POSITIONS or (tokenizer == SHIPPED_TOKENIZER and words != _CLIP_TOKENS):
         problem = (
             f"reads texts of {positions} tokens out of {words:,}; "
-            f"give a CLIP model with OpenAI's vocabulary ({_CLIP_POSITIONS} out of {_CLIP_TOKENS:,})"
+            f"give a CLIP model with OpenAI's vocabulary ({_CLIP_POSITIONS} out of {_CLIP_TOKENS:,}) or a tokenizer"
         )
         raise InputError(subject, problem)
-    return component
+    return component, tokenizer
 
 
 def find_vgg16(given: str | None) -> WeightFile:

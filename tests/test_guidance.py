@@ -109,7 +109,7 @@ def test_gradients_are_those_of_finite_differences(
 ):
     generator = torch.Generator().manual_seed(1)
     if judge == "clip":
-        clip = load_clip(find_clip(str(clip_folder)), CPU)
+        clip = load_clip(*find_clip(str(clip_folder)), CPU)
         clip.model.double()
         loss = clip.loss(clip.embed_text(["a cat"]).detach(), 100.0)
     else:
@@ -234,7 +234,7 @@ def test_two_losses_count_together():
 
 
 def test_checkpointing_changes_no_gradient(exact_models, clip_folder):
-    clip = load_clip(find_clip(str(clip_folder)), CPU)
+    clip = load_clip(*find_clip(str(clip_folder)), CPU)
     clip.model.double()
     loss = clip.loss(clip.embed_text(["a cat"]).detach(), 100.0)
     text = [TextConditions(torch.randn(1, 77, 64, generator=torch.Generator().manual_seed(2), dtype=torch.float64))]
@@ -263,7 +263,7 @@ def test_spherical_distance_is_half_the_angles_square():
 
 
 def test_guides_are_resized_to_the_nearest_pixels(clip_folder):
-    clip = load_clip(find_clip(str(clip_folder)), CPU)
+    clip = load_clip(*find_clip(str(clip_folder)), CPU)
     large = Image.effect_noise((448, 300), 80).convert("RGB")
     nearest = large.resize((224, 224), Image.Resampling.NEAREST)
     picture = gen_img_diffusers.pixels_to_tensor(nearest)
@@ -311,7 +311,7 @@ def make_job(prompt, **settings):
 def test_the_text_for_clip(clip_folder):
     assert clip_text(make_job("(a:1.3) [cat] BREAK \\(x\\)")) == ["a", " ", "cat", " ", " (x)"]
     assert clip_text(make_job("a dog", clip_prompt="(a:1.3) cat")) == ["(a:1.3) cat"]
-    clip = load_clip(find_clip(str(clip_folder)), CPU)
+    clip = load_clip(*find_clip(str(clip_folder)), CPU)
     assert torch.equal(clip.embed_text(["a ", "cat"]), clip.embed_text(["a cat"]))
     long = "word " * 75
     assert torch.equal(clip.embed_text([long]), clip.embed_text([long + "cat"]))
@@ -321,7 +321,7 @@ def test_the_text_for_clip(clip_folder):
 
 def test_clip_agrees_with_transformers(clip_folder):
     theirs = CLIPModel.from_pretrained(clip_folder)
-    ours: Clip = load_clip(find_clip(str(clip_folder)), CPU)
+    ours: Clip = load_clip(*find_clip(str(clip_folder)), CPU)
     ids = ours.tokenizer("a cat", padding="max_length", max_length=77, return_tensors="pt").input_ids
     with torch.no_grad():
         expected = theirs.get_text_features(ids).pooler_output
@@ -361,7 +361,7 @@ def test_the_batch_does_not_matter(sd1, generate, guides, vgg16_file, by_clip, t
 
 def test_guidance_brings_pictures_nearer(sd1, generate, clip_folder, vgg16_file, guides, tmp_path):
     """Each kind of guidance makes its own loss smaller, for most seeds: single steps may overshoot."""
-    clip = load_clip(find_clip(str(clip_folder)), CPU)
+    clip = load_clip(*find_clip(str(clip_folder)), CPU)
     vgg16 = load_vgg16(find_vgg16(str(vgg16_file)), 20, CPU)
     guide = Image.open(guides / "g0.png")
     kinds = {
