@@ -57,10 +57,11 @@ def layer_parts(kind: str, shape: torch.Size, rng: torch.Generator) -> dict[str,
 
 
 @pytest.fixture(scope="module")
-def networks(sd1, tmp_path_factory):
-    """A LoRA and a LoHa."""
+def networks(sd1, sd2, tmp_path_factory):
+    """A LoRA and a LoHa, and a LoRA for SD 2.x."""
     folder = tmp_path_factory.mktemp("networks")
-    return {kind: write_network(folder / f"{kind}.safetensors", sd1, kind, 1) for kind in ("lora", "loha")}
+    files = {kind: write_network(folder / f"{kind}.safetensors", sd1, kind, 1) for kind in ("lora", "loha")}
+    return files | {"lora for sd2": write_network(folder / "lora2.safetensors", sd2, "lora", 2)}
 
 
 @pytest.fixture
@@ -77,19 +78,19 @@ def largest(first, second) -> int:
     return max(int(np.abs(a - b).max()) for a, b in zip(first, second))
 
 
-@pytest.mark.parametrize("kind", ["lora", "loha"])
-def test_one_network_in_both_halves_is_one_everywhere(sd1, generate, networks, halves, kind):
+@pytest.mark.parametrize(("family_name", "kind"), [("sd1", "lora"), ("sd1", "loha"), ("sd2", "lora for sd2")])
+def test_one_network_in_both_halves_is_one_everywhere(request, generate, networks, halves, family_name, kind):
     """Every rule at once: text, keys and values by part, outcomes averaged, the rest by region.
 
     Without guidance, since the negative prompt sees no network's text where there are regions.
     """
-    options = (*SIZE, "--scale", 1, "--prompt", "a cat --d 1")
-    plain = generate(sd1.folder, *options).pictures
-    whole = generate(
-        sd1.folder, "--network_module", "networks.lora", "--network_weights", networks[kind], *options
-    ).pictures
+    family = request.getfixturevalue(family_name)
+    common = (family.folder, *family.options, *SIZE, "--scale", 1)
+    plain = generate(*common, "--prompt", "a cat --d 1").pictures
+    once = ("--network_module", "networks.lora", "--network_weights", networks[kind])
+    whole = generate(*common, *once, "--prompt", "a cat --d 1").pictures
     twice = (*OWN, "--network_weights", networks[kind], networks[kind], "--mask_path", halves)
-    regional = generate(sd1.folder, *SIZE, *twice, "--scale", 1, "--prompt", "a cat AND a cat --d 1").pictures
+    regional = generate(*common, *twice, "--prompt", "a cat AND a cat --d 1").pictures
     assert largest(plain, whole) > 20
     assert largest(regional, whole) <= 2  # averages are divided by 1.0001
 
