@@ -102,9 +102,9 @@ class ControlNets:
         """Embed the guides of a batch's jobs, for so many steps."""
         last, self._embedded = self._embedded, {}
         features = []
+        if self.save_guides and jobs[0].stage != 1:
+            self._save_guides(jobs)
         if jobs[0].control_net:
-            if self.save_guides:
-                self._save_guides(jobs)
             features = [torch.cat([self._embed(place, job, last) for job in jobs]) for place in range(len(self.nets))]
         return Steering(self.nets, features, steps, together=self.together)
 
@@ -114,15 +114,19 @@ class ControlNets:
             for place, net in enumerate(self.nets):
                 file = job.file.with_name(f"{job.file.stem}_guide{place + 1}.png")
                 if not file.exists():
-                    guide = prepare_guide(job.guides[place], (job.width, job.height), net.spec.preprocess)
+                    guide = prepare_guide(job.guides[place], _guide_size(job), net.spec.preprocess)
                     save_whole(encode(guide, ".png", {}), file)
 
     def _embed(self, place: int, job: "Job", last: dict[EmbeddedKey, torch.Tensor]) -> torch.Tensor:
-        key = (place, job.guides[place], (job.width, job.height))
+        key = (place, job.guides[place], _guide_size(job))
         if key not in last:
             last[key] = self.nets[place].embed(prepare_guide(*key[1:], self.nets[place].spec.preprocess))
         self._embedded[key] = last[key]
         return last[key]
+
+
+def _guide_size(job: "Job") -> tuple[int, int]:
+    return job.guide_size or (job.width, job.height)
 
 
 class Steering:

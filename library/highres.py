@@ -61,6 +61,7 @@ class HighresFix:
             height=self._first_side(job.height),
             steps=self.steps,
             stage=1,
+            guide_size=(job.width, job.height),
             file=job.file.with_name(first_stage_name(job.file.name)),
         )
         return first, replace(job, seed=job.seed + 1, stage=2, control_net=self.control_net)

@@ -228,12 +228,15 @@ def test_half_precision_and_img2img(sd1, net1, generate, guides, tmp_path):
 
 
 def test_with_highres_fix_and_deep_shrink(sd1, net1, generate, guides, monkeypatch):
-    """Both stages are steered, or the first one alone; shrunk features of U-Net and ControlNet still fit together."""
-    used = steps_used(monkeypatch)
+    """Both stages are steered by the same features, or the first one alone; shrunk features still fit together."""
+    used, embedded = steps_used(monkeypatch), []
+    real = control_net.ControlNet.embed
+    monkeypatch.setattr(control_net.ControlNet, "embed", lambda self, g: embedded.append(g.shape) or real(self, g))
     options = ("--guide_image_path", guides / "0.png", "--highres_fix_scale", 0.5, "--highres_fix_steps", 2)
     options = (*options, "--strength", 0.5, "--ds_depth_1", 2, "--ds_timesteps_1", 400, "--steps", 4, *PROMPT)
     controlled(generate, sd1, net1 / "bare.safetensors", *options)
     assert [timestep for _, timestep in used] == [501, 1, 251, 1]
+    assert embedded == [(128, 128, 3)]
     used.clear()
     controlled(generate, sd1, net1 / "bare.safetensors", *options, "--highres_fix_disable_control_net")
     assert [timestep for _, timestep in used] == [501, 1]
