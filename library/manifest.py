@@ -68,6 +68,18 @@ def lock(descriptor: int) -> bool:
     return True
 
 
+def _open_locked(file: Path) -> int | None:
+    """Open a file to add to and take its lock; None when another process has it."""
+    while True:
+        descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        if not lock(descriptor):
+            os.close(descriptor)
+            return None
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        os.close(descriptor)  # the process that had it took it away, empty, in between
+
+
 class Manifest:
     """The manifest that a process adds to.
 
@@ -85,10 +97,10 @@ class Manifest:
         self._writing = threading.Lock()
         try:
             for file in numbered(folder / _NAME):
-                self._descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-                if lock(self._descriptor):
+                descriptor = _open_locked(file)
+                if descriptor is not None:
+                    self._descriptor = descriptor
                     break
-                os.close(self._descriptor)
             content = file.read_bytes()
         except OSError as problem:
             raise _unwritable(folder, problem) from None
