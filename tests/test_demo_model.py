@@ -52,3 +52,29 @@ def test_a_prompt_says_ground_colour_shape_and_place(draw: Draw) -> None:
 def test_every_sampler_draws_what_the_prompt_says(draw: Draw, sampler: str) -> None:
     [picture] = draw("a large red circle on a white background --d 1", options=("--sampler", sampler))
     assert (see_ground(picture)[0], thing(picture).colour, thing(picture).shape) == ("white", "red", "circle")
+
+
+def test_another_seed_draws_the_same_thing_elsewise(draw: Draw) -> None:
+    first, second = draw(*(f"a large green square on a white background --d {seed}" for seed in (1, 2)))
+    assert (
+        (thing(first).colour, thing(first).shape) == (thing(second).colour, thing(second).shape) == ("green", "square")
+    )
+    assert (np.abs(first.astype(int) - second).max(-1) > 40).sum() > 100  # pixels that are another colour
+
+
+@pytest.mark.parametrize("size", [(192, 128), (128, 192)])
+def test_other_sizes_draw_what_the_prompt_says(draw: Draw, size: tuple[int, int]) -> None:
+    width, height = size
+    [picture] = draw(f"a large blue circle on a white background --d 1 --w {width} --h {height}")
+    assert picture.shape == (height, width, 3)
+    assert (see_ground(picture)[0], thing(picture).colour, thing(picture).shape) == ("white", "blue", "circle")
+
+
+def test_guidance_makes_the_prompt_count(draw: Draw) -> None:
+    """Without text's pull the same noise turns into the same picture, whatever the prompt."""
+    weak = draw("a large red circle on a white background --d 1 --l 0", "a blue star on a black background --d 1 --l 0")
+    strong = draw(
+        "a large red circle on a white background --d 1 --l 5", "a blue star on a black background --d 1 --l 5"
+    )
+    apart = [np.abs(a.astype(int) - b).mean() for a, b in (weak, strong)]
+    assert apart[0] < apart[1]

@@ -83,12 +83,12 @@ def export(work: Path, vae: Path, out: Path) -> None:
     write_json(out / "model_index.json", MODEL_INDEX)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--vae", type=Path, help="the autoencoder's folder; default: WORK/vae")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     export(args.work, args.vae or args.work / "vae", args.out)
 
 

@@ -39,13 +39,13 @@ def training_scenes(seed: int, ones: int, twos: int, size: tuple[int, int]) -> l
     return [draw_scene(rng, 1 if i < ones else 2, size=size) for i in range(ones + twos)]
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--model", type=Path, help="take the autoencoder of this model folder")
     parser.add_argument("--scenes", type=int, default=12000, help="of 128×128; a sixth as many of each other size")
     parser.add_argument("--seed", type=int, default=2)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     vae = AutoencoderKL.from_pretrained((args.model or args.work) / "vae", torch_dtype=torch.float32).to(
         memory_format=torch.channels_last
     )

@@ -161,7 +161,7 @@ class Batches:
         return Batch(noisy, noise, times, snr_weights(self.scheduler, times), ids.input_ids, torch.tensor(places))
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--resume_from", type=Path, help="without WORK/unet.pt: begin with this model folder's weights")
@@ -176,7 +176,7 @@ def main() -> None:
     parser.add_argument("--say_places", action="store_true", help="no caption leaves a place open")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=3)
-    train(parser.parse_args())
+    train(parser.parse_args(arguments))
 
 
 def train(args: argparse.Namespace) -> None:
