@@ -99,8 +99,13 @@ def choose_attention(device: "torch.device", *, xformers: bool) -> "AttentionKer
 # ---------------------------------------------------------------------------------------------------------------------
 # Memory
 
-# What PyTorch says where it has no type for it: on CPUs, and on Apple's GPUs
-_OUT_OF_MEMORY = re.compile(r"DefaultCPUAllocator: (?:can't allocate|not enough) memory|MPS backend out of memory")
+# What PyTorch says where it has no type for it: on CPUs (oneDNN, which does convolutions there, says no more than this
+# when it gets no memory for its work), and on Apple's GPUs
+_OUT_OF_MEMORY = re.compile(
+    r"DefaultCPUAllocator: (?:can't allocate|not enough) memory"
+    r"|^could not create a (?:primitive|memory object)"
+    r"|MPS backend out of memory"
+)
 
 
 def is_out_of_memory(problem: BaseException) -> bool:

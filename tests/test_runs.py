@@ -120,6 +120,7 @@ def test_a_real_lack_of_memory_is_told_from_other_errors():
 
     assert try_to_run(more_than_there_is) is None
     assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(RuntimeError("could not create a primitive"))  # oneDNN under RLIMIT_AS
     assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
     with pytest.raises(RuntimeError, match="negative"):
         try_to_run(lambda: torch.empty(-1))
