@@ -855,7 +855,8 @@ def run(options: argparse.Namespace, said: Said, team: Team) -> int:
     make_folder(plan.outdir, "--outdir")
     model_hash = FileHash(plan.model.path)
     facts = RunFacts(
-        plan.sampler, plan.model.name, plan.clip_skip, model_hash, plan.highres, plan.networks, plan.guidance
+        *(plan.sampler, plan.model.name, plan.clip_skip, model_hash, plan.highres),
+        *(plan.networks, plan.guidance, plan.control_nets),
     )
     if plan.keyboard is not None:
         with PictureWriter(facts, announce, quality=plan.quality) as writer:

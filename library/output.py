@@ -19,6 +19,7 @@ from networks.files import NetworkPlan
 if TYPE_CHECKING:
     import numpy as np
 
+    from library.control_files import ControlNetSpec
     from library.highres import HighresFix
     from library.jobs import Job
     from library.manifest import Manifest
@@ -43,6 +44,7 @@ class RunFacts:
     highres: "HighresFix | None" = None
     networks: NetworkPlan = field(default_factory=NetworkPlan)
     guidance: GuidanceSettings = NO_GUIDANCE
+    control_nets: "tuple[ControlNetSpec, ...]" = ()
 
 
 class FileHash:
@@ -108,6 +110,11 @@ def shown_settings(job: "Job", facts: RunFacts) -> dict[str, str]:
         settings["Gradual Latent"] = _parts(job.gradual_latent)
     if job.deep_shrink.depth_1 is not None:
         settings["Deep Shrink"] = _parts(job.deep_shrink)
+    for name, file in (("Source image", job.source), ("Mask", job.mask), ("Regions", job.regions)):
+        settings[name] = None if file is None else file.name
+    if facts.control_nets and job.guides:
+        used = zip(facts.control_nets, job.guides)
+        settings["ControlNet"] = "; ".join(f"{spec.describe()}, guide {guide.name}" for spec, guide in used)
     settings["Networks"] = facts.networks.describe(job.network_multipliers) or None
     settings |= _guidance_parameters(job, facts.guidance)
     return {name: str(value) for name, value in settings.items() if value is not None}

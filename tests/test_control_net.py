@@ -203,6 +203,15 @@ def test_each_control_net_has_its_guides(sd1, net1, generate, guides, monkeypatc
     assert prepared == ["0", "1", "2", "3"]
 
 
+def test_the_metadata_names_what_steered_a_picture(sd1, net1, generate, guides):
+    options = ("--control_net_models", net1 / "bare.safetensors", "--control_net_weights", 0.5, *PROMPT)
+    result = generate(
+        sd1.folder, *SIZE, *options, "--control_net_preps", "canny", "--guide_image_path", guides / "2.png"
+    )
+    parameters = Image.open(result.files[0]).text["parameters"]
+    assert 'ControlNet: "bare, weight 0.5, steps 0 to 1, canny 63 191, guide 2.png"' in parameters
+
+
 def test_canny_guides_are_saved(sd1, net1, generate, guides, tmp_path):
     options = ("--guide_image_path", guides / "0.png", "--control_net_preps", "canny_20_60", "--sequential_file_name")
     for pictures in (1, 2):
