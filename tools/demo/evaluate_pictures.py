@@ -1,4 +1,5 @@
-"""Measure, with the demo model and its judge, what img2img, inpainting and the ways to larger pictures are for.
+"""Measure, with the demo model and its judge, what the program's features are for: img2img, inpainting, the ways to
+larger pictures, regions, ControlNet, guidance by CLIP.
 
     python -m tools.demo.evaluate_pictures --model examples/shapes --seeds 50
 
@@ -14,10 +15,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 import gen_img_diffusers
-from tools.demo.judge import judge, see_ground, see_objects
+from gen_img_diffusers import pixels_to_tensor
+from library.guidance import load_clip
+from library.guidance_files import find_clip
+from tools.demo.judge import judge, overlap, see_ground, see_objects
 from tools.demo.render import render
 from tools.demo.scenes import OBJECT_COLOURS, SHAPES, Scene, Thing
 
@@ -35,6 +40,7 @@ class Program:
 
     def __init__(self, model: Path) -> None:
         self._model = model
+        self.companions = model / "companions"
         self._folder = Path(tempfile.mkdtemp())
         self._runs = 0
 
@@ -163,15 +169,94 @@ def remade(program: Program, seeds: int) -> None:
     print(f"img2img without a prompt: the source's prompts {percent(same)}, the shape they name {percent(right)}")
 
 
+def regions(program: Program, seeds: int) -> None:
+    """A red circle in the left half, a blue square in the right one, by regions and by words alone."""
+    halves = np.zeros((128, 128, 3), np.uint8)
+    halves[:, :64, 0] = halves[:, 64:, 1] = 255
+    mask = program.new_folder() / "halves.png"
+    Image.fromarray(halves).save(mask)
+    parts = "a red circle, on a white background AND a blue square, on a white background"
+    for name, prompt, options in (
+        ("regions", parts, ("--mask_path", mask)),
+        ("words alone", "a red circle and a blue square, on a white background", ()),
+    ):
+        pictures = program.draw([f"{prompt} --d {seed}" for seed in range(seeds)], *options)
+        right = [
+            {(seen.colour, seen.shape, seen.x < 0.5) for seen in see_objects(picture)}
+            == {("red", "circle", True), ("blue", "square", False)}
+            for picture in pictures
+        ]
+        print(f"{name}: the red circle is left, the blue square right {percent(right)}")
+
+
+def control_net(program: Program, seeds: int) -> None:
+    """The outline of a guide picture holds, and lets go with a weight or a ratio of 0."""
+    drawn = [*scenes(seeds // 2, "left", 0.3), *scenes(seeds - seeds // 2, "right", 0.7)]
+    guides = render_all(program, drawn)
+    outlines = [see_objects(render(scene), 1)[0].mask for scene in drawn]
+    lines = [f"a {scene.things[0].colour} {scene.things[0].shape}, on a white background --d {seed}"
+             for seed, scene in enumerate(drawn)]  # fmt: skip
+    model = next(program.companions.glob("canny*.safetensors"))
+    common = ("--control_net_models", model, "--control_net_preps", "canny", "--guide_image_path", guides)
+    for name, options in (
+        ("weight 1", ()),
+        ("weight 0", ("--control_net_weights", 0)),
+        ("ratio 0", ("--control_net_ratios", 0)),
+    ):
+        pictures = program.draw(lines, *common, *options)
+        shares = [
+            max((overlap(seen.mask, outline) for seen in see_objects(picture, 1)), default=0.0)
+            for picture, outline in zip(pictures, outlines)
+        ]
+        print(f"ControlNet, {name}: outlines overlap by 0.6 or more {percent(share >= 0.6 for share in shares)}")
+
+
+def clip_guidance(program: Program, seeds: int) -> None:
+    """Guided pictures are nearer to the text, or to the guide picture, than others, as CLIP sees them."""
+    clip = load_clip(*find_clip(str(program.companions / "clip")), torch.device("cpu"))
+    drawn = scenes(seeds, "centre", 0.5)
+    guides = render_all(program, drawn)
+    texts = [f"a {scene.things[0].colour} {scene.things[0].shape}, on a white background" for scene in drawn]
+    wanted = {
+        "--clip_guidance_scale": ([f"{text} --d {seed}" for seed, text in enumerate(texts)], ()),
+        "--clip_image_guidance_scale": (
+            [f"on a white background --d {seed}" for seed in range(seeds)], ("--guide_image_path", guides)
+        ),
+    }  # fmt: skip
+    with torch.no_grad():
+        goals = {
+            "--clip_guidance_scale": [clip.embed_text([text]) for text in texts],
+            "--clip_image_guidance_scale": [clip.embed_guide(Image.fromarray(render(scene))) for scene in drawn],
+        }
+        for option, (lines, options) in wanted.items():
+            plain = program.draw(lines)
+            guided = program.draw(lines, option, 100, *options, "--clip_model", program.companions / "clip")
+            nearer = []
+            for goal, *pair in zip(goals[option], plain, guided):
+                before, after = (clip.embed_picture(pixels_to_tensor(Image.fromarray(p))) @ goal.T for p in pair)
+                nearer.append(bool(after > before))
+            print(f"{option} 100: nearer to the goal than without {percent(nearer)}")
+
+
+MEASURES = {
+    "inpainting": inpainting,
+    "img2img": img2img,
+    "larger": larger_pictures,
+    "remade": remade,
+    "regions": regions,
+    "control_net": control_net,
+    "clip": clip_guidance,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=50)
-    parser.add_argument("--only", choices=("inpainting", "img2img", "larger", "remade"))
+    parser.add_argument("--only", choices=MEASURES)
     options = parser.parse_args()
     program = Program(options.model)
-    measures = {"inpainting": inpainting, "img2img": img2img, "larger": larger_pictures, "remade": remade}
-    for name, measure in measures.items():
+    for name, measure in MEASURES.items():
         if options.only in (None, name):
             measure(program, options.seeds)
 
