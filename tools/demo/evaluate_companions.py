@@ -37,6 +37,7 @@ def measure_lora(folder: Path, path: Path, style: str, count: int) -> dict:
         (s, Caption(plain_words(rng, s), True, (True,) * len(s.things))) for s in style_scenes(style, count, FRESH_SEED)
     ]
     before = draw_all(drawer, tasks)
+    few = draw_all(drawer, tasks[:5])
     state = load_file(path)
     loras = attach(
         drawer.unet,
@@ -54,7 +55,7 @@ def measure_lora(folder: Path, path: Path, style: str, count: int) -> dict:
         "pictures": count,
         "with": share([judge(p) for p in after]),
         "without": share([judge(p) for p in before]),
-        "zero changes nothing": all(np.array_equal(a, b) for a, b in zip(off, before)),
+        "zero changes nothing": all(np.array_equal(a, b) for a, b in zip(off, few)),
     }
 
 

@@ -54,8 +54,8 @@ def save_cldm(control_net: ControlNetModel, unet_config: Mapping, path: Path) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    training_options(parser, steps=800, batch=32, lr=1e-3, seed=6)
-    parser.add_argument("--scenes", type=int, default=4000)
+    training_options(parser, steps=600, batch=16, lr=1e-3, seed=6)
+    parser.add_argument("--scenes", type=int, default=1500)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     tokenizer, text_encoder, vae, unet = load_frozen(args.model)

@@ -161,7 +161,7 @@ def finish(vae: AutoencoderKL, folder: Path, seed: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and the log")
-    parser.add_argument("--steps", type=int, default=4800, help="steps on 16 crops")
+    parser.add_argument("--steps", type=int, default=4000, help="steps on 16 crops")
     parser.add_argument("--whole_steps", type=int, default=150, help="steps on 4 whole pictures")
     parser.add_argument("--decoder_steps", type=int, default=2500, help="steps of the decoder alone, on 4 pictures")
     parser.add_argument("--lr", type=float, default=1e-3)
