@@ -31,7 +31,7 @@ LARGER = {
     "plain": [],
     "Highres. fix": ["--highres_fix_scale", 0.5, "--highres_fix_steps", 20, "--strength", 0.5],
     "Gradual Latent": ["--gradual_latent_timesteps", 750, "--gradual_latent_every_n_steps", 2],
-    "Deep Shrink": ["--ds_depth_1", 3],
+    "Deep Shrink": ["--ds_depth_1", 0],  # the demo model's features are small already further down
 }
 
 
