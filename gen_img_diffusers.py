@@ -892,10 +892,10 @@ def make_pictures(plan: RunPlan, facts: RunFacts, said: Said, team: Team) -> int
             tally.count_made(job)
             announce(job, file, plan.json)
 
+        pipeline = load_pipeline(plan, team.local_rank) if plan.to_do else None
         try:
             console.say(summary(plan))
-            if plan.to_do:
-                pipeline = load_pipeline(plan, team.local_rank)
+            if pipeline is not None:
                 if team.is_first:
                     keep_settings(plan.outdir, said)
                 with PictureWriter(facts, saved, manifest, plan.quality, plan.resumed) as writer:

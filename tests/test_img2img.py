@@ -121,11 +121,17 @@ def test_bad_options(sd1, generate, folder, options, message):
     assert len(result.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("option", [["--mask_path", "x"], ["--keep_unmasked"], ["--use_original_file_name"]])
+@pytest.mark.parametrize("option", ["--keep_unmasked", "--use_original_file_name"])
 def test_options_that_need_a_picture(sd1, generate, option):
-    result = generate(sd1.folder, "--prompt", "a", *option)
+    result = generate(sd1.folder, "--prompt", "a", option)
     assert result.status == 2
-    assert f"{option[0]}: is for img2img" in result.stderr
+    assert f"{option}: is for img2img" in result.stderr
+
+
+def test_a_mask_that_nothing_uses(sd1, generate, folder):
+    result = generate(sd1.folder, "--prompt", "a", "--mask_path", folder / "p0.png")
+    assert result.status == 2
+    assert "p0.png: is for inpainting or for prompts with AND" in result.stderr
 
 
 # ---------------------------------------------------------------------------------------------------------------------

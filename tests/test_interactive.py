@@ -91,13 +91,15 @@ def test_the_window_shows_the_picture_and_a_key_closes_it(sd1, tmp_path, xvfb):
 
     for title in ("a distinctive title", "a second"):
         window = x("xdotool", "search", "--sync", "--name", title).splitlines()[-1]
-        time.sleep(1)  # until it is painted
-        x("import", "-window", "root", str(tmp_path / "screen.png"))
-        screen = np.asarray(Image.open(tmp_path / "screen.png").convert("RGB")).astype(int)
-        x("xdotool", "key", "--window", window, "space")
         drawn = sorted((tmp_path / "out").glob("*.png"))[-1]
         picture = np.asarray(Image.open(drawn)).astype(int)
-        assert shows(screen, picture), f"the window {title!r} does not show {drawn.name}"
+        deadline = time.monotonic() + 30
+        shown = False
+        while not shown and time.monotonic() < deadline:  # it is painted some time after it is there
+            x("import", "-window", "root", str(tmp_path / "screen.png"))
+            shown = shows(np.asarray(Image.open(tmp_path / "screen.png").convert("RGB")).astype(int), picture)
+        assert shown, f"the window {title!r} does not show {drawn.name}"
+        x("xdotool", "key", "--window", window, "space")
     assert process.wait(timeout=60) == 0, process.stderr.read()
 
 
