@@ -175,10 +175,10 @@ def regions(program: Program, seeds: int) -> None:
     halves[:, :64, 0] = halves[:, 64:, 1] = 255
     mask = program.new_folder() / "halves.png"
     Image.fromarray(halves).save(mask)
-    parts = "a red circle, on a white background AND a blue square, on a white background"
+    parts = "a red circle AND a blue square"
     for name, prompt, options in (
         ("regions", parts, ("--mask_path", mask)),
-        ("words alone", "a red circle and a blue square, on a white background", ()),
+        ("words alone", "a red circle and a blue square", ()),
     ):
         pictures = program.draw([f"{prompt} --d {seed}" for seed in range(seeds)], *options)
         right = [
