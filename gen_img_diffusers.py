@@ -276,6 +276,8 @@ def _img2img_options(group: argparse._ArgumentGroup) -> None:
          "white")  # fmt: skip
     _add(group, "--strength", convert=values.strength, metavar="STRENGTH", default=0.8,
          help="share of the steps that is run: how far the picture changes (default 0.8)")  # fmt: skip
+    group.add_argument("--allow_large_pictures", action="store_true",
+                       help="take pictures of more than 16384 pixels a side, too; they need much memory")  # fmt: skip
     group.add_argument("--keep_unmasked", action="store_true",
                        help="outside the mask, keep the source's own pixels, not the VAE's copy of them")  # fmt: skip
 

@@ -34,8 +34,13 @@ def find_pictures(given: str, option: str) -> list[Path]:
     return pictures
 
 
-def check_picture(path: Path, option: str) -> tuple[int, int]:
+def check_picture(path: Path, option: str, *, any_size: bool = False) -> tuple[int, int]:
     """Check that a picture is whole and of a usable size; returns its upright (width, height) in pixels.
+
+    Args:
+        path: the picture.
+        option: where it was given.
+        any_size: take one that is larger than pictures should be, too.
 
     Raises:
         InputError: when it is no picture, cut short, too small or too large.
@@ -43,9 +48,11 @@ def check_picture(path: Path, option: str) -> tuple[int, int]:
     subject = f"{option} {path}"
     with _opened(path, subject) as picture:
         width, height = picture.size
-        if max(width, height) > MAX_SIZE_PX:
+        if max(width, height) > MAX_SIZE_PX and not any_size:
             raise InputError(
-                subject, f"is {width} x {height} pixels; pictures go up to {MAX_SIZE_PX} a side, shrink it"
+                subject,
+                f"is {width} x {height} pixels, more than {MAX_SIZE_PX} a side; "
+                "shrink it, or give --allow_large_pictures and have the memory",
             )
         if min(width, height) < PIXELS_PER_CELL:
             raise InputError(subject, f"is {width} x {height} pixels; it needs {PIXELS_PER_CELL} a side at least")
@@ -58,22 +65,19 @@ def check_picture(path: Path, option: str) -> tuple[int, int]:
 @contextmanager
 def _opened(path: Path, subject: str) -> Iterator["Image"]:
     """Open a picture; whatever goes wrong with it is an `InputError`."""
-    import warnings
-
     from PIL import Image, UnidentifiedImageError
 
+    # Pillow's own bound would stand in the way; `check_picture` has one, by the sides, before anything is decoded
+    bound, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
-        with warnings.catch_warnings():
-            # sizes are checked by their sides, before anything is decoded
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
-                yield picture
+        with Image.open(path) as picture:
+            yield picture
     except UnidentifiedImageError:
         raise InputError(subject, "is no picture that can be read; save it as PNG, JPEG or WebP") from None
-    except Image.DecompressionBombError:
-        raise InputError(subject, f"is too large; pictures go up to {MAX_SIZE_PX} a side, shrink it") from None
     except (OSError, SyntaxError, ValueError) as problem:
         raise InputError(subject, f"is damaged or cannot be read ({problem}); save it again") from None
+    finally:
+        Image.MAX_IMAGE_PIXELS = bound
 
 
 def read_picture(path: Path, option: str) -> "Image":

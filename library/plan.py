@@ -412,10 +412,12 @@ def _find_sources(options: argparse.Namespace) -> Sources:
     pictures = []
     if options.image_path is not None:
         for path in find_pictures(options.image_path, "--image_path"):
-            pictures.append(SourcePicture(path, *check_picture(path, "--image_path")))
+            pictures.append(
+                SourcePicture(path, *check_picture(path, "--image_path", any_size=options.allow_large_pictures))
+            )
     masks = find_pictures(options.mask_path, "--mask_path") if options.mask_path is not None else []
     for mask in masks:
-        check_picture(mask, "--mask_path")
+        check_picture(mask, "--mask_path", any_size=options.allow_large_pictures)
         _check_mask(mask, options.network_regional_mask_max_color_codes)
     guides = _find_guides(options, pictures)
     return Sources(tuple(pictures), tuple(masks), guides, max(1, len(options.control_net_models or ())))
@@ -440,7 +442,7 @@ def _find_guides(options: argparse.Namespace, sources: Sequence[SourcePicture]) 
     """Find the guide pictures, and check those that are not among the source pictures, which are checked already."""
     guides = [path for given in options.guide_image_path or () for path in find_pictures(given, "--guide_image_path")]
     for path in set(guides) - {source.path for source in sources}:
-        check_picture(path, "--guide_image_path")
+        check_picture(path, "--guide_image_path", any_size=options.allow_large_pictures)
     if (nets := len(options.control_net_models or ())) and not guides:
         raise InputError("--control_net_models", "draws after a guide picture; give --guide_image_path too")
     if nets and len(guides) > 1 and len(guides) % nets:

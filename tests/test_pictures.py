@@ -71,7 +71,15 @@ def test_a_huge_picture_is_refused_from_its_header(tmp_path):
     path = tmp_path / "x.png"
     header = struct.pack(">IIBBBBB", 30_000, 30_000, 1, 0, 0, 0, 0)
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
-    assert "too large" in refusal(path) or "30000 x 30000" in refusal(path)
+    assert "is 30000 x 30000 pixels, more than 16384 a side; shrink it, or give --allow_large_pictures" in refusal(path)
+
+
+def test_a_large_picture_is_taken_when_allowed(sd1, generate, tmp_path):
+    path = tmp_path / "long.png"
+    Image.new("1", (17_000, 16)).save(path)
+    options = ("--image_path", path, "--prompt", "a")
+    assert generate(sd1.folder, *options).status == 2
+    assert generate(sd1.folder, *options, "--allow_large_pictures").status == 0
 
 
 def test_other_files_named_like_pictures(tmp_path):
