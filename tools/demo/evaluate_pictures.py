@@ -26,7 +26,20 @@ from tools.demo.judge import judge, overlap, see_ground, see_objects
 from tools.demo.render import render
 from tools.demo.scenes import OBJECT_COLOURS, SHAPES, Scene, Thing
 
-SETTINGS = ["--steps", 20, "--scale", 5, "--batch_size", 10, "--sequential_file_name", "--quiet"]
+SETTINGS = [
+    "--W",
+    128,
+    "--H",
+    128,
+    "--steps",
+    20,
+    "--scale",
+    5,
+    "--batch_size",
+    10,
+    "--sequential_file_name",
+    "--quiet",
+]
 LARGER = {
     "plain": [],
     "Highres. fix": ["--highres_fix_scale", 0.5, "--highres_fix_steps", 20, "--strength", 0.5],
