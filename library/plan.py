@@ -181,57 +181,25 @@ def make_plan(options: argparse.Namespace, shared: Mapping[str, object] | None =
     check_folder(options.outdir, "--outdir")
     earlier = resume.shared_run(shared) if shared else resume.find_run(options, lines) if options.resume else None
     begun = earlier.record if earlier else None
-    model = find_model(options.ckpt, v2=options.v2, v_parameterization=options.v_parameterization, vae=options.vae)
-    for warning in model.warnings:
-        logger.warning("%s", warning)
-    _check_clip_skip(options.clip_skip, model)
+    model = _find_model(options)
     networks = _plan_networks(options, model)
     embeddings = find_embeddings(options.textual_inversion_embeddings or [], options.XTI_embeddings or [], model)
-    defaults = JobSettings(
-        width=options.W,
-        height=options.H,
-        steps=options.steps,
-        guidance_scale=options.scale,
-        negative_scale=options.negative_scale,
-        strength=options.strength,
-        gradual_latent=_part(GradualLatent, options, "gradual_latent_", unsharp_params="unsharp"),
-        deep_shrink=_part(DeepShrink, options, "ds_"),
-        network_multipliers=networks.multipliers,
-    )
     seed = options.seed if options.seed is not None else random_seed()
-    names = FileNames(
-        options.outdir,
-        sequential=options.sequential_file_name,
-        original=options.use_original_file_name,
-        now=datetime.now(),
-        two_stages=highres is not None,
-        suffix=f".{options.format}",
-        taken=[name for part in begun.parts for name in part.files] if begun else (),
-    )
-    sampler = SAMPLERS[options.sampler]
-    seeds = SeedSource(seed, None, same_in_iteration=options.iter_same_seed)
-    check = partial(_check_regions, networks)
     maker = JobMaker(
-        defaults,
+        _job_defaults(options, networks),
         options.images_per_prompt,
-        seeds,
-        names.next,
-        sampler,
+        SeedSource(seed, None, same_in_iteration=options.iter_same_seed),
+        _file_names(options, highres, begun).next,
+        SAMPLERS[options.sampler],
         sources,
         highres,
-        check=check,
+        check=partial(_check_regions, networks),
         guidance=guidance,
     )
     jobs, parts = resume.plan_parts(options, lines, maker, seed, begun)
     if lines:
-        _check_growth_options(options, jobs)
-    if sources.masks and lines and not any(job.mask or job.regions for job in jobs):
-        problem = "is for inpainting or for prompts with AND; give --image_path or such a prompt, or leave it out"
-        raise InputError(f"--mask_path {options.mask_path}", problem)
-    batch_size = options.batch_size
-    if guidance.uses_guide and not sources.guides:
-        logger.warning("no --guide_image_path: each picture is guided by the one before it, one at a time")
-        batch_size = 1
+        _check_use(options, sources, jobs)
+    batch_size = _batch_size(options, guidance, sources)
     pictures = [*(picture.path for picture in sources.pictures), *sources.masks, *sources.guides]
     record = resume.make_record(options, model, pictures, parts, begun)
     return RunPlan(
@@ -243,7 +211,7 @@ def make_plan(options: argparse.Namespace, shared: Mapping[str, object] | None =
         tokenizer_cache_dir=options.tokenizer_cache_dir,
         clip_skip=options.clip_skip,
         max_chunks=options.max_embeddings_multiples,
-        sampler=sampler,
+        sampler=maker.sampler,
         fp16=options.fp16,
         bf16=options.bf16,
         xformers=options.xformers or options.diffusers_xformers,
@@ -260,7 +228,7 @@ def make_plan(options: argparse.Namespace, shared: Mapping[str, object] | None =
         outdir=options.outdir,
         images_per_prompt=options.images_per_prompt,
         iterations=options.n_iter,
-        defaults=defaults,
+        defaults=maker.defaults,
         jobs=tuple(jobs),
         record=record,
         done=finished(earlier, options.outdir, jobs) if earlier else {},
@@ -274,6 +242,59 @@ def make_plan(options: argparse.Namespace, shared: Mapping[str, object] | None =
         html=options.html,
         same_seed_in_iteration=options.iter_same_seed,
     )
+
+
+def _find_model(options: argparse.Namespace) -> ModelFiles:
+    """Find and check the model, and tell what is doubtful about it."""
+    model = find_model(options.ckpt, v2=options.v2, v_parameterization=options.v_parameterization, vae=options.vae)
+    for warning in model.warnings:
+        logger.warning("%s", warning)
+    _check_clip_skip(options.clip_skip, model)
+    return model
+
+
+def _batch_size(options: argparse.Namespace, guidance: GuidanceSettings, sources: Sources) -> int:
+    """How many pictures are drawn at a time: one, where each is guided by the one before it."""
+    if guidance.uses_guide and not sources.guides:
+        logger.warning("no --guide_image_path: each picture is guided by the one before it, one at a time")
+        return 1
+    return options.batch_size
+
+
+def _job_defaults(options: argparse.Namespace, networks: NetworkPlan) -> JobSettings:
+    """What holds for pictures whose prompt line says nothing else."""
+    return JobSettings(
+        width=options.W,
+        height=options.H,
+        steps=options.steps,
+        guidance_scale=options.scale,
+        negative_scale=options.negative_scale,
+        strength=options.strength,
+        gradual_latent=_part(GradualLatent, options, "gradual_latent_", unsharp_params="unsharp"),
+        deep_shrink=_part(DeepShrink, options, "ds_"),
+        network_multipliers=networks.multipliers,
+    )
+
+
+def _file_names(options: argparse.Namespace, highres: HighresFix | None, begun: RunRecord | None) -> FileNames:
+    """The names of the run's files, past those of the run that it goes on with."""
+    return FileNames(
+        options.outdir,
+        sequential=options.sequential_file_name,
+        original=options.use_original_file_name,
+        now=datetime.now(),
+        two_stages=highres is not None,
+        suffix=f".{options.format}",
+        taken=[name for part in begun.parts for name in part.files] if begun else (),
+    )
+
+
+def _check_use(options: argparse.Namespace, sources: Sources, jobs: Sequence[Job]) -> None:
+    """Refuse what was given for all pictures and is used by none."""
+    _check_growth_options(options, jobs)
+    if sources.masks and not any(job.mask or job.regions for job in jobs):
+        problem = "is for inpainting or for prompts with AND; give --image_path or such a prompt, or leave it out"
+        raise InputError(f"--mask_path {options.mask_path}", problem)
 
 
 def _check_combinations(options: argparse.Namespace) -> None:
