@@ -744,6 +744,7 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
     from library.attention import use_kernel
     from library.control_net import ControlNets, load_control_net
     from library.models import load_models
+    from library.packed_layers import can_pack, pack_layers
     from library.vae_slices import slice_resnets
     from networks.attach import Networks
     from networks.files import read_state
@@ -752,7 +753,8 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
     transformers.utils.logging.set_verbosity_error()
     device = devices.choose_device(process)
     dtype = devices.choose_dtype(device, fp16=plan.fp16, bf16=plan.bf16)
-    kernel = devices.choose_attention(device, xformers=plan.xformers)
+    gradients = plan.guidance.uses_anything
+    kernel = devices.choose_attention(device, dtype, xformers=plan.xformers, gradients=gradients)
     logger.debug("drawing on %s in %s", device, dtype)
     upscaler = plan.highres and plan.highres.upscaler and make_upscaler(plan.highres.upscaler, device, dtype)
     network_weights = [read_state(spec.weights) for spec in plan.networks.specs]
@@ -767,8 +769,11 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
     if plan.vae_slices:
         slice_resnets(models.vae, plan.vae_slices)
     networks = Networks(plan.networks, network_weights, models)
+    if can_pack(device, dtype) and not gradients:
+        for model in (models.unet, *control_nets.models):
+            pack_layers(model, keep=networks.rewritten_layers())
     judges = None
-    if plan.guidance.uses_anything:
+    if gradients:
         from library.guidance import load_judges
 
         judges = load_judges(plan.guidance, plan.guidance_files, models)

@@ -79,12 +79,26 @@ def choose_dtype(device: "torch.device", *, fp16: bool, bf16: bool) -> "torch.dt
     return torch.float16 if fp16 else torch.bfloat16 if bf16 else torch.float32
 
 
-def choose_attention(device: "torch.device", *, xformers: bool) -> "AttentionKernel":
-    """xFormers' kernel when it is asked for and runs here, else PyTorch's."""
-    from library.attention import sdpa, xformers_attention
+def choose_attention(
+    device: "torch.device", dtype: "torch.dtype", *, xformers: bool, gradients: bool = False
+) -> "AttentionKernel":
+    """xFormers' kernel when it is asked for and runs here, else the fastest that PyTorch has.
+
+    Args:
+        device: where the U-Net runs.
+        dtype: the type it runs in.
+        xformers: whether xFormers is asked for.
+        gradients: whether the kernel must be economical with memory when gradients are taken.
+    """
+    import torch
+
+    from library.attention import matmul_attention, sdpa, xformers_attention
 
     if not xformers:
-        return sdpa
+        has = torch.cpu.get_capabilities()
+        no_tiles = has.get("avx512_bf16") and not has.get("amx_bf16")  # with tiles PyTorch's own kernel is faster
+        by_products = device.type == "cpu" and dtype == torch.bfloat16 and no_tiles and not gradients
+        return matmul_attention if by_products else sdpa
     if device.type != "cuda":
         logger.warning("--xformers: xFormers runs on CUDA devices only, this is %s; using PyTorch's SDPA", device.type)
         return sdpa

@@ -15,7 +15,7 @@ from library.models import Models
 from library.regions import Regions
 from networks.files import OWN_MODULE, NetworkPlan, NetworkSpec
 from networks.keys import UNET
-from networks.layers import LayerChange, adapter_of
+from networks.layers import LayerChange, adapter_of, is_rewritten
 from networks.regional import make_gate
 
 logger = logging.getLogger("library.networks")
@@ -71,6 +71,7 @@ class Networks:
 
     def __init__(self, plan: NetworkPlan, states: Sequence[State], models: Models) -> None:
         self._pre_calculated = plan.pre_calculated
+        self._unknown_rewrites = plan.pre_calculated and any(spec.module != OWN_MODULE for spec in plan.specs)
         self._unet = models.unet
         self._attached: list[Network] = []
         for place, (spec, state) in enumerate(zip(plan.specs, states)):
@@ -92,6 +93,11 @@ class Networks:
             for network in self._attached:
                 network.pre_calculation()
         self._multipliers = multipliers
+
+    def rewritten_layers(self) -> set[nn.Module]:
+        """The U-Net's layers whose weights change during the run; where only other people's code knows, all."""
+        layers = set(self._unet.modules())
+        return layers if self._unknown_rewrites else {layer for layer in layers if is_rewritten(layer)}
 
     @contextmanager
     def acting_in(self, regions: Regions) -> Iterator[None]:

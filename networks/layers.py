@@ -159,6 +159,11 @@ class LayerAdapter:
         """Whether no change is left."""
         return not self._pairs and not self._folds
 
+    @property
+    def rewrites(self) -> bool:
+        """Whether the layer's weights are exchanged for others."""
+        return bool(self._folds)
+
     def update(self) -> None:
         """Take up new multipliers; in the weights they show after the next `fold`."""
         if self._stack is not None:
@@ -224,6 +229,11 @@ def adapter_of(layer: nn.Module) -> LayerAdapter:
     if not hasattr(layer, _ATTRIBUTE):
         setattr(layer, _ATTRIBUTE, LayerAdapter(layer))
     return getattr(layer, _ATTRIBUTE)
+
+
+def is_rewritten(layer: nn.Module) -> bool:
+    """Whether networks exchange the layer's weights."""
+    return hasattr(layer, _ATTRIBUTE) and adapter_of(layer).rewrites
 
 
 def remove_change(layer: nn.Module, change: LayerChange) -> None:

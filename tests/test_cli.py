@@ -227,7 +227,7 @@ def test_an_xformers_that_does_not_load(monkeypatch, caplog):
     from library.attention import sdpa
 
     with caplog.at_level(logging.WARNING):
-        assert devices.choose_attention(torch.device("cuda"), xformers=True) is sdpa
+        assert devices.choose_attention(torch.device("cuda"), torch.float16, xformers=True) is sdpa
     assert "xFormers cannot be used" in caplog.text
 
 

@@ -1,0 +1,70 @@
+"""Layers with their weights in the order that oneDNN computes in.
+
+PyTorch brings a layer's weight into that order at every call; here it is done once, at the first one, and only the
+reordered weight is kept. The results are the same. torch.compile does the same to frozen models.
+"""
+
+from collections.abc import Collection
+
+import torch
+from torch import nn
+
+
+def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether this build of PyTorch can reorder weights and compute with them on this machine."""
+    # the operators have no public names; where they are missing, layers stay as they are
+    known = hasattr(torch._C._nn, "mkldnn_reorder_conv2d_weight") and all(
+        hasattr(torch.ops.mkldnn, name)
+        for name in ("_reorder_linear_weight", "_linear_pointwise", "_convolution_pointwise")
+    )
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available() or not known:
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def pack_layers(model: nn.Module, keep: Collection[nn.Module] = ()) -> None:
+    """Let a model's linear and convolution layers reorder their weights when they are first called.
+
+    Their `weight` then has its shape, type and device still, but no values. Gradients cannot be taken any more.
+
+    Args:
+        model: for inference, finished but for what forward hooks do.
+        keep: layers whose weights are needed as they are; they compute with the same operators, so that a layer's
+            numbers do not depend on whether it is among these.
+    """
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d) and "forward" not in vars(layer):
+            layer.forward = PackedForward(layer, keep=layer in keep)
+
+
+class PackedForward:
+    """What a layer does in place of its `forward`: the same with oneDNN's operators."""
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d, *, keep: bool) -> None:
+        self._layer = layer
+        self._keep = keep
+        self._packed: torch.Tensor | None = None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """(…, channels) or (B, channels, h, w), as the layer takes it"""
+        layer = self._layer
+        if self._packed is None and not self._keep:
+            self._packed = _reordered(layer, x.shape)
+            weight = layer.weight
+            layer.weight = nn.Parameter(weight.new_empty(1).expand(weight.shape), requires_grad=False)
+        weight = layer.weight if self._keep else self._packed
+        if isinstance(layer, nn.Linear):
+            return torch.ops.mkldnn._linear_pointwise(x, weight, layer.bias, "none", [], "")
+        return torch.ops.mkldnn._convolution_pointwise(x, weight, layer.bias, *_window(layer), "none", [], "")
+
+
+def _reordered(layer: nn.Linear | nn.Conv2d, input_shape: torch.Size) -> torch.Tensor:
+    """The layer's weight in the order that is best for inputs of this shape."""
+    if isinstance(layer, nn.Linear):
+        return torch.ops.mkldnn._reorder_linear_weight(layer.weight, input_shape[:-1].numel())
+    dense = layer.weight.contiguous().to_mkldnn()
+    return torch._C._nn.mkldnn_reorder_conv2d_weight(dense, *_window(layer), input_shape)
+
+
+def _window(layer: nn.Conv2d) -> tuple:
+    return layer.padding, layer.stride, layer.dilation, layer.groups
