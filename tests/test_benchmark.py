@@ -1,0 +1,67 @@
+"""tools/benchmark.py, from its command line to its table; how fast anything is is not tested."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tools.benchmark import DIFFUSERS, PROGRAM, ROWS
+from tools.benchmark_child import Case, step_operations
+from tools.random_model import configurations
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = ["--W", 64, "--H", 64, "--steps", 2, "--rounds", 1, "--fp32", "--device", "cpu"]
+OF_A_GPU = {"gpu_gb"}
+
+
+def benchmark(*options: object) -> subprocess.CompletedProcess:
+    arguments = [sys.executable, ROOT / "tools" / "benchmark.py", *options]
+    return subprocess.run([str(argument) for argument in arguments], capture_output=True, text=True)
+
+
+def test_both_programs_are_measured_with_everything_they_can_be_given(sd1, tmp_path):
+    options = ("--batch_size", 2, "--lora", "--control_net", "--json", tmp_path / "figures.json")
+    run = benchmark("--ckpt", sd1.folder, *SMALL, *options)
+    assert run.returncode == 0, run.stderr
+    report = json.loads((tmp_path / "figures.json").read_text())
+    medians = report["medians"]
+    for program in (PROGRAM, DIFFUSERS):
+        figures = medians[program]
+        assert figures.keys() == ROWS.keys() - OF_A_GPU
+        assert all(value > 0 for value in figures.values())
+        assert figures["start_s"] < figures["process_s"]
+        assert figures["vae_s"] < figures["image_s"]
+        assert 0.1 < figures["peak_gb"] < 10  # PyTorch alone takes 0.2 GB
+        assert figures["share"] == pytest.approx(figures["tflops"] / report["machine"]["matmul_tflops"])
+    for name, ratio in medians["ratio"].items():
+        assert ratio == pytest.approx(medians[PROGRAM][name] / medians[DIFFUSERS][name])
+        assert ROWS[name] in run.stdout
+    assert ("LoRA left out on diffusers' side" in run.stdout) == (importlib.util.find_spec("peft") is None)
+
+
+def test_a_run_that_fails_ends_the_benchmark_with_what_it_said(sd1):
+    run = benchmark("--ckpt", sd1.folder, *SMALL, "--also=--stepps 3")
+    assert run.returncode == 1
+    assert "--stepps: no such option" in run.stderr
+    assert not run.stdout
+
+
+def test_operations_of_a_step_are_counted(tmp_path):
+    """1.61 TFLOP for 512 x 512 pixels and two samples; a ControlNet is about the encoder, a third to a half of that."""
+    for part in ("unet", "control_net"):
+        (tmp_path / part).mkdir()
+    unet = configurations("sd1", tiny=False)["unet"]
+    (tmp_path / "unet" / "config.json").write_text(json.dumps(unet))
+    names = ("in_channels", "block_out_channels", "down_block_types", "cross_attention_dim", "attention_head_dim")
+    shared = {name: unet[name] for name in names if name in unet}
+    (tmp_path / "control_net" / "config.json").write_text(json.dumps(shared))
+    case = Case(str(tmp_path), False, 512, 512, 20, "bf16", 1, False, str(tmp_path))
+    plain = step_operations(case)
+    assert plain == pytest.approx(1.61e12, rel=0.01)
+    assert step_operations(replace(case, batch_size=2)) == pytest.approx(2 * plain, rel=0.01)
+    controlled = step_operations(replace(case, control_net=str(tmp_path / "control_net")))
+    assert 1.3 * plain < controlled < 1.5 * plain
