@@ -51,6 +51,7 @@ if TYPE_CHECKING:  # torch and what needs it are imported once every option and 
     from library.guidance import Judges
     from library.models import Models
     from library.regions import Regions
+    from library.text_conditions import TextConditions
     from library.text_encoding import PromptEncoder
     from networks.attach import Networks
     from tools.latent_upscaler import LatentUpscaler as Upscaler
@@ -207,6 +208,10 @@ def _picture_options(group: argparse._ArgumentGroup) -> None:
          help="guidance scale; up to 1 is without guidance (default 7.5)")  # fmt: skip
     _add(group, "--negative_scale", convert=values.number_or_none, metavar="SCALE",
          help="guidance scale of the negative prompt alone")  # fmt: skip
+    _add(group, "--guidance_start", convert=values.share, metavar="SHARE", default=0.0,
+         help="approximate, faster: guide after this share of the steps only (default 0)")  # fmt: skip
+    _add(group, "--guidance_end", convert=values.share, metavar="SHARE", default=1.0,
+         help="approximate, faster: guide up to this share of the steps only (default 1)")  # fmt: skip
     _add(group, "--sampler", convert=sampler_name, metavar="NAME", default="ddim",
          help=f"{', '.join([*SAMPLERS, *SECOND_NAMES])} (default ddim)")  # fmt: skip
     _add(group, "--seed", convert=values.seed, metavar="SEED",
@@ -323,16 +328,15 @@ def _deep_shrink_options(group: argparse._ArgumentGroup) -> None:
 
 
 def _control_net_options(group: argparse._ArgumentGroup) -> None:
-    share = values.number(0, 1)
     _add(group, "--control_net_models", convert=values.not_empty, nargs="+", metavar="MODEL",
          help="ControlNets (file, Diffusers folder or id); several take turns, one at each step")  # fmt: skip
     _add(group, "--control_net_preps", convert=preprocessing, nargs="+", metavar="PREP",
          help="none (default), canny or canny_LOW_HIGH, for each")  # fmt: skip
     _add(group, "--control_net_weights", convert=values.number(-values.MAX_SCALE, values.MAX_SCALE), nargs="+",
          metavar="WEIGHT", help="strength of each (default 1)")  # fmt: skip
-    _add(group, "--control_net_starts", convert=share, nargs="+", metavar="SHARE",
+    _add(group, "--control_net_starts", convert=values.share, nargs="+", metavar="SHARE",
          help="share of the steps after which each begins (default 0)")  # fmt: skip
-    _add(group, "--control_net_ratios", convert=share, nargs="+", metavar="SHARE",
+    _add(group, "--control_net_ratios", convert=values.share, nargs="+", metavar="SHARE",
          help="share of the steps after which each ends (default 1)")  # fmt: skip
     group.add_argument("--control_net_together", action="store_true",
                        help="use all ControlNets at every step and add them up")  # fmt: skip
@@ -417,6 +421,8 @@ class Guidance:
         self._scale = column([job.guidance_scale for job in jobs])
         self._negative_scale = column([job.negative_scale or 0.0 for job in jobs])
         self._join = {1: self._only_prompt, 2: self._from_negative, 3: self._from_empty}[self.branches]
+        before = len(jobs) if self.branches > 1 else 0
+        self.prompt_rows = slice(before, before + len(jobs) * len(jobs[0].parts))  # of the texts: the prompt's branch
 
     def expand(self, latents: torch.Tensor) -> torch.Tensor:
         """(B, C, h, w) → (branches * B, C, h, w)"""
@@ -437,16 +443,41 @@ class Guidance:
 
 
 class Denoiser:
-    """Predicts what is noise in a batch's latents: the U-Net with the batch's text, steered by ControlNets."""
+    """Predicts what is noise in a batch's latents: the U-Net with the batch's text, steered by ControlNets.
 
-    def __init__(self, unet: UNet2DConditionModel, text: torch.Tensor, shrinker: Shrinker, steering: Steering) -> None:
-        self._unet, self._text, self._shrinker, self._steering = unet, text, shrinker, steering
+    Args:
+        unet: predicts.
+        text: of all branches.
+        guidance: makes the branches and joins them.
+        guided: for each evaluation whether it does; the prompt's branch alone is evaluated where not.
+        shrinker: for Deep Shrink.
+        steering: the ControlNets.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        text: TextConditions,
+        guidance: Guidance,
+        guided: Sequence[bool],
+        shrinker: Shrinker,
+        steering: Steering,
+    ) -> None:
+        self._unet, self._shrinker, self._steering = unet, shrinker, steering
+        self._guidance, self._guided = guidance, guided
+        self._text, self._prompt_text = text, text.rows(guidance.prompt_rows)
 
     def __call__(self, sample: torch.Tensor, timestep: torch.Tensor, index: int) -> torch.Tensor:
-        """(branches * B, C, h, w), scaled as the scheduler wants it → the model's prediction, likewise"""
+        """(B, C, h, w), scaled as the scheduler wants it → the joined prediction, likewise, float32"""
         self._shrinker.begin_step(index)
-        residuals = self._steering.residuals(sample, timestep, self._text, index)
-        return self._unet(sample, timestep, encoder_hidden_states=self._text, **residuals).sample
+        if not self._guided[index]:
+            return self._predict(sample, timestep, self._prompt_text, index)
+        prediction = self._predict(self._guidance.expand(sample), timestep, self._text, index)
+        return self._guidance.join(prediction)
+
+    def _predict(self, rows: torch.Tensor, timestep: torch.Tensor, text: TextConditions, index: int) -> torch.Tensor:
+        residuals = self._steering.residuals(rows, timestep, text, index)
+        return self._unet(rows, timestep, encoder_hidden_states=text, **residuals).sample.float()
 
 
 class Inpainting:
@@ -523,6 +554,7 @@ class Pipeline:
             models.tokenizer, models.text_encoder, plan.clip_skip, plan.max_chunks, plan.embeddings, networks.use
         )
         self.sampler = plan.sampler
+        self.guidance_interval = plan.guidance_interval
         self.prediction_type = plan.model.prediction_type
         self.vae_batch_size = plan.vae_batch_size
         self.keep_unmasked = plan.keep_unmasked
@@ -586,12 +618,14 @@ class Pipeline:
             prompts = [self.encoder.encode([job.prompt], chunks, job.network_multipliers).to(dtype) for job in jobs]
             before_step.append(self.judges.guide(jobs, prompts, scheduler, timesteps))
         shrinker = Shrinker(jobs[0].deep_shrink, timesteps.tolist())
-        denoiser = Denoiser(self.unet, text, shrinker, self.control_nets.steer(jobs, len(timesteps)))
+        guided = self.guidance_interval.guided(len(timesteps), scheduler.order)
+        steering = self.control_nets.steer(jobs, len(timesteps))
+        denoiser = Denoiser(self.unet, text, guidance, guided, shrinker, steering)
         models = (self.unet, *self.control_nets.models)
         with shrinker.attached(*models), keeping_text(*models), self._in_regions(regions):
             for index, timestep in enumerate(make_bar(timesteps)):
-                sample = guidance.expand(scheduler.scale_model_input(latents, timestep)).to(dtype)
-                prediction = guidance.join(denoiser(sample, timestep, index).float())
+                sample = scheduler.scale_model_input(latents, timestep).to(dtype)
+                prediction = denoiser(sample, timestep, index)
                 for hook in before_step:
                     prediction, latents = hook(prediction, latents, index)
                 latents = scheduler.step(prediction, timestep, latents, **step_arguments).prev_sample
@@ -858,7 +892,7 @@ def run(options: argparse.Namespace, said: Said, team: Team) -> int:
     model_hash = FileHash(plan.model.path)
     facts = RunFacts(
         *(plan.sampler, plan.model.name, plan.clip_skip, model_hash, plan.highres),
-        *(plan.networks, plan.guidance, plan.control_nets),
+        *(plan.networks, plan.guidance, plan.control_nets, plan.guidance_interval),
     )
     if plan.keyboard is not None:
         with PictureWriter(facts, announce, quality=plan.quality) as writer:
