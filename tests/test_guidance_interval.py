@@ -83,8 +83,9 @@ def test_the_whole_interval_is_exact(sd1, generate, rows):
 def test_a_part_of_the_guidance_is_something_of_its_own(sd1, generate):
     common = (*SIZE, "--steps", 4, "--prompt")
     part = generate(sd1.folder, *common, "a cat --n fog --d 1", *PARTIAL).pictures
-    assert largest(part, generate(sd1.folder, *common, "a cat --n fog --d 1").pictures) > 8
-    assert largest(part, generate(sd1.folder, *common, "a cat --d 1 --l 1").pictures) > 8
+    for line in ("a cat --n fog --d 1", "a cat --d 1 --l 1"):
+        # a rounding error is one level
+        assert largest(part, generate(sd1.folder, *common, line).pictures) > 3
 
 
 def test_the_batch_does_not_matter(sd1, generate, tmp_path):
