@@ -8,6 +8,7 @@ from PIL import Image
 
 import gen_img_diffusers
 from library.attention import sdpa, use_kernel
+from library.denoiser import Guidance
 from library.jobs import Job
 from library.plan import make_plan
 from library.samplers import SAMPLERS, SECOND_NAMES, draw_noise, make_scheduler
@@ -174,7 +175,7 @@ def test_negative_scale_joins_three_branches():
     job = Job(
         prompt="p", negative_prompt="n", seed=1, raw_prompt="p", where="", file=None, guidance_scale=7, negative_scale=3
     )
-    guidance = gen_img_diffusers.Guidance([job, job], torch.device("cpu"))
+    guidance = Guidance([job, job], torch.device("cpu"))
     assert guidance.texts == ["n", "n", "p", "p", "", ""]
     negative, prompt, empty = torch.randn(3, 2, 4, 8, 8)
     expected = empty + 7 * (prompt - empty) - 3 * (negative - empty)
