@@ -44,10 +44,10 @@ from library.version import VERSION
 if TYPE_CHECKING:  # torch and what needs it are imported once every option and file has been checked
     import numpy as np
     import torch
-    from diffusers import SchedulerMixin, UNet2DConditionModel
+    from diffusers import SchedulerMixin
     from PIL.Image import Image
 
-    from library.control_net import ControlNets, Steering
+    from library.control_net import ControlNets
     from library.guidance import Judges
     from library.models import Models
     from library.regions import Regions
@@ -207,6 +207,10 @@ def _picture_options(group: argparse._ArgumentGroup) -> None:
          help="guidance scale; up to 1 is without guidance (default 7.5)")  # fmt: skip
     _add(group, "--negative_scale", convert=values.number_or_none, metavar="SCALE",
          help="guidance scale of the negative prompt alone")  # fmt: skip
+    _add(group, "--guidance_start", convert=values.share, metavar="SHARE", default=0.0,
+         help="approximate, faster: guide after this share of the steps only (default 0)")  # fmt: skip
+    _add(group, "--guidance_end", convert=values.share, metavar="SHARE", default=1.0,
+         help="approximate, faster: guide up to this share of the steps only (default 1)")  # fmt: skip
     _add(group, "--sampler", convert=sampler_name, metavar="NAME", default="ddim",
          help=f"{', '.join([*SAMPLERS, *SECOND_NAMES])} (default ddim)")  # fmt: skip
     _add(group, "--seed", convert=values.seed, metavar="SEED",
@@ -323,16 +327,15 @@ def _deep_shrink_options(group: argparse._ArgumentGroup) -> None:
 
 
 def _control_net_options(group: argparse._ArgumentGroup) -> None:
-    share = values.number(0, 1)
     _add(group, "--control_net_models", convert=values.not_empty, nargs="+", metavar="MODEL",
          help="ControlNets (file, Diffusers folder or id); several take turns, one at each step")  # fmt: skip
     _add(group, "--control_net_preps", convert=preprocessing, nargs="+", metavar="PREP",
          help="none (default), canny or canny_LOW_HIGH, for each")  # fmt: skip
     _add(group, "--control_net_weights", convert=values.number(-values.MAX_SCALE, values.MAX_SCALE), nargs="+",
          metavar="WEIGHT", help="strength of each (default 1)")  # fmt: skip
-    _add(group, "--control_net_starts", convert=share, nargs="+", metavar="SHARE",
+    _add(group, "--control_net_starts", convert=values.share, nargs="+", metavar="SHARE",
          help="share of the steps after which each begins (default 0)")  # fmt: skip
-    _add(group, "--control_net_ratios", convert=share, nargs="+", metavar="SHARE",
+    _add(group, "--control_net_ratios", convert=values.share, nargs="+", metavar="SHARE",
          help="share of the steps after which each ends (default 1)")  # fmt: skip
     group.add_argument("--control_net_together", action="store_true",
                        help="use all ControlNets at every step and add them up")  # fmt: skip
@@ -395,58 +398,6 @@ _OPTION_GROUPS = {
 # Pipeline
 
 KEPT_SOURCES = 64  # source pictures whose latents are kept for later batches
-
-
-class Guidance:
-    """Classifier-free guidance (Ho and Salimans 2022, https://arxiv.org/abs/2207.12598) for a batch of jobs.
-
-    A batch is expanded to one branch for each text of `Job.texts`, branch by branch; the branches' predictions are
-    joined with each picture's own scale.
-    """
-
-    def __init__(self, jobs: Sequence[Job], device: torch.device) -> None:
-        import torch
-
-        self.branches = jobs[0].branches
-        self.texts = [text for branch in zip(*(job.texts for job in jobs)) for text in branch]
-        self.text_multipliers = [m for branch in zip(*(job.text_multipliers for job in jobs)) for m in branch]
-
-        def column(numbers: Sequence[float]) -> torch.Tensor:
-            return torch.tensor(numbers, dtype=torch.float32, device=device).view(-1, 1, 1, 1)
-
-        self._scale = column([job.guidance_scale for job in jobs])
-        self._negative_scale = column([job.negative_scale or 0.0 for job in jobs])
-        self._join = {1: self._only_prompt, 2: self._from_negative, 3: self._from_empty}[self.branches]
-
-    def expand(self, latents: torch.Tensor) -> torch.Tensor:
-        """(B, C, h, w) → (branches * B, C, h, w)"""
-        return latents.repeat(self.branches, 1, 1, 1)
-
-    def join(self, prediction: torch.Tensor) -> torch.Tensor:
-        """(branches * B, C, h, w) → (B, C, h, w)"""
-        return self._join(*prediction.chunk(self.branches))
-
-    def _only_prompt(self, prompt: torch.Tensor) -> torch.Tensor:
-        return prompt
-
-    def _from_negative(self, negative: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
-        return negative + self._scale * (prompt - negative)
-
-    def _from_empty(self, negative: torch.Tensor, prompt: torch.Tensor, empty: torch.Tensor) -> torch.Tensor:
-        return empty + self._scale * (prompt - empty) - self._negative_scale * (negative - empty)
-
-
-class Denoiser:
-    """Predicts what is noise in a batch's latents: the U-Net with the batch's text, steered by ControlNets."""
-
-    def __init__(self, unet: UNet2DConditionModel, text: torch.Tensor, shrinker: Shrinker, steering: Steering) -> None:
-        self._unet, self._text, self._shrinker, self._steering = unet, text, shrinker, steering
-
-    def __call__(self, sample: torch.Tensor, timestep: torch.Tensor, index: int) -> torch.Tensor:
-        """(branches * B, C, h, w), scaled as the scheduler wants it → the model's prediction, likewise"""
-        self._shrinker.begin_step(index)
-        residuals = self._steering.residuals(sample, timestep, self._text, index)
-        return self._unet(sample, timestep, encoder_hidden_states=self._text, **residuals).sample
 
 
 class Inpainting:
@@ -523,6 +474,7 @@ class Pipeline:
             models.tokenizer, models.text_encoder, plan.clip_skip, plan.max_chunks, plan.embeddings, networks.use
         )
         self.sampler = plan.sampler
+        self.guidance_interval = plan.guidance_interval
         self.prediction_type = plan.model.prediction_type
         self.vae_batch_size = plan.vae_batch_size
         self.keep_unmasked = plan.keep_unmasked
@@ -569,6 +521,7 @@ class Pipeline:
     def _denoise(self, jobs: Sequence[Job], originals: torch.Tensor | None, make_bar: MakeBar) -> torch.Tensor:
         """Latents (B, C, height / 8, width / 8), float32, denoised from noise alone or from noisy `originals`."""
         from library.attention import keeping_text
+        from library.denoiser import Denoiser, Guidance
         from library.regions import make_regions
 
         device, dtype = self.unet.device, self.unet.dtype
@@ -586,12 +539,14 @@ class Pipeline:
             prompts = [self.encoder.encode([job.prompt], chunks, job.network_multipliers).to(dtype) for job in jobs]
             before_step.append(self.judges.guide(jobs, prompts, scheduler, timesteps))
         shrinker = Shrinker(jobs[0].deep_shrink, timesteps.tolist())
-        denoiser = Denoiser(self.unet, text, shrinker, self.control_nets.steer(jobs, len(timesteps)))
+        guided = self.guidance_interval.guided(len(timesteps), scheduler.order)
+        steering = self.control_nets.steer(jobs, len(timesteps))
+        denoiser = Denoiser(self.unet, text, guidance, guided, shrinker, steering)
         models = (self.unet, *self.control_nets.models)
         with shrinker.attached(*models), keeping_text(*models), self._in_regions(regions):
             for index, timestep in enumerate(make_bar(timesteps)):
-                sample = guidance.expand(scheduler.scale_model_input(latents, timestep)).to(dtype)
-                prediction = guidance.join(denoiser(sample, timestep, index).float())
+                sample = scheduler.scale_model_input(latents, timestep).to(dtype)
+                prediction = denoiser(sample, timestep, index)
                 for hook in before_step:
                     prediction, latents = hook(prediction, latents, index)
                 latents = scheduler.step(prediction, timestep, latents, **step_arguments).prev_sample
@@ -863,7 +818,7 @@ def run(options: argparse.Namespace, said: Said, team: Team) -> int:
     model_hash = FileHash(plan.model.path)
     facts = RunFacts(
         *(plan.sampler, plan.model.name, plan.clip_skip, model_hash, plan.highres),
-        *(plan.networks, plan.guidance, plan.control_nets),
+        *(plan.networks, plan.guidance, plan.control_nets, plan.guidance_interval),
     )
     if plan.keyboard is not None:
         with PictureWriter(facts, announce, quality=plan.quality) as writer:

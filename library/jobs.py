@@ -362,6 +362,10 @@ def _check_job(job: Job, sampler: Sampler) -> None:
             job.where,
         )
     _check_sizes(job, sampler)
+    if job.guidance_scale > sampler.highest_scale:
+        place = f"{job.where}: " if job.where else ""
+        advice = f"the sampler {sampler.name} is made for a scale of 1 to {sampler.highest_scale:g}"
+        logger.warning("%sguidance scale %g: %s", place, job.guidance_scale, advice)
     if len(job.parts) > 1 and job.regions is None:
         logger.warning("a prompt's parts (AND) have no map of regions (--mask_path): each is for the whole picture")
     if job.negative_scale is not None and job.branches == 1:

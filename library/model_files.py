@@ -339,6 +339,9 @@ def _check_unet(unet: Mapping[str, object], subject: str) -> None:
         raise InputError(subject, "is an SDXL model; this program draws with Stable Diffusion 1.x and 2.x")
     if unet.get("class_embed_type"):
         raise InputError(subject, "is an image-conditioned (unCLIP) model; use a text-to-image model")
+    if unet.get("time_cond_proj_dim"):
+        problem = "is a latent consistency model that is told its guidance; use an ordinary model with an LCM-LoRA"
+        raise InputError(subject, problem)
 
 
 def _prediction_type(

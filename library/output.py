@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.guidance_files import NO_GUIDANCE, GuidanceSettings
+from library.guidance_interval import WHOLE_RUN, GuidanceInterval
 from library.picture_files import DEFAULT_QUALITY, encode, save_whole, standing_picture
 from networks.files import NetworkPlan
 
@@ -45,6 +46,7 @@ class RunFacts:
     networks: NetworkPlan = field(default_factory=NetworkPlan)
     guidance: GuidanceSettings = NO_GUIDANCE
     control_nets: "tuple[ControlNetSpec, ...]" = ()
+    guidance_interval: GuidanceInterval = WHOLE_RUN
 
 
 class FileHash:
@@ -106,6 +108,10 @@ def shown_settings(job: "Job", facts: RunFacts) -> dict[str, str]:
         settings["Clip skip"] = facts.clip_skip
     if job.negative_scale is not None and job.branches == 3:
         settings["Negative scale"] = _number(job.negative_scale)
+    if job.branches > 1 and (start := facts.guidance_interval.start) > 0:
+        settings["Guidance start"] = _number(start)
+    if job.branches > 1 and (end := facts.guidance_interval.end) < 1:
+        settings["Guidance end"] = _number(end)
     if job.gradual_latent.timesteps is not None:
         settings["Gradual Latent"] = _parts(job.gradual_latent)
     if job.deep_shrink.depth_1 is not None:

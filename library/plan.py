@@ -20,6 +20,7 @@ from library.errors import InputError
 from library.file_names import FileNames, check_folder
 from library.gradual_latent import GradualLatent
 from library.guidance_files import GuidanceFiles, GuidanceSettings, find_guidance_models, guidance_settings
+from library.guidance_interval import WHOLE_RUN, GuidanceInterval
 from library.highres import DEFAULT_FIRST_STEPS, HighresFix, UpscalerSpec, check_upscaler
 from library.jobs import (
     Job,
@@ -119,6 +120,7 @@ class RunPlan:
     embeddings: tuple[Embedding, ...]
     guidance: GuidanceSettings
     guidance_files: GuidanceFiles
+    guidance_interval: GuidanceInterval
     tokenizer_cache_dir: Path | None
     clip_skip: int
     max_chunks: int
@@ -176,6 +178,7 @@ def make_plan(options: argparse.Namespace, shared: Mapping[str, object] | None =
     _check_combinations(options)
     highres = _highres_fix(options)
     guidance = guidance_settings(options)
+    interval = GuidanceInterval(options.guidance_start, options.guidance_end)
     sources = _find_sources(options)
     lines = _source_lines(options, sources)
     check_folder(options.outdir, "--outdir")
@@ -198,7 +201,7 @@ def make_plan(options: argparse.Namespace, shared: Mapping[str, object] | None =
     )
     jobs, parts = resume.plan_parts(options, lines, maker, seed, begun)
     if lines:
-        _check_use(options, sources, jobs)
+        _check_use(options, sources, interval, jobs)
     batch_size = _batch_size(options, guidance, sources)
     pictures = [*(picture.path for picture in sources.pictures), *sources.masks, *sources.guides]
     record = resume.make_record(options, model, pictures, parts, begun)
@@ -206,6 +209,7 @@ def make_plan(options: argparse.Namespace, shared: Mapping[str, object] | None =
         model=model,
         guidance=guidance,
         guidance_files=find_guidance_models(options, guidance),
+        guidance_interval=interval,
         networks=networks,
         embeddings=embeddings,
         tokenizer_cache_dir=options.tokenizer_cache_dir,
@@ -289,9 +293,13 @@ def _file_names(options: argparse.Namespace, highres: HighresFix | None, begun: 
     )
 
 
-def _check_use(options: argparse.Namespace, sources: Sources, jobs: Sequence[Job]) -> None:
+def _check_use(options: argparse.Namespace, sources: Sources, interval: GuidanceInterval, jobs: Sequence[Job]) -> None:
     """Refuse what was given for all pictures and is used by none."""
     _check_growth_options(options, jobs)
+    if interval != WHOLE_RUN and all(job.branches == 1 for job in jobs):
+        problem = "there is no guidance at a scale of 1 or less; give a higher --scale, or leave it out"
+        name = "guidance_start" if interval.start > 0 else "guidance_end"
+        raise InputError(f"--{name} {getattr(options, name):g}", problem)
     if sources.masks and not any(job.mask or job.regions for job in jobs):
         problem = "is for inpainting or for prompts with AND; give --image_path or such a prompt, or leave it out"
         raise InputError(f"--mask_path {options.mask_path}", problem)

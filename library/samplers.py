@@ -3,6 +3,7 @@
 Known here without torch or diffusers being imported, so that a wrong name is refused at once.
 """
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ class Sampler:
     draws_noise: bool = False  # whether its steps add noise, drawn from each picture's generator
     steps: tuple[int, int] = (1, 1000)  # fewest and most it can do
     reserved_noises: int = 1  # for each step, noises that are drawn and set aside before the sampler begins
+    highest_scale: float = math.inf  # of guidance that makes sense with it
 
 
 _OFFSET = {"steps_offset": 1}
@@ -57,6 +59,9 @@ SAMPLERS = {
         ),
         Sampler("dpmsolver++", "DPMSolverMultistepScheduler", "DPM++ 2M", {"algorithm_type": "dpmsolver++"} | _OFFSET),
         Sampler("dpmsingle", "DPMSolverSinglestepScheduler", "DPM++ 2S"),
+        # Latent consistency models (Luo et al. 2023, https://arxiv.org/abs/2310.04378): distilled from 50 DDIM steps
+        # and with guidance in them already
+        Sampler("lcm", "LCMScheduler", "LCM", draws_noise=True, steps=(1, 50), highest_scale=2.0),
     )
 }
 SECOND_NAMES = {

@@ -1,7 +1,7 @@
 """The text of a batch on its way to the U-Net's cross-attention."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -34,8 +34,15 @@ class TextConditions:
 
     def to(self, dtype: torch.dtype) -> "TextConditions":
         """The same in another type."""
-        per_layer = {layer: text.to(dtype) for layer, text in self.per_layer.items()}
-        return replace(self, embeddings=self.embeddings.to(dtype), per_layer=per_layer)
+        return self._of_each(lambda text: text.to(dtype))
+
+    def rows(self, rows: slice) -> "TextConditions":
+        """Some of the rows."""
+        return self._of_each(lambda text: text[rows])
+
+    def _of_each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "TextConditions":
+        per_layer = {layer: change(text) for layer, text in self.per_layer.items()}
+        return replace(self, embeddings=change(self.embeddings), per_layer=per_layer)
 
 
 def xti_layer(path: str) -> str | None:

@@ -359,6 +359,15 @@ def test_the_batch_does_not_matter(sd1, generate, guides, vgg16_file, by_clip, t
     assert all(largest([a], [b]) > 8 for a, b in zip(unguided, alone))
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "lms"])
+def test_without_the_negative_prompt_it_goes_on(sd1, generate, by_clip, tmp_path, sampler):
+    """Steps outside --guidance_start and --guidance_end are guided by CLIP as those of a scale of 1 are."""
+    common = (*SIZE, *by_clip, "--sampler", sampler, "--steps", 4, "--prompt")
+    plain = generate(sd1.folder, *common, "a cat --d 1 --l 1", outdir=tmp_path / "1").pictures
+    unguided = generate(sd1.folder, *common, "a cat --d 1", "--guidance_end", 0, outdir=tmp_path / "0").pictures
+    assert largest(plain, unguided) <= 1
+
+
 def test_guidance_brings_pictures_nearer(sd1, generate, clip_folder, vgg16_file, guides, tmp_path):
     """Each kind of guidance makes its own loss smaller, for most seeds: single steps may overshoot."""
     clip = load_clip(*find_clip(str(clip_folder)), CPU)

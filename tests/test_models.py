@@ -178,6 +178,7 @@ def test_the_prediction_type_is_the_users_then_the_files(sd1, sd2, tmp_path):
         ({"in_channels": 5}, "a depth model"),
         ({"cross_attention_dim": 2048}, "SDXL"),
         ({"class_embed_type": "projection"}, "unCLIP"),
+        ({"time_cond_proj_dim": 256}, "latent consistency model"),
     ],
 )
 def test_unets_for_more_than_text_are_refused(sd1, tmp_path, changes, message):

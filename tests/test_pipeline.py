@@ -8,6 +8,7 @@ from PIL import Image
 
 import gen_img_diffusers
 from library.attention import sdpa, use_kernel
+from library.denoiser import Guidance
 from library.jobs import Job
 from library.plan import make_plan
 from library.samplers import SAMPLERS, SECOND_NAMES, draw_noise, make_scheduler
@@ -46,7 +47,7 @@ def test_the_same_picture_as_diffusers(sd1, generate):
     assert largest_difference([ours], [np.asarray(picture.images[0]).astype(int)]) <= 1
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "euler_a", "dpm_2_a", "dpmsolver++", "pndm"])
+@pytest.mark.parametrize("sampler", ["ddim", "euler_a", "dpm_2_a", "dpmsolver++", "pndm", "lcm"])
 def test_a_batch_of_eight_equals_eight_alone(sd1, generate, tmp_path, sampler):
     file = tmp_path / "prompts.txt"
     file.write_text(PROMPTS)
@@ -100,6 +101,44 @@ def test_samplers_reach_the_clean_picture(name):
     assert (latents - clean).abs().max() < 0.1
 
 
+def test_lcm_draws_as_its_paper_says(sd1, generate, tmp_path):
+    """Multistep consistency sampling (Luo et al. 2023, algorithm 3), written out, reserved noises left aside."""
+    pipeline = load("--ckpt", sd1.folder, "--prompt", "a cat --l 1", "--sampler", "lcm")
+    text = pipeline.encoder.encode(["a cat"], 1)
+    shares = make_scheduler(SAMPLERS["lcm"], "epsilon").alphas_cumprod
+    for strength, timesteps in ((None, [999, 759, 499, 259]), (0.5, [499, 259])):
+        generator = torch.Generator().manual_seed(3)
+        latents, *_ = (torch.randn((1, 4, 16, 16), generator=generator) for _ in range(5))
+        options = ["--prompt", "a cat --l 1 --d 3", "--sampler", "lcm", "--steps", 4, "--W", 128, "--H", 128]
+        if strength is not None:
+            Image.effect_noise((128, 128), 90).convert("RGB").save(tmp_path / "source.png")
+            options += ["--image_path", tmp_path / "source.png", "--strength", strength]
+            source = pipeline._encode_source(tmp_path / "source.png", (128, 128))
+            noise = torch.randn((1, 4, 16, 16), generator=generator)
+            latents = shares[499].sqrt() * source + (1 - shares[499]).sqrt() * noise
+        with torch.inference_mode():
+            for place, timestep in enumerate(timesteps):
+                alpha, sigma = shares[timestep].sqrt(), (1 - shares[timestep]).sqrt()
+                epsilon = pipeline.unet(latents, timestep, encoder_hidden_states=text).sample
+                skip, out = 0.25 / ((10 * timestep) ** 2 + 0.25), 10 * timestep / ((10 * timestep) ** 2 + 0.25) ** 0.5
+                latents = skip * latents + out * (latents - sigma * epsilon) / alpha
+                if place + 1 < len(timesteps):
+                    share = shares[timesteps[place + 1]]
+                    noise = torch.randn((1, 4, 16, 16), generator=generator)
+                    latents = share.sqrt() * latents + (1 - share).sqrt() * noise
+            expected = pipeline._decode(latents)[0].astype(int)
+        assert largest_difference(generate(sd1.folder, *options).pictures, [expected]) <= 1
+
+
+def test_lcm_refuses_more_steps_than_it_was_made_of(sd1, generate):
+    result = generate(sd1.folder, "--prompt", "a cat --s 51 --l 1", "--sampler", "lcm")
+    assert result.status == 2
+    assert result.stderr == "error: 51 steps: the sampler lcm does 1 to 50 steps; use as many or another sampler\n"
+    result = generate(sd1.folder, "--prompt", "a cat", "--sampler", "lcm")
+    assert "guidance scale 7.5: the sampler lcm is made for a scale of 1 to 2" in result.stderr
+    assert "Sampler: LCM" in Image.open(result.files[0]).info["parameters"]
+
+
 def test_noise_is_the_same_in_every_precision(sd1, monkeypatch):
     drawn = []
 
@@ -136,7 +175,7 @@ def test_negative_scale_joins_three_branches():
     job = Job(
         prompt="p", negative_prompt="n", seed=1, raw_prompt="p", where="", file=None, guidance_scale=7, negative_scale=3
     )
-    guidance = gen_img_diffusers.Guidance([job, job], torch.device("cpu"))
+    guidance = Guidance([job, job], torch.device("cpu"))
     assert guidance.texts == ["n", "n", "p", "p", "", ""]
     negative, prompt, empty = torch.randn(3, 2, 4, 8, 8)
     expected = empty + 7 * (prompt - empty) - 3 * (negative - empty)
