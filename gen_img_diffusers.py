@@ -520,7 +520,6 @@ class Pipeline:
 
     def _denoise(self, jobs: Sequence[Job], originals: torch.Tensor | None, make_bar: MakeBar) -> torch.Tensor:
         """Latents (B, C, height / 8, width / 8), float32, denoised from noise alone or from noisy `originals`."""
-        from library.attention import keeping_text
         from library.denoiser import Denoiser, Guidance
         from library.regions import make_regions
 
@@ -541,9 +540,8 @@ class Pipeline:
         shrinker = Shrinker(jobs[0].deep_shrink, timesteps.tolist())
         guided = self.guidance_interval.guided(len(timesteps), scheduler.order)
         steering = self.control_nets.steer(jobs, len(timesteps))
-        denoiser = Denoiser(self.unet, text, guidance, guided, shrinker, steering)
-        models = (self.unet, *self.control_nets.models)
-        with shrinker.attached(*models), keeping_text(*models), self._in_regions(regions):
+        with shrinker.attached(self.unet, *self.control_nets.models), self._in_regions(regions):
+            denoiser = Denoiser(self.unet, text, guidance, guided, shrinker, steering)
             for index, timestep in enumerate(make_bar(timesteps)):
                 sample = scheduler.scale_model_input(latents, timestep).to(dtype)
                 prediction = denoiser(sample, timestep, index)

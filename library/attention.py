@@ -1,7 +1,8 @@
 """The U-Net's attention: PyTorch's or xFormers' kernels, with cross-attention's keys and values kept over the steps."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -51,11 +52,14 @@ def xformers_attention() -> AttentionKernel:
     return memory_efficient_attention
 
 
+_numbers = itertools.count()  # of processors
+
+
 class AttentionProcessor:
     """How one attention layer of the U-Net computes.
 
-    The text does not change while a batch is denoised, so cross-attention computes its keys and values once for each
-    text tensor it is given and keeps them until it sees another.
+    The text does not change while a batch is denoised, so cross-attention takes the keys and values that `keep_text`
+    has made of it, and makes its own of a text without them.
 
     Args:
         kernel: computes the attention.
@@ -65,8 +69,7 @@ class AttentionProcessor:
     def __init__(self, kernel: AttentionKernel, layer: str | None = None) -> None:
         self.kernel = kernel
         self.layer = layer
-        self._text: torch.Tensor | None = None
-        self._kept: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.number = next(_numbers)
 
     def __call__(
         self,
@@ -82,23 +85,19 @@ class AttentionProcessor:
         """
         query = _heads(attn, attn.to_q(hidden_states))
         if encoder_hidden_states is None:
-            key, value = self._keys_and_values(attn, hidden_states)
+            key, value = _keys_and_values(attn, hidden_states)
             return attn.to_out[0](self.kernel(query, key, value).flatten(2))
-        text, regions = encoder_hidden_states.for_layer(self.layer), encoder_hidden_states.regions
-        if text is not self._text:
-            self._text, self._kept = text, self._keys_and_values(attn, text)
+        text, regions = encoder_hidden_states, encoder_hidden_states.regions
+        kept = text.kept.get(self.number)
+        key, value = _keys_and_values(attn, text.for_layer(self.layer)) if kept is None else kept
         if regions is None:
-            return attn.to_out[0](self.kernel(query, *self._kept).flatten(2))
-        attended = self.kernel(regions.spread(query), *self._kept)
+            return attn.to_out[0](self.kernel(query, key, value).flatten(2))
+        attended = self.kernel(regions.spread(query), key, value)
         return regions.average(attn.to_out[0](attended.flatten(2)))
 
-    def forget(self) -> None:
-        """Let go of the kept keys and values."""
-        self._text = self._kept = None
 
-    @staticmethod
-    def _keys_and_values(attn: Attention, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return _heads(attn, attn.to_k(states)), _heads(attn, attn.to_v(states))
+def _keys_and_values(attn: Attention, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return _heads(attn, attn.to_k(states)), _heads(attn, attn.to_v(states))
 
 
 def _heads(attn: Attention, x: torch.Tensor) -> torch.Tensor:
@@ -110,12 +109,12 @@ def use_kernel(model: UNet2DConditionModel | ControlNetModel, kernel: AttentionK
     model.set_attn_processor({name: AttentionProcessor(kernel, xti_layer(name)) for name in model.attn_processors})
 
 
-@contextmanager
-def keeping_text(*models: UNet2DConditionModel | ControlNetModel) -> Iterator[None]:
-    """Let the layers keep what they computed of a batch's text until the end of the block."""
-    try:
-        yield
-    finally:
-        for model in models:
-            for processor in model.attn_processors.values():
-                processor.forget()
+def keep_text(text: TextConditions, *models: UNet2DConditionModel | ControlNetModel) -> TextConditions:
+    """The text with the keys and values that the models' cross-attentions make of it, for all steps to come."""
+    kept = {
+        layer.processor.number: _keys_and_values(layer, text.for_layer(layer.processor.layer))
+        for model in models
+        for path, layer in model.named_modules()
+        if path.endswith(".attn2")
+    }
+    return replace(text, kept=kept)

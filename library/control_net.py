@@ -143,6 +143,7 @@ class Steering:
         self, nets: Sequence[ControlNet], features: Sequence[torch.Tensor], steps: int, *, together: bool
     ) -> None:
         self._nets = list(zip(nets, features))
+        self.models = [net.model for net, _ in self._nets]
         self._steps = steps
         self._together = together
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from diffusers import UNet2DConditionModel
 
+from library.attention import keep_text
 from library.control_net import Steering
 from library.deep_shrink import Shrinker
 from library.text_conditions import TextConditions
@@ -63,6 +64,8 @@ class Denoiser:
         guided: for each evaluation whether it does; the prompt's branch alone is evaluated where not.
         shrinker: for Deep Shrink.
         steering: the ControlNets.
+
+    Networks that change how the U-Net sees text have to be attached already.
     """
 
     def __init__(
@@ -76,7 +79,9 @@ class Denoiser:
     ) -> None:
         self._unet, self._shrinker, self._steering = unet, shrinker, steering
         self._guidance, self._guided = guidance, guided
-        self._text, self._prompt_text = text, text.rows(guidance.prompt_rows)
+        models = (unet, *steering.models)
+        self._text = keep_text(text, *models)
+        self._prompt_text = self._text if all(guided) else keep_text(text.rows(guidance.prompt_rows), *models)
 
     def __call__(self, sample: torch.Tensor, timestep: torch.Tensor, index: int) -> torch.Tensor:
         """(B, C, h, w), scaled as the scheduler wants it → the joined prediction, likewise, float32"""

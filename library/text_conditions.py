@@ -22,11 +22,13 @@ class TextConditions:
         per_layer: texts encoded for one layer alone, by its name in `XTI_LAYERS`, as Extended Textual Inversion has
             them; layers without one see `embeddings`.
         regions: where the parts of prompts hold that have more than one; the parts then have rows of their own.
+        kept: keys and values, by the number of the attention processor that they are for.
     """
 
     embeddings: torch.Tensor
     per_layer: Mapping[str, torch.Tensor] = field(default_factory=dict)
     regions: "Regions | None" = None
+    kept: Mapping[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
     def for_layer(self, layer: str | None) -> torch.Tensor:
         """The text that a layer attends to; the same tensor each time it is asked for."""

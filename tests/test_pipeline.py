@@ -7,7 +7,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 
 import gen_img_diffusers
-from library.attention import sdpa, use_kernel
+from library.attention import keep_text, sdpa, use_kernel
 from library.denoiser import Guidance
 from library.jobs import Job
 from library.plan import make_plan
@@ -221,9 +221,10 @@ def test_kept_keys_follow_the_text(sd1):
         use_kernel(unet, sdpa)
         for _ in range(2):
             for text, output in zip(texts, expected):
-                ours = unet(sample, 10, encoder_hidden_states=TextConditions(text)).sample
-                # the same sums in another memory layout
-                torch.testing.assert_close(ours, output, rtol=1e-4, atol=1e-5)
+                for conditions in (TextConditions(text), keep_text(TextConditions(text), unet)):
+                    ours = unet(sample, 10, encoder_hidden_states=conditions).sample
+                    # the same sums in another memory layout
+                    torch.testing.assert_close(ours, output, rtol=1e-4, atol=1e-5)
 
 
 def test_nan_is_no_black_picture(sd1, generate, monkeypatch):
