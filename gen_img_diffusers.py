@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from library import console, deep_shrink, devices, gradual_latent, values
+from library.compiling import compile_fault, compile_unet, keep_compiled
 from library.config import Said, as_said, keep_settings, with_config
 from library.control_files import preprocessing
 from library.deep_shrink import Shrinker
@@ -374,6 +375,8 @@ def _speed_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--xformers", action="store_true", help="use xFormers' attention where it runs")
     group.add_argument("--diffusers_xformers", action="store_true", help="the same as --xformers")
     group.add_argument("--sdpa", action="store_true", help="use PyTorch's attention (the default)")
+    group.add_argument("--compile", action="store_true",
+                       help="compile the U-Net: minutes at the start, faster steps after; for long runs")  # fmt: skip
     group.add_argument("--opt_channels_last", action="store_true",
                        help="put the channels last in memory (done on CPUs anyway)")  # fmt: skip
 
@@ -690,6 +693,7 @@ class Pipeline:
 
 def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
     """Choose the device, load the models and set them up as planned."""
+    keep_compiled()
     import diffusers
     import torch
     import transformers
@@ -722,9 +726,12 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
     if plan.vae_slices:
         slice_resnets(models.vae, plan.vae_slices)
     networks = Networks(plan.networks, network_weights, models)
-    if can_pack(device, dtype) and not gradients:
+    rewritten = networks.rewritten_layers()
+    if plan.compile:
+        compile_unet(models.unet, device, constant=not rewritten)
+    elif can_pack(device, dtype) and not gradients:
         for model in (models.unet, *control_nets.models):
-            pack_layers(model, keep=networks.rewritten_layers())
+            pack_layers(model, keep=rewritten)
     judges = None
     if gradients:
         from library.guidance import load_judges
@@ -779,6 +786,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         except Exception as problem:
             if options.debug:
                 traceback.print_exc()
+            if fault := compile_fault(problem):
+                console.error(fault)
+                return fault.exit_status
             reason = f"{type(problem).__name__}: {problem}".replace("\n", " ")
             console.error(f"a fault of this program, {reason}; --debug shows where")
             return ProgramError.exit_status

@@ -93,4 +93,5 @@ class Denoiser:
 
     def _predict(self, rows: torch.Tensor, timestep: torch.Tensor, text: TextConditions, index: int) -> torch.Tensor:
         residuals = self._steering.residuals(rows, timestep, text, index)
-        return self._unet(rows, timestep, encoder_hidden_states=text, **residuals).sample.float()
+        prediction = self._unet(rows, timestep, encoder_hidden_states=text, **residuals).sample
+        return prediction.to(torch.float32, copy=True)  # a compiled U-Net may write over what it returned
