@@ -694,6 +694,14 @@ class Pipeline:
 def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
     """Choose the device, load the models and set them up as planned."""
     keep_compiled()
+    from library.weight_reading import read_ahead
+
+    device = devices.choose_device(process)
+    dtype = devices.choose_dtype(device, fp16=plan.fp16, bf16=plan.bf16)
+    logger.debug("drawing on %s in %s", device, dtype)
+    channels_last = plan.channels_last or device.type == "cpu"
+    files = read_ahead(plan.model, device, dtype, channels_last=channels_last)
+    # these take longer to import than the weights take to be read meanwhile
     import diffusers
     import torch
     import transformers
@@ -708,19 +716,16 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
 
     diffusers.utils.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity_error()
-    device = devices.choose_device(process)
-    dtype = devices.choose_dtype(device, fp16=plan.fp16, bf16=plan.bf16)
     gradients = plan.guidance.uses_anything
     kernel = devices.choose_attention(device, dtype, xformers=plan.xformers, gradients=gradients)
-    logger.debug("drawing on %s in %s", device, dtype)
     upscaler = plan.highres and plan.highres.upscaler and make_upscaler(plan.highres.upscaler, device, dtype)
     network_weights = [read_state(spec.weights) for spec in plan.networks.specs]
-    models = load_models(plan.model, device, dtype, plan.tokenizer_cache_dir)
+    models = load_models(files, device, dtype, plan.tokenizer_cache_dir)
     nets = [load_control_net(spec, models.unet) for spec in plan.control_nets]
     control_nets = ControlNets(nets, together=plan.control_nets_together, save_guides=plan.save_guides)
     for model in (models.unet, *control_nets.models):
         use_kernel(model, kernel)
-    if plan.channels_last or device.type == "cpu":
+    if channels_last:
         for model in (models.unet, models.vae, *control_nets.models):
             model.to(memory_format=torch.channels_last)
     if plan.vae_slices:

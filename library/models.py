@@ -15,6 +15,7 @@ from library import checkpoint_layout as layout
 from library.errors import InputError
 from library.model_files import SD2_PAD_TOKEN, SHIPPED_TOKENIZER, Component, ModelFiles, check_tokenizer
 from library.weight_files import WeightFile
+from library.weight_reading import CastWeights
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 # For a parameter's name: the names it may have in a file, each with the third of the tensor that it is (None: all)
@@ -121,51 +122,53 @@ def build(component: Component, make: Callable[[dict[str, object]], Model]) -> M
         ) from None
 
 
-def fill(model: Model, weights: WeightFile, names: NamesInFile, device: torch.device, dtype: torch.dtype) -> Model:
+def fill(
+    model: Model, weights: WeightFile | CastWeights, names: NamesInFile, device: torch.device, dtype: torch.dtype
+) -> Model:
     """Give every parameter of a model built on `meta` its tensor.
 
     Args:
         model: the empty model.
-        weights: the file.
+        weights: the file, or its tensors as they are to be.
         names: where a parameter stands in it.
+        device: where the model runs.
+        dtype: the type it runs in.
+
+    Raises:
+        InputError: when tensors are missing, of a wrong shape, or hold NaN or infinite values.
     """
+    cast = weights if isinstance(weights, CastWeights) else CastWeights(weights, device, dtype)
     missing = []
     for target, parameter in list(model.named_parameters()):
-        source = next(((name, third) for name, third in names(target) if name in weights.shapes), None)
+        source = next(((name, third) for name, third in names(target) if name in cast.shapes), None)
         if source is None:
             missing.append(target)
             continue
-        value = _read(weights, *source, parameter.shape, device, dtype)
+        value = _read(cast, *source, parameter.shape)
         owner, _, leaf = target.rpartition(".")
         setattr(model.get_submodule(owner), leaf, torch.nn.Parameter(value, requires_grad=False))
     if missing:
         raise InputError(
-            str(weights.path),
+            str(cast.path),
             f"lacks {len(missing)} tensors of the {type(model).__name__}, {missing[0]!r} first; download it again",
         )
     _fill_buffers(model, device)
     return model.eval()
 
 
-def _read(
-    weights: WeightFile, name: str, third: int | None, shape: torch.Size, device: torch.device, dtype: torch.dtype
-) -> torch.Tensor:
-    """Read one tensor as a copy of its own in the type and on the device it is used in."""
-    value = weights.tensor(name)
-    if third is not None:
-        value = value.chunk(3)[third]
+def _read(weights: CastWeights, name: str, third: int | None, shape: torch.Size) -> torch.Tensor:
+    """Read one tensor, or a third of it, in the shape that the model has for it."""
+    whole = weights.shapes[name]
+    found = whole if third is None else (whole[0] // 3, *whole[1:])
     # 1×1 convolutions and linear layers stand for each other between versions of the format
-    if tuple(d for d in value.shape if d != 1) != tuple(d for d in shape if d != 1):
-        raise InputError(
-            str(weights.path),
-            f"{name!r} has the shape {list(value.shape)}, the model needs {list(shape)}; use a model that fits",
-        )
-    value = value.reshape(shape).to(device=device, dtype=dtype, copy=True)
-    if not torch.stack(value.aminmax()).isfinite().all():  # NaN if any value is
-        raise InputError(str(weights.path), f"{name!r} holds NaN or infinite values; download it again or use float32")
-    if third is None:
-        weights.release(name)
-    return value
+    if tuple(d for d in found if d != 1) != tuple(d for d in shape if d != 1):
+        problem = f"{name!r} has the shape {list(found)}, the model needs {list(shape)}; use a model that fits"
+        raise InputError(str(weights.path), problem)
+    value = weights.tensor(name)
+    if third is not None:  # asked for twice more
+        return value.chunk(3)[third].reshape(shape).clone()
+    weights.release(name)
+    return value.reshape(shape)
 
 
 def _fill_buffers(model: torch.nn.Module, device: torch.device) -> None:
