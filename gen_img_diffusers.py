@@ -12,7 +12,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -45,8 +45,9 @@ from library.version import VERSION
 if TYPE_CHECKING:  # torch and what needs it are imported once every option and file has been checked
     import numpy as np
     import torch
-    from diffusers import SchedulerMixin
+    from diffusers import AutoencoderKL, SchedulerMixin
     from PIL.Image import Image
+    from transformers import CLIPTextModel
 
     from library.control_net import ControlNets
     from library.guidance import Judges
@@ -375,6 +376,8 @@ def _speed_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--xformers", action="store_true", help="use xFormers' attention where it runs")
     group.add_argument("--diffusers_xformers", action="store_true", help="the same as --xformers")
     group.add_argument("--sdpa", action="store_true", help="use PyTorch's attention (the default)")
+    group.add_argument("--lowvram", action="store_true",
+                       help="keep text encoder and VAE off the GPU while they are not used")  # fmt: skip
     group.add_argument("--compile", action="store_true",
                        help="compile the U-Net: minutes at the start, faster steps after; for long runs")  # fmt: skip
     group.add_argument("--opt_channels_last", action="store_true",
@@ -471,7 +474,7 @@ class Pipeline:
     ) -> None:
         from library.text_encoding import PromptEncoder
 
-        self.unet, self.vae = models.unet, models.vae
+        self.unet, self.vae, self.text_encoder = models.unet, models.vae, models.text_encoder
         self.networks, self.control_nets = networks, control_nets
         self.encoder = PromptEncoder(
             models.tokenizer, models.text_encoder, plan.clip_skip, plan.max_chunks, plan.embeddings, networks.use
@@ -480,6 +483,7 @@ class Pipeline:
         self.guidance_interval = plan.guidance_interval
         self.prediction_type = plan.model.prediction_type
         self.vae_batch_size = plan.vae_batch_size
+        self.low_vram = plan.low_vram
         self.keep_unmasked = plan.keep_unmasked
         self.region_color_codes = plan.region_color_codes
         self.highres, self.upscaler = plan.highres, upscaler
@@ -529,7 +533,8 @@ class Pipeline:
         device, dtype = self.unet.device, self.unet.dtype
         guidance = Guidance(jobs, device)
         chunks = self.encoder.chunks(*guidance.texts)
-        text = self.encoder.encode(guidance.texts, chunks, guidance.text_multipliers).to(dtype)
+        with self._on_device(self.text_encoder):
+            text = self.encoder.encode(guidance.texts, chunks, guidance.text_multipliers).to(dtype)
         self.networks.use(jobs[0].network_multipliers)
         regions = make_regions(jobs, self.region_color_codes, device)
         text = replace(text, regions=regions)
@@ -554,6 +559,10 @@ class Pipeline:
                 for hook in after_step:
                     latents = hook(latents, index)
         return latents
+
+    def _on_device(self, model: CLIPTextModel | AutoencoderKL) -> AbstractContextManager:
+        """A block in which a model is on the U-Net's device; with --lowvram only then."""
+        return devices.on_device(model, self.unet.device, leave=self.low_vram)
 
     @contextmanager
     def _in_regions(self, regions: Regions | None) -> Iterator[None]:
@@ -623,16 +632,17 @@ class Pipeline:
         if self.upscaler is None:
             large = [picture.resize(size, Image.Resampling.LANCZOS) for picture in small]
             return torch.stack([self._encode_picture(picture) for picture in large])
-        enlarged = self.upscaler.upscale(
-            self.vae,
-            lowreso_images=small,
-            lowreso_latents=None,
-            dtype=self.vae.dtype,
-            width=size[0],
-            height=size[1],
-            batch_size=len(small),
-            vae_batch_size=self.vae_batch_size,
-        )
+        with self._on_device(self.vae):
+            enlarged = self.upscaler.upscale(
+                self.vae,
+                lowreso_images=small,
+                lowreso_latents=None,
+                dtype=self.vae.dtype,
+                width=size[0],
+                height=size[1],
+                batch_size=len(small),
+                vae_batch_size=self.vae_batch_size,
+            )
         return enlarged.to(latents)
 
     def _encode_sources(self, jobs: Sequence[Job]) -> torch.Tensor:
@@ -653,8 +663,9 @@ class Pipeline:
 
     def _encode_picture(self, picture: Image) -> torch.Tensor:
         """The latent mean of a picture, scaled: (C, h, w) float32."""
-        pixels = pixels_to_tensor(picture).to(self.vae.device, self.vae.dtype)
-        mean = self.vae.encode(pixels * 2 - 1).latent_dist.mean
+        with self._on_device(self.vae):
+            pixels = pixels_to_tensor(picture).to(self.vae.device, self.vae.dtype)
+            mean = self.vae.encode(pixels * 2 - 1).latent_dist.mean
         return mean[0].float() * self.vae.config.scaling_factor
 
     def _latent_masks(self, jobs: Sequence[Job]) -> torch.Tensor:
@@ -666,7 +677,8 @@ class Pipeline:
 
     def _decode_all(self, latents: torch.Tensor) -> list[np.ndarray | None]:
         """Latents (B, C, h, w) to pictures, `vae_batch_size` at a time."""
-        return [picture for part in latents.split(self.vae_batch_size) for picture in self._decode(part)]
+        with self._on_device(self.vae):
+            return [picture for part in latents.split(self.vae_batch_size) for picture in self._decode(part)]
 
     def _decode(self, latents: torch.Tensor) -> list[np.ndarray | None]:
         """Latents (B, C, h, w) to pictures; one that float16 cannot hold is decoded again in float32."""
@@ -737,6 +749,8 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
     elif can_pack(device, dtype) and not gradients:
         for model in (models.unet, *control_nets.models):
             pack_layers(model, keep=rewritten)
+    if plan.low_vram and device.type == "cpu":
+        logger.warning("--lowvram: there is no GPU here, it changes nothing")
     judges = None
     if gradients:
         from library.guidance import load_judges

@@ -3,7 +3,8 @@
 import gc
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, TypeVar
 
@@ -112,6 +113,18 @@ def choose_attention(
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Memory
+
+
+@contextmanager
+def on_device(model: "torch.nn.Module", device: "torch.device", *, leave: bool) -> Iterator[None]:
+    """A block in which a model is on a device, and after which it may leave that for main memory."""
+    model.to(device)
+    try:
+        yield
+    finally:
+        if leave:
+            model.to("cpu")
+
 
 # What PyTorch says where it has no type for it: on CPUs (oneDNN, which does convolutions there, says no more than this
 # when it gets no memory for its work), and on Apple's GPUs

@@ -132,6 +132,7 @@ class RunPlan:
     batch_size: int
     vae_batch_size: int
     compile: bool  # the U-Net
+    low_vram: bool  # text encoder and VAE leave the device while they are not used
     vae_slices: int | None
     keep_unmasked: bool
     region_color_codes: int | None
@@ -224,6 +225,7 @@ def make_plan(options: argparse.Namespace, shared: Mapping[str, object] | None =
         batch_size=batch_size,
         vae_batch_size=_vae_batch_size(options.vae_batch_size, batch_size),
         compile=options.compile,
+        low_vram=options.lowvram,
         vae_slices=options.vae_slices,
         keep_unmasked=options.keep_unmasked,
         region_color_codes=options.network_regional_mask_max_color_codes,
@@ -317,8 +319,9 @@ def _check_combinations(options: argparse.Namespace) -> None:
     if options.fp16 and options.bf16:
         raise InputError("--fp16 and --bf16", "are two precisions; give one")
     guides = ("--clip_guidance_scale", "--clip_image_guidance_scale", "--vgg16_guidance_scale")
-    if options.compile and any(_given(options, name) for name in guides):
-        raise InputError("--compile", "does not go together with guidance by CLIP or VGG16; leave one out")
+    for name in ("--compile", "--lowvram"):
+        if _given(options, name) and any(_given(options, guide) for guide in guides):
+            raise InputError(name, "does not go together with guidance by CLIP or VGG16; leave one out")
     if options.network_regional_mask_max_color_codes is not None and options.mask_path is None:
         raise InputError("--network_regional_mask_max_color_codes", "reads a map of regions; give --mask_path too")
     if options.image_path is None:

@@ -1,0 +1,169 @@
+"""What makes it fast changes no picture: reordered weights, attention by products, reading ahead, compiling."""
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+from library import devices
+from library.attention import matmul_attention, sdpa
+from library.errors import InputError
+from library.model_files import find_model
+from library.models import load_unet
+from library.packed_layers import can_pack, pack_layers
+from library.weight_reading import read_ahead
+
+CPU = torch.device("cpu")
+
+
+def make_layers(dtype: torch.dtype) -> torch.nn.Sequential:
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(
+        torch.nn.Conv2d(4, 32, 3, padding=1, bias=False),
+        torch.nn.Conv2d(32, 64, 3, stride=2, padding=1),
+        torch.nn.Linear(8, 16),
+    )
+    return layers.to(dtype).requires_grad_(False)
+
+
+# sums in another order; bfloat16 has 8 bits
+TOLERANCE = {torch.float32: {"rtol": 1e-5, "atol": 1e-5}, torch.bfloat16: {"rtol": 2e-2, "atol": 2e-2}}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_reordered_weights_give_the_same(dtype):
+    pictures = [torch.randn(rows, 4, 16, 16).to(dtype) for rows in (2, 1, 5)]
+    plain, packed, kept = (make_layers(dtype) for _ in range(3))
+    if can_pack(CPU, dtype):
+        pack_layers(packed)
+        pack_layers(kept, keep=set(kept))
+    for picture in pictures:
+        torch.testing.assert_close(packed(picture), plain(picture), **TOLERANCE[dtype])
+        assert torch.equal(packed(picture), kept(picture))
+    assert packed[0].weight.shape == (32, 4, 3, 3)
+    assert packed[0].weight.dtype == dtype
+
+
+def test_only_the_reordered_weight_is_kept():
+    layers = make_layers(torch.float32)
+    kept = layers[0].weight.clone()
+    pack_layers(layers, keep={layers[0]})
+    layers(torch.randn(1, 4, 16, 16))
+    assert torch.equal(layers[0].weight, kept)
+    assert layers[1].weight.untyped_storage().nbytes() < 100
+    layers[0].weight = torch.nn.Parameter(2 * kept, requires_grad=False)  # as networks do that are put into weights
+    picture = torch.randn(1, 4, 16, 16)
+    expected = F.conv2d(picture, 2 * kept, None, 1, 1)
+    torch.testing.assert_close(layers[0](picture), expected, **TOLERANCE[torch.float32])
+
+
+def test_what_others_have_taken_over_is_left_alone():
+    layer = torch.nn.Linear(4, 4)
+    layer.forward = taken = lambda x: x
+    pack_layers(torch.nn.Sequential(layer))
+    assert layer.forward is taken
+
+
+@pytest.mark.parametrize("tokens, columns", [(64, 77), (1500, 1500), (3, 5)])
+def test_attention_by_products(tokens, columns):
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(2, count, 3, 40, generator=generator).bfloat16() for count in (tokens, columns, columns)
+    )
+    expected = sdpa(query.double(), key.double(), value.double())
+    ours = matmul_attention(query, key, value).double()
+    # bfloat16 has 8 bits: scores and weights are rounded to it, and the outcome once more
+    assert (ours - expected).norm() / expected.norm() < 0.02
+    exact = matmul_attention(query.float(), key.float(), value.float()).double()
+    torch.testing.assert_close(exact, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_kernel_follows_the_machine(monkeypatch):
+    for capabilities, dtype, expected in (
+        ({"avx512_bf16": True, "amx_bf16": False}, torch.bfloat16, matmul_attention),
+        ({"avx512_bf16": True, "amx_bf16": True}, torch.bfloat16, sdpa),
+        ({"avx512_bf16": True, "amx_bf16": False}, torch.float32, sdpa),
+        ({}, torch.bfloat16, sdpa),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda capabilities=capabilities: capabilities)
+        assert devices.choose_attention(CPU, dtype, xformers=False) is expected
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert devices.choose_attention(CPU, torch.bfloat16, xformers=False, gradients=True) is sdpa
+
+
+@pytest.mark.parametrize("layout", ["folder", "safetensors", "ckpt"])
+def test_weights_read_ahead_are_the_same(sd1, layout):
+    files = find_model(str(getattr(sd1, layout)), v2=False, v_parameterization=False, vae=None)
+    plain = load_unet(files.unet, CPU, torch.bfloat16).state_dict()
+    again = find_model(str(getattr(sd1, layout)), v2=False, v_parameterization=False, vae=None)
+    ahead = load_unet(read_ahead(again, CPU, torch.bfloat16, channels_last=True).unet, CPU, torch.bfloat16).state_dict()
+    assert plain.keys() == ahead.keys()
+    assert all(torch.equal(plain[name], ahead[name]) for name in plain)
+
+
+def test_a_nan_read_ahead_is_named(sd1, tmp_path):
+    state = load_file(sd1.safetensors)
+    name = next(name for name in state if name.startswith("model.diffusion_model.") and name.endswith("weight"))
+    state[name].view(-1)[0] = torch.nan
+    save_file(state, tmp_path / "x.safetensors")
+    files = find_model(str(tmp_path / "x.safetensors"), v2=False, v_parameterization=False, vae=None)
+    with pytest.raises(InputError, match=f"{name}.*NaN"):
+        load_unet(read_ahead(files, CPU, torch.float32, channels_last=True).unet, CPU, torch.float32)
+
+
+def test_compiled_pictures(sd1, generate, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    options = ("--prompt", "a cat --d 1", "--images_per_prompt", 2)
+    plain = generate(sd1.folder, *options).pictures
+    compiled = generate(sd1.folder, *options, "--compile")
+    assert compiled.status == 0, compiled.stderr
+    # fused operations round in other places
+    assert max(np.abs(a - b).max() for a, b in zip(plain, compiled.pictures)) <= 1
+    assert len(plain) == len(compiled.pictures) == 2
+    assert any((tmp_path / "cache").rglob("*.so"))
+
+
+def test_compiling_without_a_compiler(sd1, generate, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    result = generate(sd1.folder, "--prompt", "a cat", "--compile")
+    assert result.status == 2
+    assert result.stderr.splitlines()[-1].startswith("error: --compile: needs a C++ compiler; install no-such-compiler")
+
+
+@pytest.mark.parametrize("option", ["--compile", "--lowvram"])
+def test_neither_goes_with_gradients(sd1, generate, option):
+    result = generate(sd1.folder, "--prompt", "a cat", option, "--clip_guidance_scale", 100)
+    assert result.status == 2
+    assert f"{option}: does not go together with guidance" in result.stderr
+
+
+def test_lowvram_on_a_cpu_changes_nothing(sd1, generate, caplog):
+    plain = generate(sd1.folder, "--prompt", "a cat --d 1").pictures
+    with caplog.at_level(logging.WARNING):
+        low = generate(sd1.folder, "--prompt", "a cat --d 1", "--lowvram").pictures
+    assert np.array_equal(plain, low)
+    assert "--lowvram: there is no GPU here" in caplog.text
+
+
+def test_lowvram_moves_models_away(monkeypatch):
+    """`meta` stands for a GPU; what is on it has no values."""
+    model = torch.nn.Linear(2, 2)
+    with devices.on_device(model, torch.device("meta"), leave=False):
+        assert model.weight.is_meta
+    assert model.weight.is_meta
+    moves = []
+    monkeypatch.setattr(model, "to", moves.append)
+    with pytest.raises(ZeroDivisionError), devices.on_device(model, torch.device("meta"), leave=True):
+        raise ZeroDivisionError
+    assert moves == [torch.device("meta"), "cpu"]
+
+
+def test_files_are_replaced_whole(sd1):
+    files = find_model(str(sd1.folder), v2=False, v_parameterization=False, vae=None)
+    ahead = read_ahead(files, CPU, torch.float32, channels_last=False)
+    assert replace(ahead, unet=files.unet, vae=files.vae, text_encoder=files.text_encoder) == files
