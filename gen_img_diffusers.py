@@ -745,8 +745,8 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
     networks = Networks(plan.networks, network_weights, models)
     rewritten = networks.rewritten_layers()
     if plan.compile:
-        compile_unet(models.unet, device, constant=not rewritten)
-    elif can_pack(device, dtype) and not gradients:
+        compile_unet(models.unet, device, constant=not (rewritten or networks.write_into_weights))
+    elif can_pack(device, dtype) and not (gradients or networks.write_into_weights):
         for model in (models.unet, *control_nets.models):
             pack_layers(model, keep=rewritten)
     if plan.low_vram and device.type == "cpu":

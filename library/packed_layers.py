@@ -29,8 +29,7 @@ def pack_layers(model: nn.Module, keep: Collection[nn.Module] = ()) -> None:
 
     Args:
         model: for inference, finished but for what forward hooks do.
-        keep: layers whose weights are needed as they are; they compute with the same operators, so that a layer's
-            numbers do not depend on whether it is among these.
+        keep: layers whose weights may be exchanged for others; they keep these beside what they compute with.
     """
     for layer in model.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d) and "forward" not in vars(layer):
@@ -43,19 +42,24 @@ class PackedForward:
     def __init__(self, layer: nn.Linear | nn.Conv2d, *, keep: bool) -> None:
         self._layer = layer
         self._keep = keep
+        self._source: nn.Parameter | None = None  # the weight that `_packed` was made of, or what stands in for it
         self._packed: torch.Tensor | None = None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """(…, channels) or (B, channels, h, w), as the layer takes it"""
         layer = self._layer
-        if self._packed is None and not self._keep:
-            self._packed = _reordered(layer, x.shape)
-            weight = layer.weight
-            layer.weight = nn.Parameter(weight.new_empty(1).expand(weight.shape), requires_grad=False)
-        weight = layer.weight if self._keep else self._packed
+        if layer.weight is not self._source:
+            self._pack(x.shape)
         if isinstance(layer, nn.Linear):
-            return torch.ops.mkldnn._linear_pointwise(x, weight, layer.bias, "none", [], "")
-        return torch.ops.mkldnn._convolution_pointwise(x, weight, layer.bias, *_window(layer), "none", [], "")
+            return torch.ops.mkldnn._linear_pointwise(x, self._packed, layer.bias, "none", [], "")
+        return torch.ops.mkldnn._convolution_pointwise(x, self._packed, layer.bias, *_window(layer), "none", [], "")
+
+    def _pack(self, input_shape: torch.Size) -> None:
+        weight = self._layer.weight
+        self._packed = _reordered(self._layer, input_shape)
+        if not self._keep:
+            self._layer.weight = nn.Parameter(weight.new_empty(1).expand(weight.shape), requires_grad=False)
+        self._source = self._layer.weight
 
 
 def _reordered(layer: nn.Linear | nn.Conv2d, input_shape: torch.Size) -> torch.Tensor:

@@ -71,7 +71,8 @@ class Networks:
 
     def __init__(self, plan: NetworkPlan, states: Sequence[State], models: Models) -> None:
         self._pre_calculated = plan.pre_calculated
-        self._unknown_rewrites = plan.pre_calculated and any(spec.module != OWN_MODULE for spec in plan.specs)
+        # only this program's own network is known to put other weights in place and not to write into them
+        self.write_into_weights = plan.pre_calculated and any(spec.module != OWN_MODULE for spec in plan.specs)
         self._unet = models.unet
         self._attached: list[Network] = []
         for place, (spec, state) in enumerate(zip(plan.specs, states)):
@@ -95,9 +96,8 @@ class Networks:
         self._multipliers = multipliers
 
     def rewritten_layers(self) -> set[nn.Module]:
-        """The U-Net's layers whose weights change during the run; where only other people's code knows, all."""
-        layers = set(self._unet.modules())
-        return layers if self._unknown_rewrites else {layer for layer in layers if is_rewritten(layer)}
+        """The U-Net's layers whose weights are exchanged for others during the run."""
+        return {layer for layer in self._unet.modules() if is_rewritten(layer)}
 
     @contextmanager
     def acting_in(self, regions: Regions) -> Iterator[None]:

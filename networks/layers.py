@@ -134,7 +134,6 @@ class LayerAdapter:
         self._hook: RemovableHandle | None = None
         self._folds: list[LayerChange] = []
         self._originals: dict[str, nn.Parameter | None] = {}  # what folded parameters stand in for
-        self._folded: dict[str, nn.Parameter] = {}
         self._stale = False  # the folded parameters are not those of the multipliers
 
     def add(self, change: LayerChange, *, folded: bool) -> None:
@@ -175,14 +174,10 @@ class LayerAdapter:
         if not (self._stale and self._folds):
             return
         self.restore()
+        dtype = self._layer.weight.dtype
         for name, value in folded_values(self._layer, self._folds).items():
-            original = getattr(self._layer, name)
-            if name not in self._folded:
-                like = self._layer.weight.new_empty(value.shape) if original is None else torch.empty_like(original)
-                self._folded[name] = nn.Parameter(like, requires_grad=False)
-            self._folded[name].copy_(value)
-            self._originals[name] = original
-            setattr(self._layer, name, self._folded[name])
+            self._originals[name] = getattr(self._layer, name)
+            setattr(self._layer, name, nn.Parameter(value.to(dtype), requires_grad=False))
         self._stale = False
 
     def restore(self) -> None:
@@ -191,8 +186,6 @@ class LayerAdapter:
             setattr(self._layer, name, original)
         self._originals.clear()
         self._stale = True
-        if not self._folds:
-            self._folded.clear()
 
     @contextmanager
     def gated(self, gate: Gate, networks: Mapping[LayerChange, int]) -> Iterator[None]:
