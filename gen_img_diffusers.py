@@ -538,7 +538,7 @@ class Pipeline:
         step_arguments = {"generator": noise.generators} if self.sampler.draws_noise else {}
         latents, before_step, after_step = self._start(jobs, originals, scheduler, timesteps, noise)
         if self.judges:
-            prompts = [self.encoder.encode([job.prompt], chunks, job.network_multipliers).to(dtype) for job in jobs]
+            prompts = [self.encoder.encode([job.prompt], chunks, [job.network_multipliers]).to(dtype) for job in jobs]
             before_step.append(self.judges.guide(jobs, prompts, scheduler, timesteps))
         shrinker = Shrinker(jobs[0].deep_shrink, timesteps.tolist())
         guided = self.guidance_interval.guided(len(timesteps), scheduler.order)
