@@ -7,7 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 from tqdm import tqdm
@@ -49,6 +49,13 @@ def make_streams_safe() -> None:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def others_at_work() -> Iterator[None]:
+    """A block that runs other people's modules: what they print goes to standard error, as all that is no result."""
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 @contextmanager
