@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from test_control_net import write_control_net
 from test_guidance import CPU, exact_models, guide_steps, vgg16_tensors
@@ -219,3 +219,22 @@ def test_everything_at_once_is_the_same_at_any_batch_size(draw, assets, control_
     # the first stage, at 64, is where rounding is blown up
     assert np.mean([np.abs(a - b).mean() for a, b in zip(together, alone)]) < 0.5
     assert min(np.abs(a - b).mean() for a, b in zip(draw(*options, scale=0), alone)) > 2
+
+
+def test_a_source_comes_nearer_to_its_guide_as_the_scale_grows(generate, assets, tmp_path):
+    """With the demo model, VGG16 guidance and a guide that is the source: its features come back step by step."""
+    guide = Image.new("RGB", (128, 128), "white")
+    ImageDraw.Draw(guide).ellipse((24, 24, 104, 104), fill="red")
+    guide.save(tmp_path / "guide.png")
+    loss = load_vgg16(find_vgg16(str(assets / "vgg16.pth")), 20, CPU).loss(guide, 1.0, (128, 128))
+    common = ("--image_path", tmp_path / "guide.png", "--strength", 0.7, "--steps", 8, "--scale", 3, "--seed", 1)
+    common += ("--images_per_prompt", 2, "--prompt", "a large red circle on a white background")
+    vgg16 = ("--vgg16_model", assets / "vgg16.pth", "--guide_image_path", tmp_path / "guide.png")
+    distances = []
+    for scale in (0, 0.001, 0.01):
+        options = (*common, *(vgg16 if scale else ()), "--vgg16_guidance_scale", scale)
+        pictures = generate("examples/shapes", *SIZE, *options, outdir=tmp_path / str(scale)).pictures
+        with torch.no_grad():
+            distances.append([float(loss(torch.from_numpy(p / 255).float().permute(2, 0, 1)[None])) for p in pictures])
+    for free, little, more in zip(*distances):
+        assert free > little > more
