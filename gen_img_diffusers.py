@@ -543,7 +543,7 @@ class Pipeline:
         step_arguments = {"generator": noise.generators} if self.sampler.draws_noise else {}
         latents, before_step, after_step = self._start(jobs, originals, scheduler, timesteps, noise)
         if self.judges:
-            prompts = [self.encoder.encode([job.prompt], chunks, job.network_multipliers).to(dtype) for job in jobs]
+            prompts = [self.encoder.encode([job.prompt], chunks, [job.network_multipliers]).to(dtype) for job in jobs]
             before_step.append(self.judges.guide(jobs, prompts, scheduler, timesteps))
         shrinker = Shrinker(jobs[0].deep_shrink, timesteps.tolist())
         guided = self.guidance_interval.guided(len(timesteps), scheduler.order)
@@ -759,6 +759,7 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
     return Pipeline(models, networks, control_nets, plan, upscaler, judges)
 
 
+@console.others_at_work()
 def make_upscaler(spec: UpscalerSpec, device: torch.device, dtype: torch.dtype) -> Upscaler:
     """Make Highres. fix's upscaler by its module's `create_upscaler`.
 
@@ -767,9 +768,10 @@ def make_upscaler(spec: UpscalerSpec, device: torch.device, dtype: torch.dtype) 
     """
     try:
         create = importlib.import_module(spec.module).create_upscaler
-        inspect.signature(create).bind(**dict(spec.arguments))
-    except (ImportError, AttributeError) as problem:
+    except Exception as problem:  # whatever the module raises
         raise InputError(spec.subject, f"is no upscaler ({problem}); use tools.latent_upscaler") from None
+    try:
+        inspect.signature(create).bind(**dict(spec.arguments))
     except TypeError as problem:
         raise InputError("--highres_fix_upscaler_args", f"{spec.module} refuses them: {problem}") from None
     upscaler = create(**dict(spec.arguments))

@@ -23,6 +23,8 @@ _NOT_SETTINGS = {"config", "resume", "dry_run", "json", "quiet", "verbose", "deb
 
 Said = dict[str, str | list[str] | bool]
 
+_NOT_IN_FILES = {"config", "help", "version"}  # options that are for the command line alone
+
 
 def with_config(argv: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
     """The command line with the options of its `--config` file before its own, which win.
@@ -39,8 +41,8 @@ def with_config(argv: Sequence[str], parser: argparse.ArgumentParser) -> list[st
     actions = {action.dest: action for action in parser._actions}
     from_file: list[str] = []
     for name, value in options.items():
-        if name not in actions or name in ("config", "help", "version"):
-            nearest = get_close_matches(name, actions, n=1)
+        if name not in actions or name in _NOT_IN_FILES:
+            nearest = get_close_matches(name, actions.keys() - _NOT_IN_FILES, n=1)
             hint = f"; did you mean {nearest[0]}?" if nearest else "; see --help for all options"
             raise InputError(f"--config {path}", f"{name!r} is no option{hint}")
         if name not in displaced and name not in said:

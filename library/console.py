@@ -7,7 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 from tqdm import tqdm
@@ -15,6 +15,7 @@ from tqdm import tqdm
 logger = logging.getLogger(__name__)
 
 
+_LONGEST_ERROR = 2000  # characters; beyond that a value is quoted that nobody reads
 _COLOURS = {"error": 31, "warning": 33}  # ECMA-48: red, yellow
 
 
@@ -43,12 +44,21 @@ def _coloured(level: str) -> str:
 
 def make_streams_safe() -> None:
     """Let no character and no closed stream stop the program: what cannot be written is escaped or left out."""
+    if isinstance(sys.stdin, io.TextIOWrapper):  # what is no text is refused line by line, by its surrogates
+        sys.stdin.reconfigure(errors="surrogateescape")
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def others_at_work() -> Iterator[None]:
+    """A block that runs other people's modules: what they print goes to standard error, as all that is no result."""
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 @contextmanager
@@ -68,6 +78,8 @@ def messages(lowest_level: int) -> Iterator[None]:
 def error(problem: object) -> None:
     """Write one error line."""
     line = re.sub(r"[\x00-\x1f\x7f]", lambda control: repr(control[0])[1:-1], str(problem))
+    if len(line) > _LONGEST_ERROR:
+        line = f"{line[: _LONGEST_ERROR // 2]} … {line[-_LONGEST_ERROR // 2 :]}"
     tqdm.write(f"{_coloured('error')}: {line}", file=sys.stderr)
 
 

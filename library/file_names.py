@@ -74,6 +74,8 @@ def check_folder(folder: Path, option: str) -> None:
     Raises:
         InputError: when it is a file, or it or the folder it will be made in cannot be written to.
     """
+    if "\0" in str(folder):
+        raise InputError(f"{option} {folder}", "holds a NUL character; give another folder")
     try:
         existing = folder
         while not os.path.lexists(existing) and existing.parent != existing:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from library.console import others_at_work
 from library.errors import InputError
 from library.values import PIXELS_PER_CELL
 
@@ -98,8 +99,9 @@ def check_upscaler(spec: UpscalerSpec) -> None:
         InputError: naming the module or the file.
     """
     try:
-        found = importlib.util.find_spec(spec.module) is not None
-    except (ImportError, ValueError):
+        with others_at_work():
+            found = importlib.util.find_spec(spec.module) is not None
+    except Exception:  # whatever the packages that it is in raise
         found = False
     if not found:
         raise InputError(spec.subject, "no such Python module; the one that comes along is tools.latent_upscaler")

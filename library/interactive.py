@@ -47,9 +47,6 @@ def ask_for_line() -> SourceLine | None:
         except (EOFError, RuntimeError):  # RuntimeError: standard input is closed
             print()
             return None
-        except UnicodeDecodeError:
-            console.error("the prompt: the text is not UTF-8; set the terminal to UTF-8")
-            continue
         except InputError as problem:
             console.error(problem)
             continue

@@ -67,6 +67,8 @@ def _opened(path: Path, subject: str) -> Iterator["Image"]:
     """Open a picture; whatever goes wrong with it is an `InputError`."""
     from PIL import Image, UnidentifiedImageError
 
+    if path.exists() and not path.is_file():  # reading a pipe would wait for a writer
+        raise InputError(subject, "is no ordinary file; give a picture on a disk")
     # Pillow's own bound would stand in the way; `check_picture` has one, by the sides, before anything is decoded
     bound, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
@@ -150,7 +152,7 @@ def _prompt_line(prompt: str, negative_prompt: str) -> PromptLine:
 
 def _split_parameters(parameters: str) -> tuple[str, str]:
     """Prompt and negative prompt of the web UI's `parameters`; its last line is settings when it looks like them."""
-    lines = parameters.strip().splitlines()
+    lines = re.split(r"\r\n|\r|\n", parameters.strip())
     if lines and len(re.findall(r"[\w ]+: *(?:\"(?:\\.|[^\\\"])*\"|[^,]*)(?:,|$)", lines[-1])) >= 3:
         lines.pop()
     mark = "Negative prompt:"

@@ -1,5 +1,6 @@
 """What a run came to: counts, and the pictures that failed as a prompt file for another try."""
 
+import re
 import shlex
 import time
 from collections import Counter
@@ -88,7 +89,7 @@ def prompt_line(job: Job, defaults: JobSettings) -> str:
             implied = None if job.source else implied or DEFAULT_SIZE_PX
         if value != implied:
             texts.append(f"--{option.name} {_as_typed(value)}")
-    line = " ".join(" ".join(texts).splitlines())
+    line = re.sub(r"\r\n|\r|\n", " ", " ".join(texts))  # other separators of Unicode are no ends of lines here
     return f" {line}" if line.startswith("#") else line  # not a comment
 
 

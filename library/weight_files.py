@@ -10,6 +10,7 @@ import math
 import mmap
 import pickle
 import re
+import stat
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -79,7 +80,10 @@ def open_weights(path: Path) -> WeightFile:
         InputError: when it is no weight file, is cut short or damaged, or a pickle that asks for more than data.
     """
     try:
-        size = path.stat().st_size
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):  # reading a pipe would wait for a writer
+            raise InputError(str(path), "is no ordinary file; give a file on a disk")
+        size = about.st_size
         with path.open("rb") as file:
             head = file.read(512)
     except OSError as problem:

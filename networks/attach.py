@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from library.console import others_at_work
 from library.errors import InputError
 from library.models import Models
 from library.regions import Regions
@@ -76,7 +77,8 @@ class Networks:
         self._unet = models.unet
         self._attached: list[Network] = []
         for place, (spec, state) in enumerate(zip(plan.specs, states)):
-            self._add(spec, state, models, merge=place < plan.merged)
+            with others_at_work():
+                self._add(spec, state, models, merge=place < plan.merged)
         self._multipliers: tuple[float, ...] | None = None
         self.use(plan.multipliers)
 
@@ -146,6 +148,7 @@ def _create(
         raise InputError(f"--network_module {spec.module}", problem)
     if hasattr(module, "LycorisNetworkKohya"):
         module.LycorisNetworkKohya.apply_preset(_LYCORIS_PRESET)
+        logging.getLogger("LyCORIS").setLevel(logging.WARNING)  # below that it tells trainers what they chose
     arguments = {} if spec.module == OWN_MODULE else spec.arguments
     file = str(spec.weights.path)
     try:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from library.console import others_at_work
 from library.errors import InputError
 from library.model_files import ModelFiles, name_kind
 from library.weight_files import WeightFile, choose_weights, open_weights
@@ -179,7 +180,8 @@ def plan_networks(
 def _check_module(module: str) -> None:
     """Refuse a module that cannot be imported; its own file is not run yet."""
     try:
-        found = importlib.util.find_spec(module)
+        with others_at_work():
+            found = importlib.util.find_spec(module)
     except Exception as problem:  # whatever the packages that it is in raise
         found, reason = None, f"{type(problem).__name__}: {problem}".splitlines()[0]
     else:

@@ -105,6 +105,18 @@ def test_output_folders_that_are_none(sd1, capfd, tmp_path):
         assert f"{tmp_path / 'file'} is no folder; give another one" in refuse(capfd, *argv)
 
 
+def test_an_output_folder_with_nul(sd1, capfd):
+    """A shell cannot give it, a file of options can."""
+    message = refuse(capfd, "--ckpt", sd1.folder, "--prompt", "a", "--outdir", "a\0b")
+    assert message == "--outdir a\\x00b: holds a NUL character; give another folder"
+
+
+def test_long_values_are_not_shown_in_full(capfd):
+    message = refuse(capfd, "--ckpt", "x", "--prompt", "a", "--seed", "9" * 100_000)
+    assert len(message) < 2100
+    assert message.startswith("--seed 999") and message.endswith("write a whole number from 0 to 9223372036854775807")
+
+
 def test_an_output_folder_that_cannot_be_written_to(sd1, capfd, tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
     message = refuse(capfd, "--ckpt", sd1.folder, "--prompt", "a", "--outdir", tmp_path)

@@ -10,7 +10,10 @@ from safetensors.torch import save_file
 
 from library import checkpoint_layout as layout
 from library import control_net
+from library.model_files import find_model
 from library.samplers import SAMPLERS, make_scheduler
+from networks.keys import layer_shapes
+from tools.random_network import random_lora
 
 # at 64 pixels the tiny model normalises groups of two numbers, which makes a rounding error a change of sign
 SIZE = ("--W", 128, "--H", 128, "--steps", 3)
@@ -249,6 +252,39 @@ def test_with_highres_fix_and_deep_shrink(sd1, net1, generate, guides, monkeypat
     used.clear()
     controlled(generate, sd1, net1 / "bare.safetensors", *options, "--highres_fix_disable_control_net")
     assert [timestep for _, timestep in used] == [501, 1]
+
+
+def test_difference_files_with_ratios_and_highres_fix(sd1, net1, generate, guides, tmp_path):
+    """They are the whole ControlNet wherever that is used, beside networks too, which are not added to them."""
+    options = ("--guide_image_path", guides / "0.png", guides / "1.png", *PROMPT, "--steps", 4)
+    nets = (net1 / "difference.safetensors", net1 / "difference.safetensors")
+    whole = (net1 / "bare.safetensors", net1 / "bare.safetensors")
+    layers = layer_shapes(find_model(str(sd1.folder), v2=False, v_parameterization=False))
+    save_file(random_lora(layers, 4, alpha=None, convolutions=True, seed=1), tmp_path / "lora.safetensors")
+    network = ("--network_module", "networks.lora", "--network_weights", tmp_path / "lora.safetensors")
+    for more in (
+        ("--control_net_ratios", 0.5, 0.25, "--negative_scale", 2),
+        ("--highres_fix_scale", 0.5, "--highres_fix_steps", 2, "--strength", 0.5),
+        (*network, "--network_merge"),
+    ):
+        first, second = (
+            generate(sd1.folder, *SIZE, "--control_net_models", *files, *options, *more).pictures
+            for files in (nets, whole)
+        )
+        # differences are rounded when they are taken and added; the first stage of 64 pixels blows that up
+        assert np.abs(first[0] - second[0]).mean() < 0.5, more
+
+
+def test_guides_of_several_control_nets_go_in_step(sd1, net1, generate, guides, tmp_path):
+    """Picture j of a batch takes the j-th pair of guides."""
+    nets = ("--control_net_models", net1 / "bare.safetensors", net1 / "folder", "--steps", 2)
+    prompt = ("--prompt", "a cat --d 1,2", "--images_per_prompt", 2, "--batch_size", 2)
+    together = generate(sd1.folder, *SIZE, *nets, "--guide_image_path", guides, *prompt).pictures
+    pair = ("--guide_image_path", guides / "2.png", guides / "3.png", "--prompt", "a cat --d 2")
+    alone = generate(sd1.folder, *SIZE, *nets, *pair, outdir=tmp_path / "alone").pictures
+    assert largest(alone, together[1:]) <= 1
+    pair = ("--guide_image_path", guides / "0.png", guides / "1.png", "--prompt", "a cat --d 2")
+    assert largest(alone, generate(sd1.folder, *SIZE, *nets, *pair, outdir=tmp_path / "other").pictures) > 8
 
 
 def test_with_gradual_latent_and_regions(sd1, net1, generate, guides, tmp_path):

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import gen_img_diffusers
@@ -94,6 +94,7 @@ def test_prompt_lines(text):
 
 @fuzz
 @given(st.lists(st.one_of(st.from_regex(r"[a-z(): ]{1,8}", fullmatch=True), options_in_lines), max_size=6).map("".join))
+@example(" --n 0\x850 \u2028")
 def test_the_line_of_a_job_gives_the_job_again(text):
     try:
         jobs = make_jobs(text)

@@ -163,6 +163,14 @@ def test_what_cannot_work_is_refused(sd1, generate, tmp_path, options, message):
     assert message in result.stderr and result.stderr.count("\n") == 1
 
 
+def test_an_upscaler_that_cannot_be_imported(sd1, generate, tmp_path, monkeypatch):
+    (tmp_path / "broken_upscaler.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(tmp_path)
+    result = generate(sd1.folder, *HIGHRES, "--highres_fix_upscaler", "broken_upscaler", "--prompt", "a cat")
+    assert result.status == 2
+    assert "error: --highres_fix_upscaler broken_upscaler: is no upscaler (division by zero)" in result.stderr
+
+
 def test_weights_of_another_kind_are_refused(sd1, upscaler_file, tmp_path):
     with pytest.raises(InputError, match=r"no such file: weights=/no/where"):
         check_upscaler(UpscalerSpec("tools.latent_upscaler", (("weights", "/no/where"),)))

@@ -14,7 +14,9 @@ from PIL import Image
 SMALL = ["--W", "64", "--H", "64", "--steps", "1", "--seed", "1"]
 
 
-def talk(models, outdir: Path, text: str, *options: str, display: str = "") -> subprocess.CompletedProcess[str]:
+def talk(
+    models, outdir: Path, text: str, *options: str, display: str = "", **encoding: str
+) -> subprocess.CompletedProcess[str]:
     argv = [
         sys.executable,
         "gen_img_diffusers.py",
@@ -29,7 +31,7 @@ def talk(models, outdir: Path, text: str, *options: str, display: str = "") -> s
     environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY")}
     if display:
         environment["DISPLAY"] = display
-    return subprocess.run(argv, input=text, capture_output=True, text=True, env=environment, timeout=120)
+    return subprocess.run(argv, input=text, capture_output=True, text=True, env=environment, timeout=120, **encoding)
 
 
 def test_lines_are_drawn_and_bad_ones_explained(sd1, tmp_path):
@@ -44,6 +46,15 @@ def test_lines_are_drawn_and_bad_ones_explained(sd1, tmp_path):
     assert f"seed: {seeds[0]}, {seeds[1]}" in done.stderr
     again = talk(sd1, tmp_path / "again", "a cat\n", "--no_preview", "--n_iter", "2")
     assert f"seed: {seeds[0]}, {seeds[1]}" in again.stderr
+
+
+def test_lines_that_are_no_text_are_explained(sd1, tmp_path):
+    """The lines after them are drawn all the same."""
+    done = talk(sd1, tmp_path, "a \udcff cat\na bird \0\na dog --d 3\n", "--no_preview", errors="surrogateescape")
+    assert done.returncode == 0
+    assert "error: the prompt: the text is not UTF-8" in done.stderr
+    assert "error: the prompt: the text holds a NUL character" in done.stderr
+    assert [Image.open(path).info["seed"] for path in tmp_path.glob("*.png")] == ["3"]
 
 
 def test_without_a_display_there_is_one_warning(sd1, tmp_path):

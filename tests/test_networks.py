@@ -1,6 +1,8 @@
 """Networks on the command line and on a model: modes, multipliers, ways of naming, other people's modules, faults."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -325,6 +327,46 @@ def test_lycoris_draws_the_same_from_its_own_files(sd1, loaded, generate, tmp_pa
     assert "keys fit" not in ours.stderr + theirs.stderr  # all of them do
     assert same(ours.pictures, theirs.pictures)
     assert not same(plain, ours.pictures)
+
+
+def test_what_other_modules_print_is_no_result(sd1, files, generate, tmp_path, monkeypatch):
+    """Standard output is for what a script reads, whatever a module says when it is looked for, imported and used."""
+    (tmp_path / "loud").mkdir()
+    (tmp_path / "loud" / "__init__.py").write_text("print('package')")
+    (tmp_path / "loud" / "module.py").write_text(
+        "import networks.lora\nprint('module')\n"
+        "def create_network_from_weights(*arguments, **options):\n    print('made')\n"
+        "    return networks.lora.create_network_from_weights(*arguments, **options)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    options = ("--network_module", "loud.module", "--network_weights", files["style"])
+    result = generate(sd1.folder, "--prompt", "a", *options)
+    assert result.stdout.splitlines() == [str(file) for file in result.files]
+    assert all(f"{word}\n" in result.stderr for word in ("package", "module", "made"))
+
+
+def test_lycoris_log_is_no_result(sd1, loaded, tmp_path):
+    write_lycoris_file(loaded, tmp_path / "x.safetensors", algo="lora")
+    options = [
+        "--ckpt",
+        sd1.folder,
+        "--outdir",
+        tmp_path,
+        "--W",
+        64,
+        "--H",
+        64,
+        "--steps",
+        1,
+        "--prompt",
+        "a",
+        "--quiet",
+    ]
+    options += ["--network_module", "lycoris.kohya", "--network_weights", tmp_path / "x.safetensors"]
+    command = [sys.executable, "gen_img_diffusers.py", *map(str, options)]  # LyCORIS takes hold of stdout when imported
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ended.stdout.splitlines() == [str(next(tmp_path.glob("*.png")))]
+    assert ended.stderr == ""
 
 
 def test_lycoris_modes_that_would_be_wrong_are_refused(sd1, loaded, generate, tmp_path):

@@ -1,5 +1,6 @@
 """Source pictures: found, refused when broken, read upright and opaque, with the prompts in their metadata."""
 
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -86,6 +87,12 @@ def test_other_files_named_like_pictures(tmp_path):
     path = tmp_path / "x.png"
     path.write_text("hello")
     assert "is no picture that can be read" in refusal(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.png")
+    assert "is no ordinary file" in refusal(tmp_path / "x.png")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -162,6 +162,35 @@ def test_a_batch_equals_pictures_alone(sd1, generate, tmp_path):
     assert largest(alone, generate(sd1.folder, *SIZE, *long, *options, outdir=tmp_path / "other").pictures) > 3
 
 
+def test_three_parts_with_soft_masks_and_an_empty_channel(sd1, generate, tmp_path):
+    """Equal parts are one prompt under any masks; an empty channel is the whole picture."""
+    write_map(tmp_path / "soft.png", (255, 40, 0), (120, 180, 0), (30, 255, 0))
+    options = ("--mask_path", tmp_path / "soft.png", "--negative_scale", 2)
+    plain = generate(sd1.folder, *SIZE, "--negative_scale", 2, "--prompt", "a cat --n fog --d 1").pictures
+    equal = ("--prompt", "a cat AND a cat AND a cat --n fog --d 1")
+    assert largest(plain, generate(sd1.folder, *SIZE, *options, *equal).pictures) <= 1
+    unlike = ("--prompt", "a cat AND (a dog:1.4) AND a bird --n fog --d 1")
+    soft = generate(sd1.folder, *SIZE, *options, *unlike).pictures
+    filled = write_map(tmp_path / "filled.png", (255, 40, 255), (120, 180, 255), (30, 255, 255))
+    assert largest(soft, generate(sd1.folder, *SIZE, "--mask_path", filled, *options[2:], *unlike).pictures) == 0
+    assert largest(soft, plain) > 3
+
+
+def test_with_img2img_and_highres_fix(sd1, generate, halves, tmp_path):
+    """The map fits every size: equal parts are one prompt in both stages, and over a source picture."""
+    Image.effect_noise((128, 128), 60).convert("RGB").save(tmp_path / "source.png")
+    for more in (
+        ("--image_path", tmp_path / "source.png", "--strength", 1),
+        ("--highres_fix_scale", 0.75, "--highres_fix_steps", 2, "--strength", 0.5),
+    ):
+        plain = generate(sd1.folder, *SIZE, *more, "--prompt", "a cat --n fog --d 1").pictures
+        regions = (*more, "--mask_path", halves, "--prompt")
+        equal = generate(sd1.folder, *SIZE, *regions, "a cat AND a cat --n fog --d 1").pictures
+        assert np.abs(plain[0] - equal[0]).mean() < 0.5  # rounding, drawn over once more
+        unlike = generate(sd1.folder, *SIZE, *regions, "a cat AND a dog --n fog --d 1").pictures
+        assert np.abs(plain[0] - unlike[0]).mean() > 1
+
+
 def test_without_a_map_parts_are_blended(sd1, generate, halves):
     result = generate(sd1.folder, *SIZE, "--prompt", "a cat AND a dog --d 1")
     assert result.status == 0

@@ -118,6 +118,12 @@ def test_other_files_are_named(tmp_path, content, message):
     assert message in refusal(path)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "model.safetensors")
+    assert "is no ordinary file" in refusal(tmp_path / "model.safetensors")
+
+
 def test_a_zip_of_something_else(tmp_path):
     path = tmp_path / "model.ckpt"
     with zipfile.ZipFile(path, "w") as archive:
