@@ -538,7 +538,7 @@ class Pipeline:
         self.networks.use(jobs[0].network_multipliers)
         regions = make_regions(jobs, self.region_color_codes, device)
         text = replace(text, regions=regions)
-        scheduler, timesteps = self._schedule(jobs[0], device)
+        scheduler, timesteps = self._schedule(jobs[0])
         noise = draw_noise([job.seed for job in jobs], self._latent_shape(jobs[0]), self.sampler, jobs[0])
         step_arguments = {"generator": noise.generators} if self.sampler.draws_noise else {}
         latents, before_step, after_step = self._start(jobs, originals, scheduler, timesteps, noise)
@@ -576,11 +576,14 @@ class Pipeline:
     def _latent_shape(self, job: Job) -> tuple[int, int, int]:
         return self.unet.config.in_channels, job.height // self.cell_px, job.width // self.cell_px
 
-    def _schedule(self, job: Job, device: torch.device) -> tuple[SchedulerMixin, torch.Tensor]:
-        """A scheduler, and the timesteps it is run for: with a picture to start from the last `steps_run` steps."""
+    def _schedule(self, job: Job) -> tuple[SchedulerMixin, torch.Tensor]:
+        """A scheduler, and the timesteps it is run for: with a picture to start from the last `steps_run` steps.
+
+        They stay on the CPU, where schedulers look numbers up by them: a step then waits for no other device.
+        """
         growing = job.gradual_latent.timesteps is not None
         scheduler = make_scheduler(self.sampler, self.prediction_type, growing=growing)
-        scheduler.set_timesteps(job.steps, device=device)
+        scheduler.set_timesteps(job.steps)
         first = (job.steps - job.steps_run) * scheduler.order
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(first)

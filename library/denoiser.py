@@ -92,6 +92,7 @@ class Denoiser:
         return self._guidance.join(prediction)
 
     def _predict(self, rows: torch.Tensor, timestep: torch.Tensor, text: TextConditions, index: int) -> torch.Tensor:
+        timestep = timestep.to(rows.device, non_blocking=True)
         residuals = self._steering.residuals(rows, timestep, text, index)
         prediction = self._unet(rows, timestep, encoder_hidden_states=text, **residuals).sample
         return prediction.to(torch.float32, copy=True)  # a compiled U-Net may write over what it returned
