@@ -746,11 +746,11 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
     if plan.vae_slices:
         slice_resnets(models.vae, plan.vae_slices)
     networks = Networks(plan.networks, network_weights, models)
-    rewritten = networks.rewritten_layers()
+    rewritten, eager = networks.rewritten_layers(), [models.unet, *control_nets.models]
     if plan.compile:
-        compile_unet(models.unet, device, constant=not (rewritten or networks.write_into_weights))
-    elif can_pack(device, dtype) and not (gradients or networks.write_into_weights):
-        for model in (models.unet, *control_nets.models):
+        compile_unet(eager.pop(0), device, constant=not (rewritten or networks.write_into_weights))
+    if can_pack(device, dtype) and not (gradients or networks.write_into_weights):
+        for model in eager:
             pack_layers(model, keep=rewritten)
     if plan.low_vram and device.type == "cpu":
         logger.warning("--lowvram: there is no GPU here, it changes nothing")

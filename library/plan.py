@@ -111,6 +111,13 @@ def typed_line(text: str, subject: str) -> SourceLine:
 _GUIDE_USERS = ("--control_net_models", "--clip_image_guidance_scale", "--vgg16_guidance_scale")
 
 
+# options that a plan holds as they were given
+_AS_GIVEN = (
+    *("tokenizer_cache_dir", "clip_skip", "fp16", "bf16", "compile", "vae_slices", "keep_unmasked"),
+    *("outdir", "images_per_prompt", "dry_run", "json", "grid", "html"),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunPlan:
     """Everything a run will do, resolved and checked, before any model is loaded."""
@@ -214,27 +221,18 @@ def make_plan(options: argparse.Namespace, shared: Mapping[str, object] | None =
         guidance_interval=interval,
         networks=networks,
         embeddings=embeddings,
-        tokenizer_cache_dir=options.tokenizer_cache_dir,
-        clip_skip=options.clip_skip,
         max_chunks=options.max_embeddings_multiples,
         sampler=maker.sampler,
-        fp16=options.fp16,
-        bf16=options.bf16,
         xformers=options.xformers or options.diffusers_xformers,
         channels_last=options.opt_channels_last,
         batch_size=batch_size,
         vae_batch_size=_vae_batch_size(options.vae_batch_size, batch_size),
-        compile=options.compile,
         low_vram=options.lowvram,
-        vae_slices=options.vae_slices,
-        keep_unmasked=options.keep_unmasked,
         region_color_codes=options.network_regional_mask_max_color_codes,
         highres=highres,
         control_nets=plan_control_nets(options, model.unet.config),
         control_nets_together=options.control_net_together,
         save_guides=options.control_net_save_guides,
-        outdir=options.outdir,
-        images_per_prompt=options.images_per_prompt,
         iterations=options.n_iter,
         defaults=maker.defaults,
         jobs=tuple(jobs),
@@ -243,12 +241,9 @@ def make_plan(options: argparse.Namespace, shared: Mapping[str, object] | None =
         resumed=earlier is not None,
         keyboard=maker if options.interactive else None,
         preview=options.interactive and not options.no_preview,
-        dry_run=options.dry_run,
-        json=options.json,
         quality=options.quality or DEFAULT_QUALITY,
-        grid=options.grid,
-        html=options.html,
         same_seed_in_iteration=options.iter_same_seed,
+        **{name: getattr(options, name) for name in _AS_GIVEN},
     )
 
 
