@@ -3,6 +3,7 @@
     python -m tools.demo.train_clip --work WORK --out examples/shapes/companions/clip
 
 Each batch holds, for every picture, its caption and one that differs in a single thing; both compete with all others.
+Both towers are also asked what stands where, see `hints`.
 """
 
 from __future__ import annotations
@@ -15,18 +16,30 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch.nn.functional import cross_entropy, interpolate
+from torch.nn.functional import cross_entropy, interpolate, normalize
 from transformers import CLIPConfig, CLIPModel
 
 from tools.demo.export import half, write_json
+from tools.demo.hints import UNTOLD, told, whole_errors
 from tools.demo.render import render
-from tools.demo.scenes import GROUND_COLOURS, OBJECT_COLOURS, OPPOSITE, PLACES, SHAPES, Scene, caption, draw_scene
+from tools.demo.scenes import (
+    GROUND_COLOURS,
+    OBJECT_COLOURS,
+    OPPOSITE,
+    PLACES,
+    SHAPES,
+    Caption,
+    Scene,
+    caption,
+    draw_scene,
+)
 from tools.demo.tokenizer import save_tokenizer
 from tools.demo.training import Log, cosine, descend, save_checkpoint
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's CLIP
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 WIDTH = 128
+PROJECTION = 128
 
 
 def new_clip(tokenizer) -> CLIPModel:
@@ -44,7 +57,7 @@ def new_clip(tokenizer) -> CLIPModel:
         num_attention_heads=4,
         max_position_embeddings=77,
         hidden_act="quick_gelu",
-        projection_dim=64,
+        projection_dim=PROJECTION,
         **ids,
     )
     vision = {
@@ -55,9 +68,9 @@ def new_clip(tokenizer) -> CLIPModel:
         "image_size": 224,
         "patch_size": 28,
         "hidden_act": "quick_gelu",
-        "projection_dim": 64,
+        "projection_dim": PROJECTION,
     }
-    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64))
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=PROJECTION))
 
 
 def to_pixels(pictures: list[np.ndarray]) -> torch.Tensor:
@@ -86,26 +99,41 @@ def alter(rng: random.Random, scene: Scene) -> Scene:
     return replace(scene, things=tuple(things))
 
 
-def right_and_wrong(rng: random.Random, scene: Scene) -> tuple[str, str]:
-    """A caption, and one worded alike that differs in a single thing the text says."""
+def right_and_wrong(rng: random.Random, scene: Scene) -> tuple[Caption, Caption, Scene]:
+    """A caption, one worded alike that differs in a single thing the text says, and the scene that one is true of."""
     while True:
         state = rng.getstate()
-        right = caption(rng, scene).text
+        right = caption(rng, scene)
         after = rng.getstate()
         other = alter(rng, scene)
         resume = rng.getstate()
         rng.setstate(state)
-        wrong = caption(rng, other).text
-        rng.setstate(resume if wrong != right else after)
-        if wrong != right:
-            return right, wrong
+        wrong = caption(rng, other)
+        rng.setstate(resume if wrong.text != right.text else after)
+        if wrong.text != right.text:
+            return right, wrong, other
+
+
+def pooled(clip: CLIPModel, pixels: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the towers make of pictures (B, WIDTH) and texts (T, WIDTH)."""
+    return clip.vision_model(pixels).pooler_output, clip.text_model(ids).pooler_output
+
+
+def project(clip: CLIPModel, image: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit vectors of pooled pictures (B, PROJECTION) and texts (T, PROJECTION)."""
+    return normalize(clip.visual_projection(image), dim=-1), normalize(clip.text_projection(text), dim=-1)
 
 
 def features(clip: CLIPModel, pixels: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unit vectors of pictures (B, 64) and texts (T, 64)."""
-    image = clip.visual_projection(clip.vision_model(pixels).pooler_output)
-    text = clip.text_projection(clip.text_model(ids).pooler_output)
-    return image / image.norm(dim=-1, keepdim=True), text / text.norm(dim=-1, keepdim=True)
+    """Unit vectors of pictures and texts."""
+    return project(clip, *pooled(clip, pixels, ids))
+
+
+def hint(embeddings: torch.Tensor, scenes: list[Scene], said: list[Caption]) -> torch.Tensor:
+    """The mean error of pooled pictures or texts about what a caption says of its scene."""
+    grounds = [GROUND_COLOURS.index(s.ground) if c.says_ground else UNTOLD for s, c in zip(scenes, said)]
+    answers = torch.tensor([told(s, c) for s, c in zip(scenes, said)])
+    return whole_errors(embeddings, torch.tensor(grounds), answers).mean()
 
 
 def train(args: argparse.Namespace, tokenizer) -> CLIPModel:
@@ -115,12 +143,15 @@ def train(args: argparse.Namespace, tokenizer) -> CLIPModel:
     def gradients(step: int) -> float:
         rng = random.Random(args.seed * 1_000_003 + step)
         scenes = [draw_scene(rng, combinations="all") for _ in range(args.batch)]
-        right, wrong = zip(*(right_and_wrong(rng, scene) for scene in scenes))
-        ids = tokenizer([*right, *wrong], padding="longest", return_tensors="pt").input_ids
-        image, text = features(clip, to_pixels([render(s) for s in scenes]), ids)
+        right, wrong, others = zip(*(right_and_wrong(rng, scene) for scene in scenes))
+        texts = tokenizer([c.text for c in (*right, *wrong)], padding="longest", return_tensors="pt").input_ids
+        seen, read = pooled(clip, to_pixels([render(s) for s in scenes]), texts)
+        image, text = project(clip, seen, read)
         scores = clip.logit_scale.exp().clamp(max=100) * image @ text.T  # (B, 2B)
         loss = (cross_entropy(scores, target) + cross_entropy(scores[:, : args.batch].T, target)) / 2
-        loss.backward()
+        everything = [Caption("", True, (True,) * len(scene.things)) for scene in scenes]
+        hints = hint(seen, scenes, everything) + hint(read, [*scenes, *others], [*right, *wrong])
+        (loss + hints).backward()
         return loss.item()
 
     descend(optimizer, gradients, Log(args.work / "clip.jsonl"), cosine(args.steps, args.lr), range(args.steps))
