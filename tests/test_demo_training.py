@@ -12,9 +12,9 @@ from transformers import CLIPTokenizer
 
 from tools.demo import export, latents, train_unet
 from tools.demo.halves import HalvesAttention, halves_masks
-from tools.demo.hints import ANSWERS, NOTHING, NOTHING_TOLD, directions, token_errors, told
+from tools.demo.hints import ANSWERS, NOTHING, NOTHING_TOLD, UNTOLD, directions, token_errors, told, whole_errors
 from tools.demo.model_files import cldm_key
-from tools.demo.scenes import OBJECT_COLOURS, PLACES, SHAPES, Caption, draw_scene, vocabulary
+from tools.demo.scenes import GROUND_COLOURS, OBJECT_COLOURS, PLACES, SHAPES, Caption, draw_scene, vocabulary
 from tools.demo.train_control_net import new_control_net
 
 MODEL = Path(__file__).parents[1] / "examples" / "shapes"
@@ -105,3 +105,21 @@ def test_tokens_behind_a_text_answer_for_one_place_each() -> None:
     assert token_errors(text, behind, torch.tensor([answers])).item() < 1e-3
     assert token_errors(text.roll(1, dims=1), behind, torch.tensor([answers])).item() > 1
     assert token_errors(text, behind, torch.tensor([NOTHING_TOLD])).item() == 0
+
+
+def test_a_whole_embedding_answers_for_the_ground_and_every_place() -> None:
+    scene, grounds = draw_scene(random.Random(1), 2), len(GROUND_COLOURS)
+    answers = told(scene, Caption("", True, (True, True)))
+    ways = 20 * directions(128, grounds + len(PLACES) * ANSWERS)
+    ground = GROUND_COLOURS.index(scene.ground)
+    embedding = ways[ground].clone()
+    for way, (colour, shape) in zip(ways[grounds:].unflatten(0, (len(PLACES), ANSWERS)), answers, strict=True):
+        embedding += way[colour] + (way[NOTHING + 1 + shape] if colour != NOTHING else 0)
+
+    def error(grounds: int, answers: list[tuple[int, int]]) -> float:
+        return whole_errors(embedding[None], torch.tensor([grounds]), torch.tensor([answers])).item()
+
+    assert error(ground, answers) < 1e-3
+    assert error((ground + 1) % grounds, answers) > 1
+    assert error(ground, answers[::-1]) > 1
+    assert error(UNTOLD, NOTHING_TOLD) == 0

@@ -76,7 +76,7 @@ def new_clip(tokenizer) -> CLIPModel:
 def to_pixels(pictures: list[np.ndarray]) -> torch.Tensor:
     """uint8 RGB of one size → normalised pixels (B, 3, 224, 224)."""
     x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
-    x = interpolate(x, (224, 224), mode="bilinear", antialias=True)
+    x = interpolate(x, (224, 224), mode="bilinear")
     return (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(DEVIATION)[:, None, None]
 
 

@@ -20,7 +20,7 @@ from tools.demo.scenes import PLACES, SIZES, Scene, caption, draw_scene, draw_th
 from tools.demo.training import Log
 
 THING = {"shape": "ring", "colour": "purple", "style": "outlined", "size": "large"}
-FIRST_WORDS = ("outlined", "ring")  # the vectors begin as these words' embeddings
+FIRST_WORDS = ("large", "outlined", "blue", "ring")  # the vectors begin as these words' embeddings
 WORD = "zorb"
 
 
