@@ -51,7 +51,7 @@ def fit(
         rng = random.Random(args.seed * 1_000_003 + step)
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
         chosen = [rng.randrange(len(material.scenes)) for _ in range(args.batch)]
-        texts = ["" if rng.random() < 0.1 else material.word(rng, material.scenes[i]) for i in chosen]
+        texts = ["" if rng.random() < 0.2 else material.word(rng, material.scenes[i]) for i in chosen]
         ids = tokenizer(texts, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt").input_ids
         latents = material.latents[chosen].float().to(memory_format=torch.channels_last)
         noise = torch.randn(latents.shape, generator=generator)

@@ -65,3 +65,20 @@ def whole_errors(pooled: torch.Tensor, grounds: torch.Tensor, answers: torch.Ten
     scores = pooled @ directions(pooled.shape[-1], ground + places * ANSWERS).T
     ground_error = cross_entropy(scores[:, :ground], grounds, ignore_index=UNTOLD, reduction="none")
     return ground_error + errors(scores[:, ground:].unflatten(1, (places, ANSWERS)), answers).sum(1)
+
+
+def patch_answers(scene: Scene, side: int) -> list[tuple[int, int]]:
+    """The colour and the shape of the object in whose box the middle of each of side×side patches is, row by row."""
+    answers = []
+    for row in range(side):
+        for column in range(side):
+            x, y = (column + 0.5) / side, (row + 0.5) / side
+            inside = [t for t in scene.things if max(abs(x - t.x), abs(y - t.y)) < t.radius]
+            known = [(OBJECT_COLOURS.index(t.colour), SHAPES.index(t.shape)) for t in inside]
+            answers.append(known[0] if known else (NOTHING, UNTOLD))
+    return answers
+
+
+def patch_errors(patches: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
+    """How wrong the tokens of a picture's patches (B, patches, width) are about `patch_answers`: (B, patches)."""
+    return errors(patches @ directions(patches.shape[-1], ANSWERS).T, answers)

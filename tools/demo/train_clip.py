@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch.nn.functional import cross_entropy, interpolate, normalize
+from torch.nn.functional import cross_entropy, normalize
 from transformers import CLIPConfig, CLIPModel
 
 from tools.demo.export import half, write_json
-from tools.demo.hints import UNTOLD, told, whole_errors
+from tools.demo.hints import UNTOLD, patch_answers, patch_errors, told, whole_errors
 from tools.demo.render import render
 from tools.demo.scenes import (
     GROUND_COLOURS,
@@ -40,10 +40,11 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's CLIP
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 WIDTH = 128
 PROJECTION = 128
+SIDE, PATCH = 128, 16  # of the pictures and of what is one token of them, in pixels
 
 
 def new_clip(tokenizer) -> CLIPModel:
-    """A text tower of two layers, an image tower of four; pictures of 224×224 in 8×8 patches."""
+    """A text tower of two layers, an image tower of four; pictures in 8×8 patches."""
     ids = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -65,18 +66,20 @@ def new_clip(tokenizer) -> CLIPModel:
         "intermediate_size": 4 * WIDTH,
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
-        "image_size": 224,
-        "patch_size": 28,
+        "image_size": SIDE,
+        "patch_size": PATCH,
         "hidden_act": "quick_gelu",
         "projection_dim": PROJECTION,
     }
-    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=PROJECTION))
+    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=PROJECTION))
+    # as strong as the patches' colours: with the usual 0.02 the picture stays a bag of patches for a thousand steps
+    torch.nn.init.normal_(clip.vision_model.embeddings.position_embedding.weight, std=0.5)
+    return clip
 
 
 def to_pixels(pictures: list[np.ndarray]) -> torch.Tensor:
-    """uint8 RGB of one size → normalised pixels (B, 3, 224, 224)."""
+    """uint8 RGB of SIDE×SIDE → normalised pixels (B, 3, SIDE, SIDE)."""
     x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
-    x = interpolate(x, (224, 224), mode="bilinear")
     return (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(DEVIATION)[:, None, None]
 
 
@@ -114,19 +117,14 @@ def right_and_wrong(rng: random.Random, scene: Scene) -> tuple[Caption, Caption,
             return right, wrong, other
 
 
-def pooled(clip: CLIPModel, pixels: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the towers make of pictures (B, WIDTH) and texts (T, WIDTH)."""
-    return clip.vision_model(pixels).pooler_output, clip.text_model(ids).pooler_output
-
-
 def project(clip: CLIPModel, image: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unit vectors of pooled pictures (B, PROJECTION) and texts (T, PROJECTION)."""
+    """Unit vectors (B, PROJECTION) and (T, PROJECTION) of what the towers make of pictures and texts, (…, WIDTH)."""
     return normalize(clip.visual_projection(image), dim=-1), normalize(clip.text_projection(text), dim=-1)
 
 
 def features(clip: CLIPModel, pixels: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Unit vectors of pictures and texts."""
-    return project(clip, *pooled(clip, pixels, ids))
+    return project(clip, clip.vision_model(pixels).pooler_output, clip.text_model(ids).pooler_output)
 
 
 def hint(embeddings: torch.Tensor, scenes: list[Scene], said: list[Caption]) -> torch.Tensor:
@@ -145,12 +143,14 @@ def train(args: argparse.Namespace, tokenizer) -> CLIPModel:
         scenes = [draw_scene(rng, combinations="all") for _ in range(args.batch)]
         right, wrong, others = zip(*(right_and_wrong(rng, scene) for scene in scenes))
         texts = tokenizer([c.text for c in (*right, *wrong)], padding="longest", return_tensors="pt").input_ids
-        seen, read = pooled(clip, to_pixels([render(s) for s in scenes]), texts)
-        image, text = project(clip, seen, read)
+        seen, read = clip.vision_model(to_pixels([render(s) for s in scenes])), clip.text_model(texts).pooler_output
+        image, text = project(clip, seen.pooler_output, read)
         scores = clip.logit_scale.exp().clamp(max=100) * image @ text.T  # (B, 2B)
         loss = (cross_entropy(scores, target) + cross_entropy(scores[:, : args.batch].T, target)) / 2
         everything = [Caption("", True, (True,) * len(scene.things)) for scene in scenes]
-        hints = hint(seen, scenes, everything) + hint(read, [*scenes, *others], [*right, *wrong])
+        hints = hint(seen.pooler_output, scenes, everything) + hint(read, [*scenes, *others], [*right, *wrong])
+        patches = torch.tensor([patch_answers(scene, SIDE // PATCH) for scene in scenes])
+        hints = hints + patch_errors(seen.last_hidden_state[:, 1:], patches).mean()
         (loss + hints).backward()
         return loss.item()
 
@@ -170,8 +170,8 @@ def save_clip(clip: CLIPModel, folder: Path) -> None:
         folder / "preprocessor_config.json",
         {
             "image_processor_type": "CLIPImageProcessor",
-            "crop_size": 224,
-            "size": 224,
+            "crop_size": SIDE,
+            "size": SIDE,
             "do_resize": True,
             "do_center_crop": True,
             "do_normalize": True,
