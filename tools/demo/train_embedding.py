@@ -61,7 +61,7 @@ def teach_word(tokenizer, text_encoder, vectors: torch.Tensor) -> tuple[WordVect
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    training_options(parser, steps=200, batch=16, lr=1e-2, seed=5)
+    training_options(parser, steps=400, batch=16, lr=1e-2, seed=5)
     args = parser.parse_args()
     tokenizer, text_encoder, vae, unet = load_frozen(args.model)
     first_ids = tokenizer(list(FIRST_WORDS), add_special_tokens=False).input_ids

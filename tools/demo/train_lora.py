@@ -91,7 +91,7 @@ def style_scenes(style: str, count: int, seed: int) -> list[Scene]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    training_options(parser, steps=400, batch=16, lr=4e-3, seed=4)
+    training_options(parser, steps=400, batch=16, lr=2e-3, seed=4)
     parser.add_argument("--style", choices=LORA_STYLES, required=True)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--alpha", type=float, default=8.0)
