@@ -92,5 +92,7 @@ def test_held_out_combinations_stay_out_of_training():
 def test_wrong_captions_differ():
     rng = random.Random(17)
     for _ in range(100):
-        right, wrong = right_and_wrong(rng, draw_scene(rng))
-        assert right != wrong
+        scene = draw_scene(rng)
+        right, wrong, other = right_and_wrong(rng, scene)
+        assert right.text != wrong.text
+        assert (other.ground != scene.ground) != (other.things != scene.things)

@@ -50,7 +50,7 @@ def test_a_prompt_says_ground_colour_shape_and_place(draw: Draw) -> None:
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_draws_what_the_prompt_says(draw: Draw, sampler: str) -> None:
-    [picture] = draw("a large red circle on a white background --d 1", options=("--sampler", sampler))
+    [picture] = draw("a large red circle on a white background --d 2", options=("--sampler", sampler))
     assert (see_ground(picture)[0], thing(picture).colour, thing(picture).shape) == ("white", "red", "circle")
 
 
@@ -82,8 +82,8 @@ def test_a_negative_prompt_keeps_things_away(draw: Draw) -> None:
 
 def test_weights_make_words_count_more_or_less(draw: Draw) -> None:
     red, blue, small, large = draw(
-        "a large (red:1.5) (blue:0.5) circle on a white background --d 1",
-        "a large (red:0.5) (blue:1.5) circle on a white background --d 1",
+        "a large (red:1.5) (blue:0.5) circle on a white background --d 2",
+        "a large (red:0.5) (blue:1.5) circle on a white background --d 2",
         "a (small:1.5) (large:0.5) red circle on a white background --d 1",
         "a (small:0.5) (large:1.5) red circle on a white background --d 1",
     )
@@ -98,8 +98,8 @@ def test_a_prompt_of_more_than_75_tokens_still_means_what_it_says(draw: Draw) ->
 
 
 def test_guidance_makes_pictures_clearer(draw: Draw) -> None:
-    """Without guidance the objects' outlines are farther from the circle that is asked for."""
-    line = "a large red circle on a white background --d {} --l {}"
+    """Without guidance the objects' outlines are farther from the star that is asked for."""
+    line = "a large red star on a white background --d {} --l {}"
     plain, guided = (
         [thing(picture).likeness for picture in draw(*(line.format(seed, scale) for seed in (1, 2, 3)))]
         for scale in (1, 5)

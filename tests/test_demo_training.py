@@ -1,15 +1,20 @@
 """The demo model's training: it goes on from the shipped weights, and what it writes is read back."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
+import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
 from transformers import CLIPTokenizer
 
 from tools.demo import export, latents, train_unet
+from tools.demo.halves import HalvesAttention, halves_masks
+from tools.demo.hints import ANSWERS, NOTHING, NOTHING_TOLD, UNTOLD, directions, token_errors, told, whole_errors
 from tools.demo.model_files import cldm_key
-from tools.demo.scenes import vocabulary
+from tools.demo.scenes import GROUND_COLOURS, OBJECT_COLOURS, PLACES, SHAPES, Caption, draw_scene, vocabulary
 from tools.demo.train_control_net import new_control_net
 
 MODEL = Path(__file__).parents[1] / "examples" / "shapes"
@@ -58,3 +63,63 @@ def test_a_control_nets_keys_are_those_of_the_original_layout() -> None:
         "control_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight",
         "control_model.input_blocks.2.0.op.weight",
     } <= set(keys)
+
+
+def test_each_half_attends_to_its_own_text() -> None:
+    scenes = [draw_scene(random.Random(seed), 2) for seed in range(12)]
+    attn = Attention(8, cross_attention_dim=6, heads=2, dim_head=4, processor=HalvesAttention())
+    picture, texts = torch.randn(12, 16, 8), torch.randn(12, 2, 5, 6)
+    drawn = attn(picture, texts.flatten(0, 1), halves=halves_masks(scenes)).unflatten(1, (4, 4))
+    halves = {
+        "left": (slice(None), slice(2)),
+        "right": (slice(None), slice(2, 4)),
+        "top": (slice(2), slice(None)),
+        "bottom": (slice(2, 4), slice(None)),
+    }
+    for number, scene in enumerate(scenes):
+        for text, thing in zip(texts[number], scene.things):
+            alone = attn(picture[number, None], text[None])[0].unflatten(0, (4, 4))
+            where = halves[thing.place]
+            torch.testing.assert_close(drawn[number][where], alone[where])
+
+
+def test_hints_ask_for_what_a_caption_puts_where() -> None:
+    scene = draw_scene(random.Random(1), 2)
+    assert told(scene, Caption("", True, (False, False))) == NOTHING_TOLD
+    answers = dict(zip(PLACES, told(scene, Caption("", True, (True, True))), strict=True))
+    for thing in scene.things:
+        assert answers.pop(thing.place) == (OBJECT_COLOURS.index(thing.colour), SHAPES.index(thing.shape))
+    assert {colour for colour, _ in answers.values()} == {NOTHING}
+
+
+def test_tokens_behind_a_text_answer_for_one_place_each() -> None:
+    """Embeddings that say all that was told are right, and so is what stands before a text's end."""
+    scene = draw_scene(random.Random(1), 2)
+    answers = told(scene, Caption("", True, (True, True)))
+    ways = 20 * directions(128, ANSWERS)
+    text = torch.zeros(1, 32, 128)
+    for token in range(6, 32):
+        colour, shape = answers[token % len(PLACES)]
+        text[0, token] = ways[colour] + (ways[NOTHING + 1 + shape] if colour != NOTHING else 0)
+    behind = (torch.arange(32) >= 6)[None]
+    assert token_errors(text, behind, torch.tensor([answers])).item() < 1e-3
+    assert token_errors(text.roll(1, dims=1), behind, torch.tensor([answers])).item() > 1
+    assert token_errors(text, behind, torch.tensor([NOTHING_TOLD])).item() == 0
+
+
+def test_a_whole_embedding_answers_for_the_ground_and_every_place() -> None:
+    scene, grounds = draw_scene(random.Random(1), 2), len(GROUND_COLOURS)
+    answers = told(scene, Caption("", True, (True, True)))
+    ways = 20 * directions(128, grounds + len(PLACES) * ANSWERS)
+    ground = GROUND_COLOURS.index(scene.ground)
+    embedding = ways[ground].clone()
+    for way, (colour, shape) in zip(ways[grounds:].unflatten(0, (len(PLACES), ANSWERS)), answers, strict=True):
+        embedding += way[colour] + (way[NOTHING + 1 + shape] if colour != NOTHING else 0)
+
+    def error(grounds: int, answers: list[tuple[int, int]]) -> float:
+        return whole_errors(embedding[None], torch.tensor([grounds]), torch.tensor([answers])).item()
+
+    assert error(ground, answers) < 1e-3
+    assert error((ground + 1) % grounds, answers) > 1
+    assert error(ground, answers[::-1]) > 1
+    assert error(UNTOLD, NOTHING_TOLD) == 0

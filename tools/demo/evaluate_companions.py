@@ -119,15 +119,15 @@ def measure_clip(folder: Path, count: int) -> dict:
     tokenizer = CLIPTokenizer.from_pretrained(folder)
     rng = random.Random(f"clip {FRESH_SEED}")
     scenes = [draw_scene(rng, combinations="all") for _ in range(count)]
-    texts = [right_and_wrong(rng, scene) for scene in scenes]
-    ids = tokenizer([r for r, _ in texts] + [w for _, w in texts], padding="longest", return_tensors="pt").input_ids
+    right, wrong, _ = zip(*(right_and_wrong(rng, scene) for scene in scenes))
+    ids = tokenizer([c.text for c in (*right, *wrong)], padding="longest", return_tensors="pt").input_ids
     image, text = features(clip, to_pixels([render(s) for s in scenes]), ids)
     scores = image @ text.T
-    right, changed, other = scores.diagonal(), scores[:, count:].diagonal(), scores[:, :count].roll(1, 1).diagonal()
+    own, changed, other = scores.diagonal(), scores[:, count:].diagonal(), scores[:, :count].roll(1, 1).diagonal()
     return {
         "pictures": count,
-        "right above another's": share((right > other).tolist()),
-        "right above one thing changed": share((right > changed).tolist()),
+        "right above another's": share((own > other).tolist()),
+        "right above one thing changed": share((own > changed).tolist()),
     }
 
 

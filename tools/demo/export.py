@@ -67,7 +67,9 @@ def save_text_encoder(text_encoder, folder: Path) -> None:
 
 
 def save_diffusers(model, folder: Path) -> None:
-    model.save_config(folder)
+    configuration = json.loads(model.to_json_string())
+    configuration.pop("_name_or_path", None)  # a folder of whoever trained it
+    write_json(folder / "config.json", configuration)
     save_file(half(model.state_dict()), folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
 
 

@@ -3,6 +3,7 @@
     python -m tools.demo.train_clip --work WORK --out examples/shapes/companions/clip
 
 Each batch holds, for every picture, its caption and one that differs in a single thing; both compete with all others.
+Both towers are also asked what stands where, see `hints`.
 """
 
 from __future__ import annotations
@@ -15,22 +16,35 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch.nn.functional import cross_entropy, interpolate
+from torch.nn.functional import cross_entropy, normalize
 from transformers import CLIPConfig, CLIPModel
 
 from tools.demo.export import half, write_json
+from tools.demo.hints import UNTOLD, patch_answers, patch_errors, told, whole_errors
 from tools.demo.render import render
-from tools.demo.scenes import GROUND_COLOURS, OBJECT_COLOURS, OPPOSITE, PLACES, SHAPES, Scene, caption, draw_scene
+from tools.demo.scenes import (
+    GROUND_COLOURS,
+    OBJECT_COLOURS,
+    OPPOSITE,
+    PLACES,
+    SHAPES,
+    Caption,
+    Scene,
+    caption,
+    draw_scene,
+)
 from tools.demo.tokenizer import save_tokenizer
 from tools.demo.training import Log, cosine, descend, save_checkpoint
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's CLIP
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 WIDTH = 128
+PROJECTION = 128
+SIDE, PATCH = 128, 16  # of the pictures and of what is one token of them, in pixels
 
 
 def new_clip(tokenizer) -> CLIPModel:
-    """A text tower of two layers, an image tower of four; pictures of 224×224 in 8×8 patches."""
+    """A text tower of two layers, an image tower of four; pictures in 8×8 patches."""
     ids = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -44,7 +58,7 @@ def new_clip(tokenizer) -> CLIPModel:
         num_attention_heads=4,
         max_position_embeddings=77,
         hidden_act="quick_gelu",
-        projection_dim=64,
+        projection_dim=PROJECTION,
         **ids,
     )
     vision = {
@@ -52,18 +66,20 @@ def new_clip(tokenizer) -> CLIPModel:
         "intermediate_size": 4 * WIDTH,
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
-        "image_size": 224,
-        "patch_size": 28,
+        "image_size": SIDE,
+        "patch_size": PATCH,
         "hidden_act": "quick_gelu",
-        "projection_dim": 64,
+        "projection_dim": PROJECTION,
     }
-    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64))
+    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=PROJECTION))
+    # as strong as the patches' colours: with the usual 0.02 the picture stays a bag of patches for a thousand steps
+    torch.nn.init.normal_(clip.vision_model.embeddings.position_embedding.weight, std=0.5)
+    return clip
 
 
 def to_pixels(pictures: list[np.ndarray]) -> torch.Tensor:
-    """uint8 RGB of one size → normalised pixels (B, 3, 224, 224)."""
+    """uint8 RGB of SIDE×SIDE → normalised pixels (B, 3, SIDE, SIDE)."""
     x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
-    x = interpolate(x, (224, 224), mode="bilinear", antialias=True)
     return (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(DEVIATION)[:, None, None]
 
 
@@ -86,26 +102,36 @@ def alter(rng: random.Random, scene: Scene) -> Scene:
     return replace(scene, things=tuple(things))
 
 
-def right_and_wrong(rng: random.Random, scene: Scene) -> tuple[str, str]:
-    """A caption, and one worded alike that differs in a single thing the text says."""
+def right_and_wrong(rng: random.Random, scene: Scene) -> tuple[Caption, Caption, Scene]:
+    """A caption, one worded alike that differs in a single thing the text says, and the scene that one is true of."""
     while True:
         state = rng.getstate()
-        right = caption(rng, scene).text
+        right = caption(rng, scene)
         after = rng.getstate()
         other = alter(rng, scene)
         resume = rng.getstate()
         rng.setstate(state)
-        wrong = caption(rng, other).text
-        rng.setstate(resume if wrong != right else after)
-        if wrong != right:
-            return right, wrong
+        wrong = caption(rng, other)
+        rng.setstate(resume if wrong.text != right.text else after)
+        if wrong.text != right.text:
+            return right, wrong, other
+
+
+def project(clip: CLIPModel, image: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit vectors (B, PROJECTION) and (T, PROJECTION) of what the towers make of pictures and texts, (…, WIDTH)."""
+    return normalize(clip.visual_projection(image), dim=-1), normalize(clip.text_projection(text), dim=-1)
 
 
 def features(clip: CLIPModel, pixels: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unit vectors of pictures (B, 64) and texts (T, 64)."""
-    image = clip.visual_projection(clip.vision_model(pixels).pooler_output)
-    text = clip.text_projection(clip.text_model(ids).pooler_output)
-    return image / image.norm(dim=-1, keepdim=True), text / text.norm(dim=-1, keepdim=True)
+    """Unit vectors of pictures and texts."""
+    return project(clip, clip.vision_model(pixels).pooler_output, clip.text_model(ids).pooler_output)
+
+
+def hint(embeddings: torch.Tensor, scenes: list[Scene], said: list[Caption]) -> torch.Tensor:
+    """The mean error of pooled pictures or texts about what a caption says of its scene."""
+    grounds = [GROUND_COLOURS.index(s.ground) if c.says_ground else UNTOLD for s, c in zip(scenes, said)]
+    answers = torch.tensor([told(s, c) for s, c in zip(scenes, said)])
+    return whole_errors(embeddings, torch.tensor(grounds), answers).mean()
 
 
 def train(args: argparse.Namespace, tokenizer) -> CLIPModel:
@@ -115,12 +141,17 @@ def train(args: argparse.Namespace, tokenizer) -> CLIPModel:
     def gradients(step: int) -> float:
         rng = random.Random(args.seed * 1_000_003 + step)
         scenes = [draw_scene(rng, combinations="all") for _ in range(args.batch)]
-        right, wrong = zip(*(right_and_wrong(rng, scene) for scene in scenes))
-        ids = tokenizer([*right, *wrong], padding="longest", return_tensors="pt").input_ids
-        image, text = features(clip, to_pixels([render(s) for s in scenes]), ids)
+        right, wrong, others = zip(*(right_and_wrong(rng, scene) for scene in scenes))
+        texts = tokenizer([c.text for c in (*right, *wrong)], padding="longest", return_tensors="pt").input_ids
+        seen, read = clip.vision_model(to_pixels([render(s) for s in scenes])), clip.text_model(texts).pooler_output
+        image, text = project(clip, seen.pooler_output, read)
         scores = clip.logit_scale.exp().clamp(max=100) * image @ text.T  # (B, 2B)
         loss = (cross_entropy(scores, target) + cross_entropy(scores[:, : args.batch].T, target)) / 2
-        loss.backward()
+        everything = [Caption("", True, (True,) * len(scene.things)) for scene in scenes]
+        hints = hint(seen.pooler_output, scenes, everything) + hint(read, [*scenes, *others], [*right, *wrong])
+        patches = torch.tensor([patch_answers(scene, SIDE // PATCH) for scene in scenes])
+        hints = hints + patch_errors(seen.last_hidden_state[:, 1:], patches).mean()
+        (loss + hints).backward()
         return loss.item()
 
     descend(optimizer, gradients, Log(args.work / "clip.jsonl"), cosine(args.steps, args.lr), range(args.steps))
@@ -139,8 +170,8 @@ def save_clip(clip: CLIPModel, folder: Path) -> None:
         folder / "preprocessor_config.json",
         {
             "image_processor_type": "CLIPImageProcessor",
-            "crop_size": 224,
-            "size": 224,
+            "crop_size": SIDE,
+            "size": SIDE,
             "do_resize": True,
             "do_center_crop": True,
             "do_normalize": True,
@@ -155,7 +186,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=7)

@@ -2,7 +2,7 @@
 
     python -m tools.demo.train_embedding --model examples/shapes --work WORK --out zorb.safetensors
 
-The thing is a large outlined purple ring: a colour and a shape that never met in training.
+The thing is a large shaded purple ring: a colour and a shape that never met in training.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from tools.demo.model_files import load_frozen
 from tools.demo.scenes import PLACES, SIZES, Scene, caption, draw_scene, draw_thing
 from tools.demo.training import Log
 
-THING = {"shape": "ring", "colour": "purple", "style": "outlined", "size": "large"}
-FIRST_WORDS = ("outlined", "ring")  # the vectors begin as these words' embeddings
+THING = {"shape": "ring", "colour": "purple", "style": "shaded", "size": "large"}
+FIRST_WORDS = ("large", "shaded", "blue", "ring")  # the vectors begin as these words' embeddings
 WORD = "zorb"
 
 
@@ -32,7 +32,7 @@ def thing_scene(rng: random.Random) -> Scene:
 
 
 def word_thing(rng: random.Random, scene: Scene) -> str:
-    """A caption in which "a large outlined purple ring" is just "a zorb"."""
+    """A caption in which "a large shaded purple ring" is just "a zorb"."""
     plain = replace(scene.things[0], style="flat", size="medium")
     text = caption(rng, replace(scene, things=(plain,))).text.replace("flat ", "")
     return text.replace("purple ring", WORD)
@@ -61,7 +61,7 @@ def teach_word(tokenizer, text_encoder, vectors: torch.Tensor) -> tuple[WordVect
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    training_options(parser, steps=200, batch=16, lr=1e-2, seed=5)
+    training_options(parser, steps=400, batch=16, lr=1e-2, seed=5)
     args = parser.parse_args()
     tokenizer, text_encoder, vae, unet = load_frozen(args.model)
     first_ids = tokenizer(list(FIRST_WORDS), add_special_tokens=False).input_ids

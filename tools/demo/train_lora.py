@@ -17,7 +17,7 @@ from tools.demo.model_files import kohya_name, load_frozen
 from tools.demo.scenes import LORA_STYLES, Scene, draw_scene
 from tools.demo.training import Log
 
-UNET_PARTS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
+UNET_PARTS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "conv1", "conv2")
 TEXT_PARTS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
 
@@ -27,7 +27,8 @@ class LowRank(torch.nn.Module):
     def __init__(self, target: torch.nn.Module, rank: int, alpha: float):
         super().__init__()
         if isinstance(target, torch.nn.Conv2d):
-            self.down = torch.nn.Conv2d(target.in_channels, rank, 1, bias=False)
+            shape = {"kernel_size": target.kernel_size, "stride": target.stride, "padding": target.padding}
+            self.down = torch.nn.Conv2d(target.in_channels, rank, **shape, bias=False)
             self.up = torch.nn.Conv2d(rank, target.out_channels, 1, bias=False)
         else:
             self.down = torch.nn.Linear(target.in_features, rank, bias=False)
@@ -43,11 +44,11 @@ class LowRank(torch.nn.Module):
 
 
 def attach(unet, text_encoder, rank: int, alpha: float) -> dict[str, LowRank]:
-    """LoRAs on every transformer's projections, by kohya's names."""
+    """LoRAs on every transformer's projections and every residual block's convolutions, by kohya's names."""
     loras = {}
     for prefix, model, parts in (("lora_unet", unet, UNET_PARTS), ("lora_te", text_encoder, TEXT_PARTS)):
         for path, module in model.named_modules():
-            inside = prefix == "lora_te" or "attentions" in path
+            inside = prefix == "lora_te" or "attentions" in path or "resnets" in path
             if inside and path.endswith(parts) and isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
                 loras[kohya_name(prefix, path)] = LowRank(module, rank, alpha)
     return loras
@@ -90,7 +91,7 @@ def style_scenes(style: str, count: int, seed: int) -> list[Scene]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    training_options(parser, steps=400, batch=16, lr=4e-3, seed=4)
+    training_options(parser, steps=400, batch=16, lr=2e-3, seed=4)
     parser.add_argument("--style", choices=LORA_STYLES, required=True)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--alpha", type=float, default=8.0)

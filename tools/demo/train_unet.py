@@ -16,11 +16,13 @@ from pathlib import Path
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
-from torch.nn.functional import cross_entropy, mse_loss
+from torch.nn.functional import mse_loss
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from tools.demo.halves import allow_halves, halves_masks, halves_words
+from tools.demo.hints import NOTHING_TOLD, token_errors, told
 from tools.demo.model_files import load_frozen
-from tools.demo.scenes import BUCKETS, PLACES, Scene, caption
+from tools.demo.scenes import BUCKETS, Scene, caption
 from tools.demo.tokenizer import save_tokenizer
 from tools.demo.training import Run, descend, plateau
 
@@ -79,17 +81,13 @@ class Conditioned(torch.nn.Module):
         super().__init__()
         self.text_encoder, self.unet = text_encoder, unet
 
-    def forward(self, noisy: torch.Tensor, times: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The predicted noise, and the mean embedding of each text's end and padding, (B, width)."""
+    def forward(
+        self, noisy: torch.Tensor, times: torch.Tensor, ids: torch.Tensor, halves: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The predicted noise, and the texts' embeddings; for `halves` see `HalvesAttention`."""
         text = self.text_encoder(ids).last_hidden_state
-        padding = (ids == self.text_encoder.config.eos_token_id).float()[..., None]
-        return self.unet(noisy, times, text).sample, (text * padding).sum(1) / padding.sum(1)
-
-
-def place_directions() -> torch.Tensor:
-    """A fixed direction of the text embedding for each of PLACES, (5, width), all orthogonal."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.linalg.qr(torch.randn(TEXT_WIDTH, len(PLACES), generator=generator))[0].T
+        arguments = None if halves is None else {"halves": halves}
+        return self.unet(noisy, times, text, cross_attention_kwargs=arguments).sample, text
 
 
 def snr_weights(scheduler: DDPMScheduler, times: torch.Tensor) -> torch.Tensor:
@@ -113,9 +111,10 @@ def spread_times(count: int, generator: torch.Generator, least: int = 0) -> torc
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step needs: latents with noise and the noise, (B, 4, h, w); times, loss weights, places (B); ids (B, n).
+    """What one step needs: latents with noise and the noise, (B, 4, h, w); times, loss weights (B); ids (B, texts, n).
 
-    `places` are indices of PLACES, or -1 where a text tells no single place.
+    `answers`, (B, places, 2), is what `told` says of the texts. Where pictures have a text for each half, `halves`
+    are their masks (B, 2, h, w).
     """
 
     noisy: torch.Tensor
@@ -123,7 +122,8 @@ class Batch:
     times: torch.Tensor
     weights: torch.Tensor
     ids: torch.Tensor
-    places: torch.Tensor
+    answers: torch.Tensor
+    halves: torch.Tensor | None
 
 
 class Batches:
@@ -133,24 +133,31 @@ class Batches:
         self.kept = torch.load(latents_file, weights_only=False)
         self.tokenizer, self.args, self.scheduler = tokenizer, args, DDPMScheduler(**SCHEDULE)
 
-    def word(self, rng: random.Random, scene: Scene) -> tuple[str, int]:
-        """A caption, or none, which is what guidance compares with; and the index of the place it tells, or -1."""
+    def word(self, rng: random.Random, scene: Scene) -> tuple[str, list[tuple[int, int]]]:
+        """A caption, or none, which is what guidance compares with; and what it puts where."""
         if rng.random() < 0.1:
-            return "", -1
+            return "", NOTHING_TOLD
         said = caption(rng, scene)
         while self.args.say_places and not all(said.says_place):
             said = caption(rng, scene)
-        return said.text, PLACES.index(scene.things[0].place) if said.says_place == (True,) else -1
+        return said.text, told(scene, said)
 
     def draw(self, step: int) -> Batch:
         args, rng = self.args, random.Random(self.args.seed * 1_000_003 + step)
-        bucket = self.kept[BUCKETS[0] if rng.random() < 0.9 else rng.choice(BUCKETS[1:])]
+        by_halves = rng.random() < args.share_halves
+        bucket = self.kept[BUCKETS[0] if by_halves or rng.random() < 0.9 else rng.choice(BUCKETS[1:])]
         ones, count = bucket["ones"], len(bucket["scenes"])
-        share_two = min(args.share_two, 0.05 + step / 20_000)  # begin with one object
+        share_two = 1.0 if by_halves else min(args.share_two, 0.05 + step / 10_000)  # begin with one object
         chosen = [
             rng.randrange(ones, count) if rng.random() < share_two else rng.randrange(ones) for _ in range(args.batch)
         ]
-        texts, places = zip(*(self.word(rng, bucket["scenes"][i]) for i in chosen))
+        scenes = [bucket["scenes"][i] for i in chosen]
+        if by_halves:
+            texts = [text for scene in scenes for text in halves_words(rng, scene)]
+            halves, answers = halves_masks(scenes), [NOTHING_TOLD] * len(scenes)
+        else:
+            texts, answers = zip(*(self.word(rng, scene) for scene in scenes))
+            halves = None
         length = 77 if step % 4 == 0 or step >= args.short_share * args.steps else args.short_tokens
         ids = self.tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         latents = bucket["latents"][chosen].float()
@@ -158,7 +165,8 @@ class Batches:
         noise = torch.randn(latents.shape, generator=generator)
         times = spread_times(args.batch, generator, args.least_time)
         noisy = self.scheduler.add_noise(latents, noise, times).to(memory_format=torch.channels_last)
-        return Batch(noisy, noise, times, snr_weights(self.scheduler, times), ids.input_ids, torch.tensor(places))
+        weights, ids = snr_weights(self.scheduler, times), ids.input_ids.unflatten(0, (args.batch, -1))
+        return Batch(noisy, noise, times, weights, ids, torch.tensor(answers), halves)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -168,11 +176,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=20000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--share_two", type=float, default=0.4, help="of scenes with two objects, from step 7000 on")
+    parser.add_argument("--share_two", type=float, default=0.4, help="of scenes with two objects, reached by and by")
+    parser.add_argument("--share_halves", type=float, default=0.1, help="of batches with a text for each half")
     parser.add_argument("--short_tokens", type=int, default=32, help="length of texts in three of four batches: faster")
     parser.add_argument("--short_share", type=float, default=0.8, help="of the training, before all texts are 77 long")
     parser.add_argument("--least_time", type=int, default=0, help="e.g. 700: only noisy times, which settle places")
-    parser.add_argument("--place_hint", type=float, default=0.02, help="weight of the text encoder's own loss")
+    parser.add_argument("--hint", type=float, default=0.02, help="weight of the text encoder's own loss")
     parser.add_argument("--say_places", action="store_true", help="no caption leaves a place open")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=3)
@@ -186,6 +195,7 @@ def train(args: argparse.Namespace) -> None:
     if args.resume_from:
         _, text_encoder, _, unet = load_frozen(args.resume_from)
         model = Conditioned(text_encoder, unet).requires_grad_(True)
+    allow_halves(model.unet)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
     run = Run(args.work / "unet.pt", model, optimizer, decay=0.999)
     run.log.write(step=run.start, settings={k: str(v) for k, v in vars(args).items()})
@@ -193,7 +203,7 @@ def train(args: argparse.Namespace) -> None:
     workers = ThreadPoolExecutor(args.threads, initializer=torch.set_num_threads, initargs=(1,))
     descend(
         optimizer,
-        lambda step: gradients(model, workers, batches.draw(step), args.threads, args.place_hint),
+        lambda step: gradients(model, workers, batches.draw(step), args.threads, args.hint),
         run.log,
         plateau(args.steps, args.lr),
         range(run.start, args.steps),
@@ -202,22 +212,23 @@ def train(args: argparse.Namespace) -> None:
     run.save(args.steps)
 
 
-def gradients(model: Conditioned, workers: ThreadPoolExecutor, batch: Batch, threads: int, place_hint: float) -> float:
+def gradients(model: Conditioned, workers: ThreadPoolExecutor, batch: Batch, threads: int, hint: float) -> float:
     """One batch's loss; each thread takes a part of the batch, the gradients are added up.
 
-    Beside the noise, the text encoder is asked to say its place, weighted by `place_hint`: left to the noise alone, a
-    place, which matters only together with a position, stays drowned by colours and shapes for thousands of steps.
+    Beside the noise the text encoder is asked what stands where, weighted by `hint`; the loss returned is the noise's.
     """
-    directions = place_directions()
     parameters = list(model.parameters())
     count = len(batch.noise)
+    end = model.text_encoder.config.eos_token_id
 
     def part(rows: slice) -> tuple[float, tuple[torch.Tensor, ...]]:
-        predicted, endings = model(batch.noisy[rows], batch.times[rows], batch.ids[rows])
+        ids = batch.ids[rows].flatten(0, 1)
+        halves = None if batch.halves is None else batch.halves[rows]
+        predicted, text = model(batch.noisy[rows], batch.times[rows], ids, halves)
         errors = mse_loss(predicted, batch.noise[rows], reduction="none").mean((1, 2, 3))
         loss = (errors * batch.weights[rows]).sum() / count
-        hint = cross_entropy(endings @ directions.T, batch.places[rows], ignore_index=-1, reduction="sum") / count
-        return loss.item(), torch.autograd.grad(loss + place_hint * hint, parameters)
+        extra = 0.0 if halves is not None else token_errors(text, ids == end, batch.answers[rows]).sum() / count
+        return loss.item(), torch.autograd.grad(loss + hint * extra, parameters)
 
     share = -(-count // threads)
     results = list(workers.map(part, [slice(i, i + share) for i in range(0, count, share)]))
