@@ -55,9 +55,9 @@ def main() -> None:
     args = parser.parse_args()
     parts = [
         "# What the demo model can do\n",
-        "Fresh captions (a seed not used in training), 20 steps, DDIM and scale 5 where nothing else is said, judged from the pixels by "
-        "`tools/demo/judge.py`. Numbers are percentages of the pictures in which the thing asked for is right; "
-        '"all" asks for everything at once, with two objects for both.\n',
+        "Fresh captions (a seed not used in training), 20 steps, DDIM and scale 5 where nothing else is said, judged "
+        "from the pixels by `tools/demo/judge.py`. Numbers are percentages of the pictures in which the thing asked "
+        'for is right; "all" asks for everything at once, with two objects for both.\n',
     ]
     for file, make in (("results.json", drawing_table), ("companions.json", companions_table)):
         if (path := args.model / file).exists():
