@@ -15,10 +15,10 @@ from tools.demo.drawing import Drawer
 from tools.demo.evaluate import FRESH_SEED, draw_all, fresh
 
 STRIP = (
-    "a red circle on a white background",
+    "a red circle in the centre, on a white background",
     "a large striped blue star, on a yellow background",
     "an outlined orange heart on a black background",
-    "a shaded cyan ring on a brown background",
+    "a shaded cyan ring in the centre, on a brown background",
     "a yellow crescent at the top, blue background",
     "a red square on the left, a green triangle on the right, on a white background",
 )
