@@ -708,7 +708,8 @@ class Pipeline:
 
 def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
     """Choose the device, load the models and set them up as planned."""
-    keep_compiled()
+    if plan.compile:
+        keep_compiled()
     from library.weight_reading import read_ahead
 
     device = devices.choose_device(process)
@@ -741,7 +742,7 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
     for model in (models.unet, *control_nets.models):
         use_kernel(model, kernel)
     if channels_last:
-        for model in (models.unet, models.vae, *control_nets.models):
+        for model in control_nets.models:  # U-Net and VAE were read so
             model.to(memory_format=torch.channels_last)
     if plan.vae_slices:
         slice_resnets(models.vae, plan.vae_slices)

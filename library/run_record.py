@@ -25,16 +25,8 @@ logger = logging.getLogger(__name__)
 # Options that change no picture, or that are compared in another way: the model and the prompts by their content.
 _NOT_COMPARED = {
     *("ckpt", "prompt", "from_file", "interactive", "no_preview", "outdir", "tokenizer_cache_dir"),
-    *(
-        "batch_size",
-        "vae_batch_size",
-        "vae_slices",
-        "xformers",
-        "diffusers_xformers",
-        "sdpa",
-        "opt_channels_last",
-        "compile",
-    ),
+    *("batch_size", "vae_batch_size", "vae_slices", "xformers", "diffusers_xformers", "sdpa"),
+    *("opt_channels_last", "compile", "lowvram"),
     *("config", "dry_run", "resume", "json", "quiet", "verbose", "debug", "grid", "html"),
     *("network_show_meta", "control_net_save_guides"),
 }

@@ -31,7 +31,7 @@ class TextConditions:
     kept: Mapping[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
     def for_layer(self, layer: str | None) -> torch.Tensor:
-        """The text that a layer attends to; the same tensor each time it is asked for."""
+        """The text that a layer attends to."""
         return self.per_layer.get(layer, self.embeddings)
 
     def to(self, dtype: torch.dtype) -> "TextConditions":

@@ -164,6 +164,13 @@ def test_changed_options_are_named(command, generate, changes, message):
     assert "another --outdir" in result.stderr
 
 
+@pytest.mark.parametrize("options", [["--lowvram"], ["--compile"], ["--opt_channels_last"], ["--vae_slices", 2]])
+def test_options_for_speed_and_memory_may_change(command, generate, options):
+    generate(*command)
+    result = generate(*command, "--resume", *options)
+    assert (result.status, result.files) == (0, []), result.stderr
+
+
 def test_changed_prompts_are_named(command, prompts, generate):
     generate(*command)
     prompts.write_text(LINES.replace("a dog", "a frog"))
