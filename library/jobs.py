@@ -131,7 +131,7 @@ class Job(JobSettings):
 
 @dataclass(frozen=True, slots=True)
 class SourceLine:
-    """One raw prompt line and its place, for messages ("" for one from the command line).
+    """One raw prompt line, without line breaks, and its place, for messages ("" for one from the command line).
 
     A line from a picture's metadata comes `parsed`, and belongs to that picture (its place among the sources).
     """

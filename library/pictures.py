@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from library.errors import InputError
 from library.picture_files import read_texts
-from library.prompts import PromptLine
+from library.prompts import PromptLine, one_line
 from library.values import MAX_SIZE_PX, PIXELS_PER_CELL
 
 if TYPE_CHECKING:
@@ -147,7 +147,8 @@ def read_prompt(path: Path) -> PromptLine:
 
 
 def _prompt_line(prompt: str, negative_prompt: str) -> PromptLine:
-    return PromptLine(prompt, {"negative_prompt": negative_prompt} if negative_prompt else {})
+    settings = {"negative_prompt": one_line(negative_prompt)} if negative_prompt else {}
+    return PromptLine(one_line(prompt), settings)
 
 
 def _split_parameters(parameters: str) -> tuple[str, str]:

@@ -36,6 +36,7 @@ from library.manifest import finished
 from library.model_files import ModelFiles, find_model
 from library.picture_files import DEFAULT_QUALITY
 from library.pictures import check_picture, find_pictures, read_picture, read_prompt, region_color
+from library.prompts import one_line
 from library.run_record import RunRecord
 from library.samplers import SAMPLERS, Sampler
 from library.textual_inversion import Embedding, find_embeddings
@@ -101,7 +102,7 @@ def typed_line(text: str, subject: str) -> SourceLine:
         raise InputError(subject, "the text is not UTF-8; set the terminal to UTF-8") from None
     if "\0" in text:
         raise InputError(subject, "the text holds a NUL character; leave it out")
-    return SourceLine(re.sub(r"\s*[\r\n]+\s*", " ", text).strip())
+    return SourceLine(one_line(text))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -80,6 +80,11 @@ class PromptLine:
     warnings: tuple[str, ...] = ()
 
 
+def one_line(text: str) -> str:
+    """The text with its line breaks as spaces; only CR and LF are line breaks in a prompt file."""
+    return re.sub(r"\s*[\r\n]+\s*", " ", text).strip()
+
+
 def parse_prompt_line(line: str, where: str = "") -> PromptLine:
     """Cut `prompt --x value --y value` into the prompt and its options.
 

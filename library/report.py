@@ -1,6 +1,5 @@
 """What a run came to: counts, and the pictures that failed as a prompt file for another try."""
 
-import re
 import shlex
 import time
 from collections import Counter
@@ -16,7 +15,7 @@ from tqdm import tqdm
 from library.errors import EnvironmentFault
 from library.jobs import DEFAULT_SIZE_PX, Job, JobSettings
 from library.picture_files import save_whole
-from library.prompts import PROMPT_OPTIONS
+from library.prompts import PROMPT_OPTIONS, one_line
 from library.run_record import job_id
 
 if TYPE_CHECKING:
@@ -89,7 +88,7 @@ def prompt_line(job: Job, defaults: JobSettings) -> str:
             implied = None if job.source else implied or DEFAULT_SIZE_PX
         if value != implied:
             texts.append(f"--{option.name} {_as_typed(value)}")
-    line = re.sub(r"\r\n|\r|\n", " ", " ".join(texts))  # other separators of Unicode are no ends of lines here
+    line = " ".join(texts)
     return f" {line}" if line.startswith("#") else line  # not a comment
 
 
@@ -109,7 +108,7 @@ def save_failed(folder: Path, failed: Sequence[Job], defaults: JobSettings) -> P
     for job in failed:
         if job.source is not None:
             mask = f" --mask_path {shlex.quote(str(job.mask))}" if job.mask else ""
-            lines.append(f"# --image_path {shlex.quote(str(job.source))}{mask}")
+            lines.append(one_line(f"# --image_path {shlex.quote(str(job.source))}{mask}"))
         lines.append(prompt_line(job, defaults))
     name = f"failed_{datetime.now():%Y%m%d%H%M%S}.txt"
     try:

@@ -20,7 +20,7 @@ from library.errors import InputError
 from library.file_names import FileNames
 from library.jobs import JobMaker, JobSettings, SeedSource, SourceLine, count_pictures, plan_jobs
 from library.manifest import read_runs
-from library.prompts import PROMPT_OPTIONS, parse_emphasis
+from library.prompts import PROMPT_OPTIONS, one_line, parse_emphasis
 from library.report import prompt_line
 from library.samplers import SAMPLERS
 from library.weight_files import open_weights
@@ -65,7 +65,7 @@ values = st.one_of(
 options_in_lines = st.tuples(st.sampled_from([*PROMPT_OPTIONS, "x", "prompt"]), values).map(
     lambda o: f" --{o[0]} {o[1]}"
 )
-lines = st.lists(st.one_of(words, options_in_lines), max_size=12).map("".join)
+lines = st.lists(st.one_of(words, options_in_lines), max_size=12).map("".join).map(one_line)
 
 
 def make_jobs(text: str):
@@ -93,7 +93,11 @@ def test_prompt_lines(text):
 
 
 @fuzz
-@given(st.lists(st.one_of(st.from_regex(r"[a-z(): ]{1,8}", fullmatch=True), options_in_lines), max_size=6).map("".join))
+@given(
+    st.lists(st.one_of(st.from_regex(r"[a-z(): ]{1,8}", fullmatch=True), options_in_lines), max_size=6)
+    .map("".join)
+    .map(one_line)
+)
 @example(" --n 0\x850 \u2028")
 def test_the_line_of_a_job_gives_the_job_again(text):
     try:

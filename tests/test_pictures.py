@@ -149,11 +149,11 @@ def test_sizes(tmp_path):
 
 def test_prompts_of_this_program_and_sd_scripts(tmp_path):
     info = PngInfo()
-    info.add_text("prompt", "a cat")
-    info.add_text("negative-prompt", "ein Kätzchen 猫")
+    info.add_text("prompt", "a cat,\r\n\r\nred")
+    info.add_text("negative-prompt", "ein Kätzchen 猫\n")
     gradient().save(tmp_path / "x.png", pnginfo=info)
     line = read_prompt(tmp_path / "x.png")
-    assert (line.prompt, line.settings) == ("a cat", {"negative_prompt": "ein Kätzchen 猫"})
+    assert (line.prompt, line.settings) == ("a cat, red", {"negative_prompt": "ein Kätzchen 猫"})
 
 
 def test_prompts_of_the_web_ui_in_png(tmp_path):
