@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import inspect
 import logging
@@ -706,6 +707,7 @@ class Pipeline:
         return decode(self.vae, latents)
 
 
+@devices.no_collection()
 def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
     """Choose the device, load the models and set them up as planned."""
     if plan.compile:
@@ -716,27 +718,29 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
     dtype = devices.choose_dtype(device, fp16=plan.fp16, bf16=plan.bf16)
     logger.debug("drawing on %s in %s", device, dtype)
     channels_last = plan.channels_last or device.type == "cpu"
-    files = read_ahead(plan.model, device, dtype, channels_last=channels_last)
-    # these take longer to import than the weights take to be read meanwhile
-    import diffusers
-    import torch
-    import transformers
+    with devices.single_threaded():
+        files = read_ahead(plan.model, device, dtype, channels_last=channels_last)
+        # these take longer to import than the weights take to be read meanwhile
+        import diffusers
+        import torch
+        import transformers
 
+        from library.models import load_models
+
+        diffusers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.set_verbosity_error()
+        models = load_models(files, device, dtype, plan.tokenizer_cache_dir)
     from library.attention import use_kernel
     from library.control_net import ControlNets, load_control_net
-    from library.models import load_models
     from library.packed_layers import can_pack, pack_layers
     from library.vae_slices import slice_resnets
     from networks.attach import Networks
     from networks.files import read_state
 
-    diffusers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.set_verbosity_error()
     gradients = plan.guidance.uses_anything
     kernel = devices.choose_attention(device, dtype, xformers=plan.xformers, gradients=gradients)
     upscaler = plan.highres and plan.highres.upscaler and make_upscaler(plan.highres.upscaler, device, dtype)
     network_weights = [read_state(spec.weights) for spec in plan.networks.specs]
-    models = load_models(files, device, dtype, plan.tokenizer_cache_dir)
     nets = [load_control_net(spec, models.unet) for spec in plan.control_nets]
     control_nets = ControlNets(nets, together=plan.control_nets_together, save_guides=plan.save_guides)
     for model in (models.unet, *control_nets.models):
@@ -919,4 +923,6 @@ def announce(job: Job, file: Path, as_json: bool = False) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    gc.freeze()  # leaving would search a million objects for garbage; the system takes all memory back anyway
+    sys.exit(status)

@@ -126,6 +126,37 @@ def on_device(model: "torch.nn.Module", device: "torch.device", *, leave: bool) 
             model.to("cpu")
 
 
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """A block, or a function, without Python's search for cycles of garbage.
+
+    Imports make a million objects that all stay: the search goes through them again and again, a quarter of the time.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """A block in which no operation of PyTorch is shared out, for work that has threads of its own.
+
+    The threads of a shared operation spin for a while after it, on cores that the others want.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # for this thread, and for those that begin from now on
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 # What PyTorch says where it has no type for it: on CPUs (oneDNN, which does convolutions there, says no more than this
 # when it gets no memory for its work), and on Apple's GPUs
 _OUT_OF_MEMORY = re.compile(

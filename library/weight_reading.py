@@ -18,7 +18,7 @@ from library.weight_files import WeightFile
 
 _LARGE_BYTES = 1 << 16
 _PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}  # not on Windows
-_THREADS = min(4, os.cpu_count() or 1)
+_THREADS = min(4, max(1, (os.cpu_count() or 1) - 1))  # beside the one that imports
 
 
 class CastWeights:
@@ -50,7 +50,7 @@ class CastWeights:
         Raises:
             InputError: when it holds NaN or infinite values.
         """
-        if name not in self._begun:
+        if name not in self._begun or self._begun[name].cancel():  # not begun: whoever waits can as well read
             self._begun[name] = Future()
             self._begun[name].set_result(self._read(name))
         return self._begun[name].result()

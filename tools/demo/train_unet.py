@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
-from torch.nn.functional import mse_loss
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from tools.demo.halves import allow_halves, halves_masks, halves_words
@@ -34,6 +33,8 @@ SCHEDULE = {
     "clip_sample": False,
 }
 LARGEST_WEIGHT = 15.0
+GUIDANCE_SCALE = 5.0  # what lessons in guidance are held at
+GUIDED_TIMES = 400  # below them a picture shows most of what its text says
 TEXT_WIDTH = 128
 
 
@@ -100,13 +101,13 @@ def snr_weights(scheduler: DDPMScheduler, times: torch.Tensor) -> torch.Tensor:
     return ((1 - signal) / signal).sqrt().clamp(max=LARGEST_WEIGHT)
 
 
-def spread_times(count: int, generator: torch.Generator, least: int = 0) -> torch.Tensor:
-    """Random times `least`…999, one from each of `count` equal parts.
+def spread_times(count: int, generator: torch.Generator, least: int = 0, end: int = 1000) -> torch.Tensor:
+    """Random times from `least` up to, not including, `end`, one from each of `count` equal parts.
 
     So batches differ less (Kingma et al. 2021, "Variational Diffusion Models", app. I.1).
     """
     share = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-    return (least + (1000 - least) * share).long().clamp(max=999)
+    return (least + (end - least) * share).long().clamp(max=end - 1)
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class Batch:
     """What one step needs: latents with noise and the noise, (B, 4, h, w); times, loss weights (B); ids (B, texts, n).
 
     `answers`, (B, places, 2), is what `told` says of the texts. Where pictures have a text for each half, `halves`
-    are their masks (B, 2, h, w).
+    are their masks (B, 2, h, w). Where the lesson is `guided`, each picture has no words, then its text.
     """
 
     noisy: torch.Tensor
@@ -124,6 +125,7 @@ class Batch:
     ids: torch.Tensor
     answers: torch.Tensor
     halves: torch.Tensor | None
+    guided: bool
 
 
 class Batches:
@@ -138,35 +140,41 @@ class Batches:
         if rng.random() < 0.1:
             return "", NOTHING_TOLD
         said = caption(rng, scene)
-        while self.args.say_places and not all(said.says_place):
-            said = caption(rng, scene)
+        if self.args.open_places is not None:
+            leave_open = rng.random() < self.args.open_places
+            while all(said.says_place) == leave_open:
+                said = caption(rng, scene)
         return said.text, told(scene, said)
 
     def draw(self, step: int) -> Batch:
         args, rng = self.args, random.Random(self.args.seed * 1_000_003 + step)
-        by_halves = rng.random() < args.share_halves
+        kind = rng.random()
+        by_halves, guided = kind < args.share_halves, kind > 1 - args.share_guided
         bucket = self.kept[BUCKETS[0] if by_halves or rng.random() < 0.9 else rng.choice(BUCKETS[1:])]
-        ones, count = bucket["ones"], len(bucket["scenes"])
+        count = args.batch // 2 if guided else args.batch  # each is predicted twice
+        ones, every = bucket["ones"], bucket["scenes"]
         share_two = 1.0 if by_halves else min(args.share_two, 0.05 + step / 10_000)  # begin with one object
         chosen = [
-            rng.randrange(ones, count) if rng.random() < share_two else rng.randrange(ones) for _ in range(args.batch)
+            rng.randrange(ones, len(every)) if rng.random() < share_two else rng.randrange(ones) for _ in range(count)
         ]
-        scenes = [bucket["scenes"][i] for i in chosen]
+        scenes, halves = [every[i] for i in chosen], None
         if by_halves:
             texts = [text for scene in scenes for text in halves_words(rng, scene)]
-            halves, answers = halves_masks(scenes), [NOTHING_TOLD] * len(scenes)
+            halves, answers = halves_masks(scenes), [NOTHING_TOLD] * count
         else:
             texts, answers = zip(*(self.word(rng, scene) for scene in scenes))
-            halves = None
+            if guided:
+                texts = [text for said in texts for text in ("", said)]
         length = 77 if step % 4 == 0 or step >= args.short_share * args.steps else args.short_tokens
         ids = self.tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         latents = bucket["latents"][chosen].float()
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
         noise = torch.randn(latents.shape, generator=generator)
-        times = spread_times(args.batch, generator, args.least_time)
+        times = spread_times(count, generator, *((0, GUIDED_TIMES) if guided else (args.least_time,)))
         noisy = self.scheduler.add_noise(latents, noise, times).to(memory_format=torch.channels_last)
-        weights, ids = snr_weights(self.scheduler, times), ids.input_ids.unflatten(0, (args.batch, -1))
-        return Batch(noisy, noise, times, weights, ids, torch.tensor(answers), halves)
+        weights = torch.ones(count) if guided else snr_weights(self.scheduler, times)
+        ids = ids.input_ids.unflatten(0, (count, -1))
+        return Batch(noisy, noise, times, weights, ids, torch.tensor(answers), halves, guided)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -178,11 +186,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--share_two", type=float, default=0.4, help="of scenes with two objects, reached by and by")
     parser.add_argument("--share_halves", type=float, default=0.1, help="of batches with a text for each half")
+    parser.add_argument("--share_guided", type=float, default=0.2, help="of batches that are lessons in guidance")
     parser.add_argument("--short_tokens", type=int, default=32, help="length of texts in three of four batches: faster")
     parser.add_argument("--short_share", type=float, default=0.8, help="of the training, before all texts are 77 long")
     parser.add_argument("--least_time", type=int, default=0, help="e.g. 700: only noisy times, which settle places")
     parser.add_argument("--hint", type=float, default=0.02, help="weight of the text encoder's own loss")
-    parser.add_argument("--say_places", action="store_true", help="no caption leaves a place open")
+    parser.add_argument("--open_places", type=float, help="share of captions that leave a place open; 0: none does")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=3)
     train(parser.parse_args(arguments))
@@ -212,6 +221,26 @@ def train(args: argparse.Namespace) -> None:
     run.save(args.steps)
 
 
+def noise_errors(model: Conditioned, batch: Batch, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    """Squared errors of the predicted noise, (rows), and the texts' embeddings, (rows, texts, n, width).
+
+    A lesson in guidance adds the errors without words, with them, and that of the guided prediction over its scale²:
+    guidance enlarges the difference of the two, and where the noise is faint they differ by little but their errors.
+    """
+    noisy, noise, times, ids = batch.noisy[rows], batch.noise[rows], batch.times[rows], batch.ids[rows]
+    if batch.guided:
+        noisy, times = noisy.repeat_interleave(2, 0), times.repeat_interleave(2, 0)
+    halves = None if batch.halves is None else batch.halves[rows]
+    predicted, text = model(noisy, times, ids.flatten(0, 1), halves)
+    text = text.unflatten(0, ids.shape[:2])
+    if not batch.guided:
+        return (predicted - noise).square().mean((1, 2, 3)), text
+    without, with_words = predicted.unflatten(0, (-1, 2)).unbind(1)
+    guided = without + GUIDANCE_SCALE * (with_words - without)
+    parts = ((without, 1.0), (with_words, 1.0), (guided, GUIDANCE_SCALE))
+    return sum(((p - noise) / scale).square().mean((1, 2, 3)) for p, scale in parts), text
+
+
 def gradients(model: Conditioned, workers: ThreadPoolExecutor, batch: Batch, threads: int, hint: float) -> float:
     """One batch's loss; each thread takes a part of the batch, the gradients are added up.
 
@@ -222,12 +251,12 @@ def gradients(model: Conditioned, workers: ThreadPoolExecutor, batch: Batch, thr
     end = model.text_encoder.config.eos_token_id
 
     def part(rows: slice) -> tuple[float, tuple[torch.Tensor, ...]]:
-        ids = batch.ids[rows].flatten(0, 1)
-        halves = None if batch.halves is None else batch.halves[rows]
-        predicted, text = model(batch.noisy[rows], batch.times[rows], ids, halves)
-        errors = mse_loss(predicted, batch.noise[rows], reduction="none").mean((1, 2, 3))
+        errors, text = noise_errors(model, batch, rows)
         loss = (errors * batch.weights[rows]).sum() / count
-        extra = 0.0 if halves is not None else token_errors(text, ids == end, batch.answers[rows]).sum() / count
+        extra = 0.0
+        if batch.halves is None:
+            ids = batch.ids[rows, -1]
+            extra = token_errors(text[:, -1], ids == end, batch.answers[rows]).sum() / count
         return loss.item(), torch.autograd.grad(loss + hint * extra, parameters)
 
     share = -(-count // threads)
