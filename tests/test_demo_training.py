@@ -4,6 +4,7 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -11,10 +12,13 @@ from diffusers.models.attention_processor import Attention
 from transformers import CLIPTokenizer
 
 from tools.demo import export, latents, train_unet
+from tools.demo.drawing import Drawer
 from tools.demo.halves import HalvesAttention, halves_masks
 from tools.demo.hints import ANSWERS, NOTHING, NOTHING_TOLD, UNTOLD, directions, token_errors, told, whole_errors
 from tools.demo.model_files import cldm_key
+from tools.demo.render import render
 from tools.demo.scenes import GROUND_COLOURS, OBJECT_COLOURS, PLACES, SHAPES, Caption, draw_scene, vocabulary
+from tools.demo.train_clip import unfinished
 from tools.demo.train_control_net import new_control_net
 
 MODEL = Path(__file__).parents[1] / "examples" / "shapes"
@@ -34,6 +38,45 @@ def test_training_goes_on_from_the_shipped_weights(work: Path) -> None:
     """The loss of an untrained model is about 3, the mean weight of times."""
     losses = [json.loads(line) for line in (work / "unet.jsonl").read_text().splitlines()]
     assert all(line["loss"] < 0.5 for line in losses if "loss" in line)
+
+
+def lessons(work: Path, *options: str) -> train_unet.Batches:
+    args = train_unet.options().parse_args(["--work", str(work), "--batch", "8", *options])
+    tokenizer = CLIPTokenizer.from_pretrained(MODEL / "tokenizer")
+    return train_unet.Batches(work / "latents.pt", tokenizer, args)
+
+
+def test_a_lesson_in_guidance_compares_without_words_and_with_them(work: Path) -> None:
+    batch = lessons(work, "--share_guided", "1", "--share_halves", "0").draw(0)
+    assert batch.guided and batch.ids.shape[:2] == (4, 2)
+    nothing = CLIPTokenizer.from_pretrained(MODEL / "tokenizer")("").input_ids
+    assert (batch.ids[:, 0, : len(nothing)] == torch.tensor(nothing)).all()
+    assert batch.times.max() < train_unet.GUIDED_TIMES
+
+    def fake_model(noisy, times, ids, halves):  # off by 1 without words, by 2 with them: by 6 when guided
+        predicted = batch.noise.repeat_interleave(2, 0) + torch.tensor([1.0, 2.0]).repeat(4).view(-1, 1, 1, 1)
+        return predicted, torch.zeros(len(ids), ids.shape[1], 1)
+
+    errors, text = train_unet.noise_errors(fake_model, batch, slice(None))
+    torch.testing.assert_close(errors, torch.full((4,), 1 + 4 + (6 / 5) ** 2))
+    assert text.shape[:2] == (4, 2)
+
+
+@pytest.mark.parametrize(("share", "told_places"), [("0", True), ("1", False)])
+def test_captions_leave_as_many_places_open_as_asked(work: Path, share: str, told_places: bool) -> None:
+    batches, rng = lessons(work, "--open_places", share), random.Random(0)
+    scenes = [draw_scene(rng) for _ in range(40)]
+    said = [answers for text, answers in (batches.word(rng, scene) for scene in scenes) if text]
+    assert said and all((answers != NOTHING_TOLD) == told_places for answers in said)
+
+
+def test_pictures_for_clip_are_unfinished() -> None:
+    """They show their scenes, less well than the autoencoder alone does; other scenes are about 100 of 255 apart."""
+    drawer = Drawer.load(MODEL)
+    scenes, pictures = zip(*unfinished(drawer, 50, seed=1), strict=True)
+    rendered = np.stack([render(scene) for scene in scenes]).astype(float)
+    whole = drawer.decode(latents.encode(drawer.vae, list(scenes)).float())
+    assert np.abs(whole - rendered).mean() < np.abs(np.stack(pictures) - rendered).mean() < 20
 
 
 def test_export_writes_a_model_that_draws(work: Path, tmp_path: Path, generate) -> None:

@@ -1,6 +1,9 @@
 """What makes it fast changes no picture: reordered weights, attention by products, reading ahead, compiling."""
 
+import gc
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +18,7 @@ from library.errors import InputError
 from library.model_files import find_model
 from library.models import load_unet
 from library.packed_layers import can_pack, pack_layers
-from library.weight_reading import read_ahead
+from library.weight_reading import CastWeights, read_ahead
 
 CPU = torch.device("cpu")
 
@@ -103,6 +106,27 @@ def test_weights_read_ahead_are_the_same(sd1, layout):
     ahead = load_unet(read_ahead(again, CPU, torch.bfloat16, channels_last=True).unet, CPU, torch.bfloat16).state_dict()
     assert plain.keys() == ahead.keys()
     assert all(torch.equal(plain[name], ahead[name]) for name in plain)
+
+
+def test_whoever_waits_reads_what_is_not_begun(sd1):
+    """One thread that is kept busy reads nothing: all that is asked for is read by the asker."""
+    files = find_model(str(sd1.folder), v2=False, v_parameterization=False, vae=None)
+    weights, plain = (CastWeights(files.unet.weights, CPU, torch.bfloat16) for _ in range(2))
+    with ThreadPoolExecutor(1) as pool:
+        busy = threading.Event()
+        pool.submit(busy.wait)
+        weights.begin(weights.shapes, pool)
+        values = {name: weights.tensor(name) for name in weights.shapes}
+        busy.set()
+    assert all(torch.equal(value, plain.tensor(name)) for name, value in values.items())
+
+
+def test_settings_for_loading_last_for_a_block_only():
+    threads = torch.get_num_threads()
+    with pytest.raises(ZeroDivisionError), devices.single_threaded(), devices.no_collection():
+        assert torch.get_num_threads() == 1 and not gc.isenabled()
+        raise ZeroDivisionError
+    assert torch.get_num_threads() == threads and gc.isenabled()
 
 
 def test_a_nan_read_ahead_is_named(sd1, tmp_path):

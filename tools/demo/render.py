@@ -9,7 +9,7 @@ from tools.demo.scenes import COLOURS, Scene, Thing
 
 SUPERSAMPLING = 4
 DOT_SPACING = 12  # pixels between dots of 8 pixels
-SHADOW_OFFSET = 7  # pixels, to the right and downwards
+SHADOW_OFFSET = 10  # pixels, to the right and downwards
 SHADOW_LIGHT = 0.4  # what a shadow leaves of the ground
 SHIFT = 4  # fractional bits of OpenCV's coordinates
 

@@ -1,9 +1,10 @@
 """Train a small CLIP of the demo's world: pictures and captions in one space.
 
-    python -m tools.demo.train_clip --work WORK --out examples/shapes/companions/clip
+    python -m tools.demo.train_clip --model examples/shapes --work WORK --out examples/shapes/companions/clip
 
 Each batch holds, for every picture, its caption and one that differs in a single thing; both compete with all others.
-Both towers are also asked what stands where, see `hints`.
+Both towers are also asked what stands where, see `hints`. A quarter of the pictures are the demo model's unfinished
+ones, which are what guidance shows to CLIP.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import DDPMScheduler
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy, normalize
 from transformers import CLIPConfig, CLIPModel
 
+from tools.demo.drawing import SCHEDULE, Drawer
 from tools.demo.export import half, write_json
 from tools.demo.hints import UNTOLD, patch_answers, patch_errors, told, whole_errors
+from tools.demo.latents import encode
 from tools.demo.render import render
 from tools.demo.scenes import (
     GROUND_COLOURS,
@@ -34,6 +38,7 @@ from tools.demo.scenes import (
     draw_scene,
 )
 from tools.demo.tokenizer import save_tokenizer
+from tools.demo.train_unet import spread_times
 from tools.demo.training import Log, cosine, descend, save_checkpoint
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's CLIP
@@ -134,16 +139,40 @@ def hint(embeddings: torch.Tensor, scenes: list[Scene], said: list[Caption]) -> 
     return whole_errors(embeddings, torch.tensor(grounds), answers).mean()
 
 
+@torch.no_grad()
+def unfinished(drawer: Drawer, count: int, seed: int, batch: int = 50) -> list[tuple[Scene, np.ndarray]]:
+    """Scenes and what the demo model makes of their noisy latents in one step, mixed as guidance mixes them.
+
+    The mixture is that of `library.guidance`: the clean latents that are promised, weighted by the noise, and the noisy
+    ones themselves.
+    """
+    rng, generator = random.Random(f"unfinished {seed}"), torch.Generator().manual_seed(seed)
+    scheduler, made = DDPMScheduler(**SCHEDULE), []
+    for _ in range(0, count, batch):
+        scenes = [draw_scene(rng, combinations="all") for _ in range(batch)]
+        latents = encode(drawer.vae, scenes).float()
+        noise, times = torch.randn(latents.shape, generator=generator), spread_times(batch, generator)
+        noisy, text = scheduler.add_noise(latents, noise, times), drawer.encode([caption(rng, s).text for s in scenes])
+        share = scheduler.alphas_cumprod[times].view(-1, 1, 1, 1)
+        sigma = (1 - share).sqrt()
+        clean = (noisy - sigma * drawer.unet(noisy, times, text).sample) / share.sqrt()
+        made += zip(scenes, drawer.decode(sigma * clean + (1 - sigma) * noisy))
+    return made
+
+
 def train(args: argparse.Namespace, tokenizer) -> CLIPModel:
+    seen_before = unfinished(Drawer.load(args.model), args.unfinished, args.seed)
     clip, target = new_clip(tokenizer), torch.arange(args.batch)
     optimizer = torch.optim.AdamW(clip.parameters(), lr=args.lr, weight_decay=0.02, betas=(0.9, 0.98))
 
     def gradients(step: int) -> float:
         rng = random.Random(args.seed * 1_000_003 + step)
-        scenes = [draw_scene(rng, combinations="all") for _ in range(args.batch)]
+        old, pictures = zip(*rng.sample(seen_before, args.batch // 4))
+        new = [draw_scene(rng, combinations="all") for _ in range(args.batch - len(old))]
+        scenes, pixels = [*old, *new], to_pixels([*pictures, *map(render, new)])
         right, wrong, others = zip(*(right_and_wrong(rng, scene) for scene in scenes))
         texts = tokenizer([c.text for c in (*right, *wrong)], padding="longest", return_tensors="pt").input_ids
-        seen, read = clip.vision_model(to_pixels([render(s) for s in scenes])), clip.text_model(texts).pooler_output
+        seen, read = clip.vision_model(pixels), clip.text_model(texts).pooler_output
         image, text = project(clip, seen.pooler_output, read)
         scores = clip.logit_scale.exp().clamp(max=100) * image @ text.T  # (B, 2B)
         loss = (cross_entropy(scores, target) + cross_entropy(scores[:, : args.batch].T, target)) / 2
@@ -184,9 +213,11 @@ def save_clip(clip: CLIPModel, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="the demo model's folder")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--unfinished", type=int, default=2000, help="unfinished pictures to learn from")
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=7)

@@ -177,7 +177,7 @@ class Batches:
         return Batch(noisy, noise, times, weights, ids, torch.tensor(answers), halves, guided)
 
 
-def main(arguments: list[str] | None = None) -> None:
+def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--resume_from", type=Path, help="without WORK/unet.pt: begin with this model folder's weights")
@@ -194,11 +194,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--open_places", type=float, help="share of captions that leave a place open; 0: none does")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=3)
-    train(parser.parse_args(arguments))
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    train(options().parse_args(arguments))
 
 
 def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
+    torch.set_num_threads(1)  # the workers share each batch; operations shared as well would spin in each other's way
     tokenizer = save_tokenizer(args.work / "tokenizer")
     model = Conditioned(new_text_encoder(tokenizer), new_unet()).to(memory_format=torch.channels_last)
     if args.resume_from:
