@@ -58,7 +58,7 @@ def test_a_lesson_in_guidance_compares_without_words_and_with_them(work: Path) -
         return predicted, torch.zeros(len(ids), ids.shape[1], 1)
 
     errors, text = train_unet.noise_errors(fake_model, batch, slice(None))
-    torch.testing.assert_close(errors, torch.full((4,), 1 + 4 + (6 / 5) ** 2))
+    torch.testing.assert_close(errors, torch.full((4,), 1 + 4 + 6**2 / 5))
     assert text.shape[:2] == (4, 2)
 
 

@@ -229,7 +229,7 @@ def train(args: argparse.Namespace) -> None:
 def noise_errors(model: Conditioned, batch: Batch, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
     """Squared errors of the predicted noise, (rows), and the texts' embeddings, (rows, texts, n, width).
 
-    A lesson in guidance adds the errors without words, with them, and that of the guided prediction over its scale²:
+    A lesson in guidance adds the errors without words, with them, and that of the guided prediction over its scale:
     guidance enlarges the difference of the two, and where the noise is faint they differ by little but their errors.
     """
     noisy, noise, times, ids = batch.noisy[rows], batch.noise[rows], batch.times[rows], batch.ids[rows]
@@ -243,7 +243,7 @@ def noise_errors(model: Conditioned, batch: Batch, rows: slice) -> tuple[torch.T
     without, with_words = predicted.unflatten(0, (-1, 2)).unbind(1)
     guided = without + GUIDANCE_SCALE * (with_words - without)
     parts = ((without, 1.0), (with_words, 1.0), (guided, GUIDANCE_SCALE))
-    return sum(((p - noise) / scale).square().mean((1, 2, 3)) for p, scale in parts), text
+    return sum((p - noise).square().mean((1, 2, 3)) / scale for p, scale in parts), text
 
 
 def gradients(model: Conditioned, workers: ThreadPoolExecutor, batch: Batch, threads: int, hint: float) -> float:
