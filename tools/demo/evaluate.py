@@ -17,7 +17,7 @@ from tools.demo.judge import Verdict, judge
 from tools.demo.scenes import Caption, Scene, caption, draw_scene
 
 FRESH_SEED = 20_000  # not used in training
-SAMPLERS_SCALE = 3.0  # what all of them stand in 20 steps; at 5, those that look far back or add noise twice do not
+SAMPLERS_SCALE = 5.0
 
 
 def fresh(
