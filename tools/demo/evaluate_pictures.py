@@ -230,25 +230,22 @@ def clip_guidance(program: Program, seeds: int) -> None:
     drawn = scenes(seeds, "centre", 0.5)
     guides = render_all(program, drawn)
     texts = [f"a {scene.things[0].colour} {scene.things[0].shape}, on a white background" for scene in drawn]
-    wanted = {
-        "--clip_guidance_scale": ([f"{text} --d {seed}" for seed, text in enumerate(texts)], ()),
-        "--clip_image_guidance_scale": (
-            [f"on a white background --d {seed}" for seed in range(seeds)], ("--guide_image_path", guides)
-        ),
-    }  # fmt: skip
+    vague = [f"on a white background --d {seed}" for seed in range(seeds)]
+    by_text, by_picture = "--clip_guidance_scale", "--clip_image_guidance_scale"
     with torch.no_grad():
-        goals = {
-            "--clip_guidance_scale": [clip.embed_text([text]) for text in texts],
-            "--clip_image_guidance_scale": [clip.embed_guide(Image.fromarray(render(scene))) for scene in drawn],
-        }
-        for option, (lines, options) in wanted.items():
-            plain = program.draw(lines)
-            guided = program.draw(lines, option, 100, *options, "--clip_model", program.companions / "clip")
+        said = [clip.embed_text([text]) for text in texts]
+        shown = [clip.embed_guide(Image.fromarray(render(scene))) for scene in drawn]
+        for name, goals, lines, options in (
+            ("by the prompt", said, [f"{text} --d {seed}" for seed, text in enumerate(texts)], (by_text, 100)),
+            ("by --c", said, [f"{line} --c {text}" for line, text in zip(vague, texts)], (by_text, 100)),
+            ("by a picture", shown, vague, (by_picture, 100, "--guide_image_path", guides)),
+        ):
+            guided = program.draw(lines, *options, "--clip_model", program.companions / "clip")
             nearer = []
-            for goal, *pair in zip(goals[option], plain, guided):
+            for goal, *pair in zip(goals, program.draw(lines), guided):
                 before, after = (clip.embed_picture(pixels_to_tensor(Image.fromarray(p))) @ goal.T for p in pair)
                 nearer.append(bool(after > before))
-            print(f"{option} 100: nearer to the goal than without {percent(nearer)}")
+            print(f"CLIP guidance {name}: nearer to the goal than without {percent(nearer)}")
 
 
 MEASURES = {
