@@ -80,15 +80,13 @@ def test_a_negative_prompt_keeps_things_away(draw: Draw) -> None:
     assert thing(without_ground).colour == "red"
 
 
-def test_weights_make_words_count_more_or_less(draw: Draw) -> None:
-    red, blue, small, large = draw(
-        "a large (red:1.5) (blue:0.5) circle on a white background --d 2",
-        "a large (red:0.5) (blue:1.5) circle on a white background --d 2",
-        "a (small:1.5) (large:0.5) red circle on a white background --d 1",
-        "a (small:0.5) (large:1.5) red circle on a white background --d 1",
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_weights_make_words_count_more_or_less(draw: Draw, seed: int) -> None:
+    small, large = draw(
+        f"a (small:1.5) (large:0.5) red circle on a white background --d {seed}",
+        f"a (small:0.5) (large:1.5) red circle on a white background --d {seed}",
     )
-    assert [thing(red).colour, thing(blue).colour] == ["red", "blue"]
-    assert thing(small).mask.sum() < thing(large).mask.sum()
+    assert thing(small).mask.sum() < 0.9 * thing(large).mask.sum()
 
 
 def test_a_prompt_of_more_than_75_tokens_still_means_what_it_says(draw: Draw) -> None:

@@ -42,8 +42,13 @@ def guides(edges: list[np.ndarray]) -> torch.Tensor:
 
 
 def words(rng: random.Random, scene: Scene) -> str:
-    """Often no text at all, so that the edges have to be read."""
-    return "" if rng.random() < 0.2 else caption(rng, scene).text
+    """Often no text, and half of the texts without all places, so that the edges have to be read."""
+    if rng.random() < 0.2:
+        return ""
+    said, leave_open = caption(rng, scene), rng.random() < 0.5
+    while leave_open and all(said.says_place):
+        said = caption(rng, scene)
+    return said.text
 
 
 def save_cldm(control_net: ControlNetModel, unet_config: Mapping, path: Path) -> None:
