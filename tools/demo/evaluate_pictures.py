@@ -40,6 +40,7 @@ SETTINGS = [
     "--sequential_file_name",
     "--quiet",
 ]
+CLIP_SCALE = 400
 LARGER = {
     "plain": [],
     "Highres. fix": ["--highres_fix_scale", 0.5, "--highres_fix_steps", 20, "--strength", 0.5],
@@ -230,22 +231,23 @@ def clip_guidance(program: Program, seeds: int) -> None:
     drawn = scenes(seeds, "centre", 0.5)
     guides = render_all(program, drawn)
     texts = [f"a {scene.things[0].colour} {scene.things[0].shape}, on a white background" for scene in drawn]
+    clear = [f"{text} --d {seed}" for seed, text in enumerate(texts)]
     vague = [f"on a white background --d {seed}" for seed in range(seeds)]
     by_text, by_picture = "--clip_guidance_scale", "--clip_image_guidance_scale"
     with torch.no_grad():
         said = [clip.embed_text([text]) for text in texts]
         shown = [clip.embed_guide(Image.fromarray(render(scene))) for scene in drawn]
-        for name, goals, lines, options in (
-            ("by the prompt", said, [f"{text} --d {seed}" for seed, text in enumerate(texts)], (by_text, 100)),
-            ("by --c", said, [f"{line} --c {text}" for line, text in zip(vague, texts)], (by_text, 100)),
-            ("by a picture", shown, vague, (by_picture, 100, "--guide_image_path", guides)),
+        for name, goals, lines, guided_lines, options in (
+            ("by the prompt", said, clear, clear, (by_text,)),
+            ("by --c", said, vague, [f"{line} --c {text}" for line, text in zip(vague, texts)], (by_text,)),
+            ("by a picture", shown, vague, vague, ("--guide_image_path", guides, by_picture)),
         ):
-            guided = program.draw(lines, *options, "--clip_model", program.companions / "clip")
+            guided = program.draw(guided_lines, *options, CLIP_SCALE, "--clip_model", program.companions / "clip")
             nearer = []
             for goal, *pair in zip(goals, program.draw(lines), guided):
                 before, after = (clip.embed_picture(pixels_to_tensor(Image.fromarray(p))) @ goal.T for p in pair)
                 nearer.append(bool(after > before))
-            print(f"CLIP guidance {name}: nearer to the goal than without {percent(nearer)}")
+            print(f"CLIP guidance {name}, scale {CLIP_SCALE}: nearer to the goal than without {percent(nearer)}")
 
 
 MEASURES = {

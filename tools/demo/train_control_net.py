@@ -59,7 +59,7 @@ def save_cldm(control_net: ControlNetModel, unet_config: Mapping, path: Path) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    training_options(parser, steps=600, batch=16, lr=1e-3, seed=6)
+    training_options(parser, steps=700, batch=16, lr=1e-3, seed=6)
     parser.add_argument("--scenes", type=int, default=1500)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
