@@ -80,12 +80,20 @@ def test_a_negative_prompt_keeps_things_away(draw: Draw) -> None:
     assert thing(without_ground).colour == "red"
 
 
+def red_pixels(picture: np.ndarray) -> int:
+    red, green, blue = picture.transpose(2, 0, 1)
+    return int(((red > 150) & (green < 110) & (blue < 110)).sum())
+
+
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_weights_make_words_count_more_or_less(draw: Draw, seed: int) -> None:
-    small, large = draw(
+    strong, weak, small, large = draw(
+        f"a large (red:1.6) circle on a white background --d {seed}",
+        f"a large (red:0.4) circle on a white background --d {seed}",
         f"a (small:1.5) (large:0.5) red circle on a white background --d {seed}",
         f"a (small:0.5) (large:1.5) red circle on a white background --d {seed}",
     )
+    assert red_pixels(strong) > red_pixels(weak)
     assert thing(small).mask.sum() < 0.9 * thing(large).mask.sum()
 
 

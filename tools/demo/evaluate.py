@@ -17,7 +17,6 @@ from tools.demo.judge import Verdict, judge
 from tools.demo.scenes import Caption, Scene, caption, draw_scene
 
 FRESH_SEED = 20_000  # not used in training
-SAMPLERS_SCALE = 5.0
 
 
 def fresh(
@@ -79,8 +78,7 @@ def main() -> None:
         results[f"{width}x{height}"] = measure(drawer, tasks, size=(width, height))
     if args.samplers:
         tasks = fresh(count // 5, args.seed + 4, 1)
-        for name in SAMPLERS:
-            results[f"{name}, scale {SAMPLERS_SCALE:g}"] = measure(drawer, tasks, sampler=name, scale=SAMPLERS_SCALE)
+        results |= {f"sampler {name}": measure(drawer, tasks, sampler=name) for name in SAMPLERS}
     print(json.dumps(results, indent=1))
     if args.out:
         args.out.write_text(json.dumps(results, indent=1) + "\n")

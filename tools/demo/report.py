@@ -55,7 +55,7 @@ def main() -> None:
     args = parser.parse_args()
     parts = [
         "# What the demo model can do\n",
-        "Fresh captions (a seed not used in training), 20 steps, DDIM and scale 5 where nothing else is said, judged "
+        "Fresh captions (a seed not used in training), 20 steps, scale 5, DDIM where no sampler is named, judged "
         "from the pixels by `tools/demo/judge.py`. Numbers are percentages of the pictures in which the thing asked "
         'for is right; "all" asks for everything at once, with two objects for both.\n',
     ]
