@@ -51,6 +51,7 @@ if TYPE_CHECKING:  # torch and what needs it are imported once every option and 
     from transformers import CLIPTextModel
 
     from library.control_net import ControlNets
+    from library.decoding import Decoding
     from library.guidance import Judges
     from library.models import Models
     from library.regions import Regions
@@ -496,12 +497,22 @@ class Pipeline:
         """Jobs with equal keys can be drawn together without any of them changing."""
         return batch_key(job, self.highres, self.encoder)
 
+    @property
+    def works_ahead(self) -> bool:
+        """Whether the next batch may be begun before this one's pictures are there, and the device gains by it."""
+        return self.unet.device.type == "cuda" and self.judges is None
+
     def draw(self, jobs: Sequence[Job], make_bar: MakeBar) -> list[tuple[Job, np.ndarray | None]]:
+        """Draw a batch of jobs; as `begin`, and waits for the pictures."""
+        return self.begin(jobs, make_bar)()
+
+    def begin(self, jobs: Sequence[Job], make_bar: MakeBar) -> Callable[[], list[tuple[Job, np.ndarray | None]]]:
         """Draw a batch of jobs with equal `batch_key`, showing a bar of so many evaluations.
 
         Returns:
-            Each job with its picture (height, width, 3) uint8, or None where the model gave no finite numbers; before
-            them, where they are to be saved, those of Highres. fix's first stage (their jobs' `stage` is 1).
+            What waits for the device and gives each job with its picture (height, width, 3) uint8, or None where the
+            model gave no finite numbers; before them, where they are to be saved, those of Highres. fix's first stage
+            (their jobs' `stage` is 1).
         """
         import torch
 
@@ -512,19 +523,27 @@ class Pipeline:
             *earlier, last = zip(*(stages(job, self.highres) for job in jobs))
             for stage, following in zip(earlier, [*earlier[1:], last]):
                 latents = self._denoise(stage, originals, make_bar)
-                pictures = self._decode_all(latents) if self.highres.needs_pictures else []
+                pictures = _pictures(self._decode(latents)) if self.highres.needs_pictures else []
                 originals = self._enlarge(latents, pictures, following)
                 first_stage += zip(stage, pictures)
             if jobs[0].source is not None:
                 originals = self._encode_sources(jobs)
-            pictures = self._decode_all(self._denoise(last, originals, make_bar))
+            decoded = self._decode(self._denoise(last, originals, make_bar))
+        return lambda: [
+            *(first_stage if self.highres and self.highres.save_first else ()),
+            *zip(jobs, self._finish(jobs, decoded)),
+        ]
+
+    def _finish(self, jobs: Sequence[Job], decoded: Sequence[Decoding]) -> list[np.ndarray | None]:
+        """The batch's pictures, once they are decoded."""
+        pictures = _pictures(decoded)
         if self.keep_unmasked and jobs[0].mask is not None:
             pictures = [
                 picture if picture is None else keep_unmasked(picture, job) for picture, job in zip(pictures, jobs)
             ]
         if self.judges:
             self.judges.remember(jobs, pictures)
-        return [*(first_stage if self.highres and self.highres.save_first else ()), *zip(jobs, pictures)]
+        return pictures
 
     def _denoise(self, jobs: Sequence[Job], originals: torch.Tensor | None, make_bar: MakeBar) -> torch.Tensor:
         """Latents (B, C, height / 8, width / 8), float32, denoised from noise alone or from noisy `originals`."""
@@ -679,32 +698,16 @@ class Pipeline:
         _, height, width = self._latent_shape(jobs[0])
         return torch.cat([pixels_to_tensor(load_mask(job.mask, (width, height))) for job in jobs]).to(self.unet.device)
 
-    def _decode_all(self, latents: torch.Tensor) -> list[np.ndarray | None]:
-        """Latents (B, C, h, w) to pictures, `vae_batch_size` at a time."""
+    def _decode(self, latents: torch.Tensor) -> list[Decoding]:
+        """Begin to decode latents (B, C, h, w), `vae_batch_size` at a time."""
+        from library.decoding import Decoding
+
         with self._on_device(self.vae):
-            return [picture for part in latents.split(self.vae_batch_size) for picture in self._decode(part)]
+            return [Decoding(self.vae, part) for part in latents.split(self.vae_batch_size)]
 
-    def _decode(self, latents: torch.Tensor) -> list[np.ndarray | None]:
-        """Latents (B, C, h, w) to pictures; one that float16 cannot hold is decoded again in float32."""
-        pixels = self._decode_to_pixels(latents)
-        finite = pixels.isfinite().flatten(1).all(1)
-        if not finite.all() and self.vae.dtype != pixels.dtype:
-            narrow = self.vae.dtype
-            logger.warning("the VAE overflows in %s; such pictures are decoded again in float32", narrow)
-            try:
-                self.vae.float()
-                pixels[~finite] = self._decode_to_pixels(latents[~finite])
-            finally:
-                self.vae.to(narrow)
-            finite = pixels.isfinite().flatten(1).all(1)
-        pixels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).nan_to_num().round().byte().permute(0, 2, 3, 1)
-        return [picture if ok else None for picture, ok in zip(pixels.cpu().numpy(), finite.tolist())]
 
-    def _decode_to_pixels(self, latents: torch.Tensor) -> torch.Tensor:
-        """(B, C, h, w) → (B, 3, 8h, 8w) float32, about -1 to 1"""
-        from library.vae_memory import decode
-
-        return decode(self.vae, latents)
+def _pictures(decoded: Sequence[Decoding]) -> list[np.ndarray | None]:
+    return [picture for part in decoded for picture in part.pictures()]
 
 
 @devices.no_collection()

@@ -28,9 +28,9 @@ def run_interactive(plan: RunPlan, painter: Painter, writer: "PictureWriter", ma
             continue
         console.say(f"seed: {', '.join(str(job.seed) for job in jobs)}")
         pictures = []
-        drawer = BatchDrawer(painter, [])
-        for batch in group_into_batches(jobs, plan.batch_size, painter.batch_key):
-            for job, picture in drawer.draw(batch, progress.steps):
+        drawer = BatchDrawer(painter, [], progress.steps)
+        for drawn in drawer.draw(group_into_batches(jobs, plan.batch_size, painter.batch_key)):
+            for job, picture in drawn:
                 writer.write(picture, job)
                 if job.stage != 1:
                     pictures.append(picture)

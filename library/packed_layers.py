@@ -13,10 +13,8 @@ from torch import nn
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether this build of PyTorch can reorder weights and compute with them on this machine."""
     # the operators have no public names; where they are missing, layers stay as they are
-    known = hasattr(torch._C._nn, "mkldnn_reorder_conv2d_weight") and all(
-        hasattr(torch.ops.mkldnn, name)
-        for name in ("_reorder_linear_weight", "_linear_pointwise", "_convolution_pointwise")
-    )
+    names = ("_reorder_linear_weight", "_linear_pointwise", "_reorder_convolution_weight", "_convolution_pointwise")
+    known = all(hasattr(torch.ops.mkldnn, name) for name in names)
     if device.type != "cpu" or not torch.backends.mkldnn.is_available() or not known:
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -66,8 +64,7 @@ def _reordered(layer: nn.Linear | nn.Conv2d, input_shape: torch.Size) -> torch.T
     """The layer's weight in the order that is best for inputs of this shape."""
     if isinstance(layer, nn.Linear):
         return torch.ops.mkldnn._reorder_linear_weight(layer.weight, input_shape[:-1].numel())
-    dense = layer.weight.contiguous().to_mkldnn()
-    return torch._C._nn.mkldnn_reorder_conv2d_weight(dense, *_window(layer), input_shape)
+    return torch.ops.mkldnn._reorder_convolution_weight(layer.weight, *_window(layer), input_shape)
 
 
 def _window(layer: nn.Conv2d) -> tuple:

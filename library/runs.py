@@ -4,11 +4,13 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
 from types import FrameType
 from typing import TYPE_CHECKING, Protocol
 
 from library import console
-from library.devices import try_to_run
+from library.devices import Result, try_to_run
 from library.errors import EnvironmentFault, InputError, Interrupted
 from library.jobs import Job, group_into_batches
 from library.processes import Others, Team
@@ -26,16 +28,32 @@ logger = logging.getLogger(__name__)
 _HOPELESS = 3
 
 
+Pictures = Sequence[tuple[Job, "np.ndarray | None"]]
+MakeBar = Callable[[Iterable], Iterable]
+
+
 class Painter(Protocol):
     """What draws batches: the pipeline."""
+
+    works_ahead: bool  # whether the next batch may be begun before this one's pictures are there
 
     def batch_key(self, job: Job) -> Hashable:
         """Jobs of equal keys can be drawn together."""
 
-    def draw(
-        self, jobs: Sequence[Job], make_bar: Callable[[Iterable], Iterable]
-    ) -> "list[tuple[Job, np.ndarray | None]]":
-        """Each job with its picture, None where there were no finite numbers; and before them first stages'."""
+    def begin(self, jobs: Sequence[Job], make_bar: MakeBar) -> Callable[[], Pictures]:
+        """Begin a batch; gives what waits for its pictures.
+
+        These are each job with its picture, None where there were no finite numbers; and before them first stages'.
+        """
+
+
+@dataclass
+class Begun:
+    """A batch that was begun: what waits for its pictures, or what is wrong with it, or neither for lack of memory."""
+
+    jobs: Sequence[Job]
+    finish: Callable[[], Pictures] | None
+    problem: str | None
 
 
 class BatchDrawer:
@@ -47,49 +65,64 @@ class BatchDrawer:
     Args:
         painter: draws.
         failed: takes the jobs whose pictures failed.
+        make_bar: shows the steps of a batch.
     """
 
-    def __init__(self, painter: Painter, failed: list[Job]) -> None:
+    def __init__(self, painter: Painter, failed: list[Job], make_bar: MakeBar) -> None:
         self._painter = painter
         self._failed = failed
+        self._make_bar = make_bar
         self._fitting: dict[Hashable, int] = {}  # batch sizes that memory suffices for, where found wanting
         self._hopeless = 0  # single pictures in a row that memory did not suffice for
 
-    def draw(self, jobs: Sequence[Job], make_bar: Callable[[Iterable], Iterable]) -> "Iterator[tuple[Job, np.ndarray]]":
-        """Draw a batch of jobs with equal keys; gives the pictures that succeed, first stages' among them.
+    def draw(self, batches: Iterable[Sequence[Job]]) -> "Iterator[list[tuple[Job, np.ndarray]]]":
+        """Draw batches of jobs with equal keys; gives the pictures that succeed together, first stages' among them.
+
+        Where the painter works ahead they are waited for when the next batch has been begun.
 
         Raises:
             EnvironmentFault: when memory does not suffice for one picture after the other.
         """
-        key = self._painter.batch_key(jobs[0])
-        size = self._fitting.get(key, len(jobs))
-        waiting = [list(jobs[start : start + size]) for start in range(0, len(jobs), size)]
-        while waiting:
-            batch = waiting.pop(0)
-            pictures, problem = self._attempt(batch, make_bar)
-            if pictures is not None:
-                self._hopeless = 0
-                yield from self._finite(pictures)
-            elif len(batch) > 1:
-                half = (len(batch) + 1) // 2
-                if problem is None:
-                    self._fitting[key] = half
-                    logger.warning("out of memory; drawing %d at a time instead of %d", half, len(batch))
-                waiting[:0] = [batch[:half], batch[half:]]
-            else:
-                self._fail(batch[0], problem)
+        ahead: list[Begun] = []
+        for batch in batches:
+            size = self._fitting.get(self._painter.batch_key(batch[0]), len(batch))
+            for start in range(0, len(batch), size):
+                ahead.append(self._begin(batch[start : start + size]))
+                if len(ahead) > self._painter.works_ahead:
+                    yield from self._finish(ahead.pop(0))
+        for begun in ahead:
+            yield from self._finish(begun)
 
-    def _attempt(
-        self, batch: Sequence[Job], make_bar: Callable[[Iterable], Iterable]
-    ) -> "tuple[list[tuple[Job, np.ndarray | None]] | None, str | None]":
-        """The pictures of a batch, or what is wrong with one of its jobs, or neither for lack of memory."""
-        logger.debug("drawing %s", ", ".join(job.file.name for job in batch))
+    def _begin(self, jobs: Sequence[Job]) -> Begun:
+        logger.debug("drawing %s", ", ".join(job.file.name for job in jobs))
+        return Begun(jobs, *self._attempt(lambda: self._painter.begin(jobs, self._make_bar)))
+
+    def _finish(self, begun: Begun) -> "Iterator[list[tuple[Job, np.ndarray]]]":
+        jobs, problem, pictures = begun.jobs, begun.problem, None
+        if begun.finish is not None:
+            pictures, problem = self._attempt(begun.finish)
+            begun.finish = None  # it holds what it took of the device's memory
+        if pictures is not None:
+            self._hopeless = 0
+            yield list(self._finite(pictures))
+        elif len(jobs) > 1:
+            half = (len(jobs) + 1) // 2
+            if problem is None:
+                self._fitting[self._painter.batch_key(jobs[0])] = half
+                logger.warning("out of memory; drawing %d at a time instead of %d", half, len(jobs))
+            for part in (jobs[:half], jobs[half:]):
+                yield from self._finish(self._begin(part))
+        else:
+            self._fail(jobs[0], problem)
+
+    def _attempt(self, work: Callable[[], Result]) -> tuple[Result | None, str | None]:
+        """What the work gives, or what is wrong with one of its jobs, or neither for lack of memory."""
         try:
-            return try_to_run(lambda: self._painter.draw(batch, make_bar)), None
+            return try_to_run(work), None
         except InputError as problem:  # a picture that has been damaged or taken away since it was checked
             return None, str(problem)
 
-    def _finite(self, pictures: "Sequence[tuple[Job, np.ndarray | None]]") -> "Iterator[tuple[Job, np.ndarray]]":
+    def _finite(self, pictures: Pictures) -> "Iterator[tuple[Job, np.ndarray]]":
         for job, picture in pictures:
             if picture is not None:
                 yield job, picture
@@ -114,7 +147,7 @@ class BatchDrawer:
 class Interruptions:
     """Ctrl-C and SIGTERM while batches are drawn: the first lets the batch in hand be finished, the second does not.
 
-    Use as a context manager; `check` raises between batches.
+    Use as a context manager; `until_asked` ends the batches, `check` raises after that.
     """
 
     _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -139,6 +172,10 @@ class Interruptions:
             raise Interrupted(number)
         self._asked = number
         console.say("finishing the batch in hand; once more stops at once")
+
+    def until_asked(self, batches: Iterable[Sequence[Job]]) -> Iterator[Sequence[Job]]:
+        """The batches until an interruption is asked for."""
+        return takewhile(lambda _: self._asked is None, batches)
 
     def check(self) -> None:
         """Raise `Interrupted` when it has been asked for."""
@@ -172,7 +209,7 @@ def run_jobs(
     """
     batches = group_into_batches(plan.to_do, plan.batch_size, painter.batch_key)
     progress = console.Progress(len(plan.to_do))
-    drawer = BatchDrawer(painter, tally.failed)
+    drawer = BatchDrawer(painter, tally.failed, progress.steps)
     tally.start()
 
     def look_around() -> None:
@@ -181,12 +218,12 @@ def run_jobs(
 
     try:
         with Interruptions() as interruptions:
-            for batch in share(batches, team):
-                interruptions.check()
-                for job, picture in drawer.draw(batch, progress.steps):
+            for pictures in drawer.draw(interruptions.until_asked(share(batches, team))):
+                for job, picture in pictures:
                     writer.write(picture, job)
                     tally.drawn += job.stage != 1
                 progress.reached(tally.drawn + others.count_made())
+            interruptions.check()
             writer.wait()
             others.wait(look_around)
             progress.reached(tally.drawn + len(others.jobs_made()))

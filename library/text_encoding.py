@@ -154,7 +154,7 @@ class PromptEncoder:
             hidden = self._final_layer_norm(output.hidden_states[-self.clip_skip])
         embeddings = hidden.float().reshape(len(texts), chunks * (CHUNK_TOKENS + 2), -1)
         weights = torch.tensor([_chunk_weights(text, chunks) for text in texts], device=device)
-        return _weigh(embeddings, weights[:, :, None])
+        return weigh(embeddings, weights[:, :, None])
 
     def _final_layer_norm(self, hidden: torch.Tensor) -> torch.Tensor:
         return getattr(self.text_encoder, "text_model", self.text_encoder).final_layer_norm(hidden)
@@ -188,7 +188,7 @@ def _chunk_weights(text: WeightedTokens, chunks: int) -> list[float]:
     return weights
 
 
-def _weigh(embeddings: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def weigh(embeddings: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Multiply token vectors (N, T, width) by weights (N, T, 1), then scale each text to the mean it had before."""
     before = embeddings.mean(dim=(1, 2), keepdim=True)
     weighted = embeddings * weights

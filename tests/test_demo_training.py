@@ -11,11 +11,13 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from transformers import CLIPTokenizer
 
+from library.text_encoding import PromptEncoder
 from tools.demo import export, latents, train_unet
 from tools.demo.drawing import Drawer
+from tools.demo.emphasis import padded
 from tools.demo.halves import HalvesAttention, halves_masks
 from tools.demo.hints import ANSWERS, NOTHING, NOTHING_TOLD, UNTOLD, directions, token_errors, told, whole_errors
-from tools.demo.model_files import cldm_key
+from tools.demo.model_files import cldm_key, load_frozen
 from tools.demo.render import render
 from tools.demo.scenes import GROUND_COLOURS, OBJECT_COLOURS, PLACES, SHAPES, Caption, draw_scene, vocabulary
 from tools.demo.train_clip import unfinished
@@ -42,8 +44,8 @@ def test_training_goes_on_from_the_shipped_weights(work: Path) -> None:
 
 def lessons(work: Path, *options: str) -> train_unet.Batches:
     args = train_unet.options().parse_args(["--work", str(work), "--batch", "8", *options])
-    tokenizer = CLIPTokenizer.from_pretrained(MODEL / "tokenizer")
-    return train_unet.Batches(work / "latents.pt", tokenizer, args)
+    tokenizer, text_encoder, _, _ = load_frozen(MODEL)
+    return train_unet.Batches(work / "latents.pt", PromptEncoder(tokenizer, text_encoder), args)
 
 
 def test_a_lesson_in_guidance_compares_without_words_and_with_them(work: Path) -> None:
@@ -53,7 +55,7 @@ def test_a_lesson_in_guidance_compares_without_words_and_with_them(work: Path) -
     assert (batch.ids[:, 0, : len(nothing)] == torch.tensor(nothing)).all()
     assert batch.times.max() < train_unet.GUIDED_TIMES
 
-    def fake_model(noisy, times, ids, halves):  # off by 1 without words, by 2 with them: by 6 when guided
+    def fake_model(noisy, times, ids, emphasis, halves):  # off by 1 without words, by 2 with them: by 6 when guided
         predicted = batch.noise.repeat_interleave(2, 0) + torch.tensor([1.0, 2.0]).repeat(4).view(-1, 1, 1, 1)
         return predicted, torch.zeros(len(ids), ids.shape[1], 1)
 
@@ -66,8 +68,38 @@ def test_a_lesson_in_guidance_compares_without_words_and_with_them(work: Path) -
 def test_captions_leave_as_many_places_open_as_asked(work: Path, share: str, told_places: bool) -> None:
     batches, rng = lessons(work, "--open_places", share), random.Random(0)
     scenes = [draw_scene(rng) for _ in range(40)]
-    said = [answers for text, answers in (batches.word(rng, scene) for scene in scenes) if text]
+    said = [answers for text, answers in (batches.word(rng, scene, False) for scene in scenes) if text]
     assert said and all((answers != NOTHING_TOLD) == told_places for answers in said)
+
+
+def test_a_lesson_in_weights_lightens_only_words_that_are_not_in_the_picture(work: Path) -> None:
+    batches, rng = lessons(work), random.Random(0)
+    tokenizer = batches.prompts.tokenizer
+    rivals = 0
+    for scene in [draw_scene(rng) for _ in range(40)]:
+        text, answers = batches.word(rng, scene, True)
+        if not text:
+            continue
+        assert answers == NOTHING_TOLD
+        weighted = batches.prompts.tokenize(text)
+        seen = {word for thing in scene.things for word in (thing.colour, thing.shape)}
+        heavy = [i for i, weight in zip(weighted.ids, weighted.weights) if weight > 1]
+        light = [i for i, weight in zip(weighted.ids, weighted.weights) if weight < 0.8]
+        assert set(map(tokenizer.decode, heavy)) <= seen
+        assert seen.isdisjoint(map(tokenizer.decode, light))
+        rivals += len(light)
+    assert rivals > 10
+
+
+def test_padded_texts_keep_each_tokens_weight() -> None:
+    tokenizer, text_encoder, _, _ = load_frozen(MODEL)
+    text = PromptEncoder(tokenizer, text_encoder).tokenize("a (red:1.5) circle")
+    ids, weights = padded(tokenizer, [text, text], 8)
+    assert ids[0].tolist() == tokenizer("a red circle", padding="max_length", max_length=8).input_ids
+    assert weights[1].tolist() == [1, 1, 1.5, 1, 1, 1, 1, 1]
+    short, its_weights = padded(tokenizer, [text], 4)
+    assert short[0].tolist() == [tokenizer.bos_token_id, *text.ids[:2], tokenizer.eos_token_id]
+    assert its_weights[0].tolist() == [1, 1, 1.5, 1]
 
 
 def test_pictures_for_clip_are_unfinished() -> None:

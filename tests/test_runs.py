@@ -18,6 +18,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.autoencoders.vae import Decoder
 from PIL import Image
 
+import gen_img_diffusers
 from library import vae_memory
 from library.devices import is_out_of_memory, try_to_run
 from library.errors import EnvironmentFault, InputError
@@ -35,21 +36,22 @@ def make_jobs(count: int, **settings) -> list[Job]:
 class FakePainter:
     """Draws nothing, and fails as it is told: `fail(jobs)` may raise."""
 
-    def __init__(self, fail) -> None:
+    def __init__(self, fail, works_ahead: bool = False) -> None:
         self.fail = fail
+        self.works_ahead = works_ahead
         self.batches: list[list[int]] = []
 
     def batch_key(self, job: Job) -> tuple[int, ...]:
         return (job.width,)
 
-    def draw(self, jobs, make_bar):
+    def begin(self, jobs, make_bar):
         self.batches.append([job.seed for job in jobs])
         self.fail(jobs)
-        return [(job, PICTURE) for job in jobs]
+        return lambda: [(job, PICTURE) for job in jobs]
 
 
-def drawn(drawer: BatchDrawer, jobs: list[Job]) -> list[int]:
-    return [job.seed for job, _ in drawer.draw(jobs, iter)]
+def drawn(drawer: BatchDrawer, *batches: list[Job]) -> list[int]:
+    return [job.seed for pictures in drawer.draw(batches) for job, _ in pictures]
 
 
 def fits(size: int):
@@ -65,7 +67,7 @@ def fits(size: int):
 def test_batches_are_halved_until_they_fit():
     failed: list[Job] = []
     painter = FakePainter(fits(2))
-    drawer = BatchDrawer(painter, failed)
+    drawer = BatchDrawer(painter, failed, iter)
     assert drawn(drawer, make_jobs(8)) == list(range(8))
     assert [len(batch) for batch in painter.batches] == [8, 4, 2, 2, 4, 2, 2]
     painter.batches.clear()
@@ -83,14 +85,14 @@ def test_a_picture_too_large_alone_fails_and_the_others_go_on(capsys):
             raise torch.OutOfMemoryError
 
     failed: list[Job] = []
-    assert drawn(BatchDrawer(FakePainter(fail), failed), make_jobs(4)) == [0, 2, 3]
+    assert drawn(BatchDrawer(FakePainter(fail), failed, iter), make_jobs(4)) == [0, 2, 3]
     assert [job.seed for job in failed] == [1]
     assert "error: 1.png (seed 1): out of memory; give a smaller --W" in capsys.readouterr().err
 
 
 def test_no_memory_at_all_ends_the_run():
     with pytest.raises(EnvironmentFault, match="out of memory 3 times in a row"):
-        drawn(BatchDrawer(FakePainter(fits(0)), []), make_jobs(5))
+        drawn(BatchDrawer(FakePainter(fits(0)), [], iter), make_jobs(5))
 
 
 def test_a_bad_job_leaves_its_batch_alone(capsys):
@@ -99,9 +101,71 @@ def test_a_bad_job_leaves_its_batch_alone(capsys):
             raise InputError("--image_path x.png", "is damaged")
 
     failed: list[Job] = []
-    assert drawn(BatchDrawer(FakePainter(fail), failed), make_jobs(8, where="f:1")) == [1, 2, 5, 7]
+    assert drawn(BatchDrawer(FakePainter(fail), failed, iter), make_jobs(8, where="f:1")) == [1, 2, 5, 7]
     assert [job.seed for job in failed] == [0, 3, 4, 6]
     assert "error: 3.png (f:1, seed 3): --image_path x.png: is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("works_ahead", "order"),
+    [
+        (False, ["begin 0", "finish 0", "begin 1", "finish 1", "begin 2", "finish 2"]),
+        (True, ["begin 0", "begin 1", "finish 0", "begin 2", "finish 1", "finish 2"]),
+    ],
+)
+def test_a_painter_that_works_ahead_begins_the_next_batch_first(works_ahead, order):
+    happened: list[str] = []
+
+    class Painter(FakePainter):
+        def begin(self, jobs, make_bar):
+            happened.append(f"begin {jobs[0].seed}")
+            finish = super().begin(jobs, make_bar)
+            return lambda: (happened.append(f"finish {jobs[0].seed}"), finish())[1]
+
+    drawer = BatchDrawer(Painter(lambda jobs: None, works_ahead), [], iter)
+    assert drawn(drawer, *([job] for job in make_jobs(3))) == [0, 1, 2]
+    assert happened == order
+
+
+def test_what_fails_while_a_batch_is_waited_for_is_narrowed_down():
+    class Painter(FakePainter):
+        def begin(self, jobs, make_bar):
+            self.batches.append([job.seed for job in jobs])
+
+            def finish():
+                self.fail(jobs)
+                return [(job, PICTURE) for job in jobs]
+
+            return finish
+
+    painter, failed = Painter(fits(1), works_ahead=True), []
+    jobs = make_jobs(4)
+    assert drawn(BatchDrawer(painter, failed, iter), jobs[:2], jobs[2:]) == [0, 1, 2, 3]
+    assert painter.batches == [[0, 1], [2, 3], [0], [1], [2], [3]]
+    assert failed == []
+
+
+def test_pictures_are_the_same_when_batches_are_begun_ahead(sd1, generate, tmp_path, monkeypatch):
+    """Also where a batch fails for lack of memory while the one before is unfinished."""
+    begin, begun = gen_img_diffusers.Pipeline.begin, []
+
+    def begin_with_little_memory(pipeline, jobs, make_bar):
+        begun.append(len(jobs))
+        if len(begun) == 2:
+            raise torch.OutOfMemoryError
+        return begin(pipeline, jobs, make_bar)
+
+    options = ("--prompt", "a cat", "--images_per_prompt", 6, "--seed", 1)
+    plain = generate(sd1.folder, *options, "--batch_size", 2)
+    monkeypatch.setattr(gen_img_diffusers.Pipeline, "works_ahead", True)
+    monkeypatch.setattr(gen_img_diffusers.Pipeline, "begin", begin_with_little_memory)
+    ahead = generate(sd1.folder, *options, "--batch_size", 2, outdir=tmp_path / "ahead")
+    assert ahead.status == plain.status == 0, plain.stderr + ahead.stderr
+    assert begun == [2, 2, 2, 1, 1]  # the last batch is begun before the failed one is narrowed down
+    for one, other in zip(plain.files, ahead.files, strict=True):
+        # one level: convolutions of other batch sizes add up in another order
+        difference = np.asarray(Image.open(one)).astype(int) - np.asarray(Image.open(other))
+        assert np.abs(difference).max() <= 1
 
 
 def test_other_errors_are_not_tried_again():
@@ -110,7 +174,7 @@ def test_other_errors_are_not_tried_again():
 
     painter = FakePainter(fail)
     with pytest.raises(RuntimeError, match="mat1"):
-        drawn(BatchDrawer(painter, []), make_jobs(4))
+        drawn(BatchDrawer(painter, [], iter), make_jobs(4))
     assert len(painter.batches) == 1
 
 

@@ -24,7 +24,8 @@ from library.guidance import load_clip
 from library.guidance_files import find_clip
 from tools.demo.judge import judge, overlap, see_ground, see_objects
 from tools.demo.render import render
-from tools.demo.scenes import OBJECT_COLOURS, SHAPES, Scene, Thing
+from tools.demo.scenes import LORA_STYLES, OBJECT_COLOURS, SHAPES, Scene, Thing
+from tools.demo.style_judge import STYLE_JUDGES
 
 SETTINGS = [
     "--W",
@@ -120,11 +121,8 @@ def inpainting(program: Program, seeds: int) -> None:
     # the last 24 columns beside the border hold what the VAE blends over it
     differences = [np.abs(a[:, :40].astype(int) - b[:, :40]).mean() for a, b in zip(pictures, round_trips, strict=True)]
     halves = [np.abs(a[:, :64].astype(int) - b[:, :64]).mean() for a, b in zip(pictures, round_trips, strict=True)]
-    stars = []
-    for picture in pictures:
-        ground = np.full_like(picture, see_ground(picture)[1])
-        ground[:, 64:] = picture[:, 64:]
-        stars.append(any((seen.shape, seen.colour) == ("star", "blue") for seen in see_objects(ground, 1)))
+    right_halves = [half_alone(picture, slice(64, 128)) for picture in pictures]
+    stars = [("star", "blue") in [(seen.shape, seen.colour) for seen in see_objects(half, 1)] for half in right_halves]
     print(f"inpainting: blue star in the repainted half {percent(stars)}")
     print(f"inpainting: the other half differs from the round trip by {np.mean(halves):.2f} levels, at most")
     print(f"  {np.max(halves):.2f}; without the columns next to the border {np.max(differences):.2f}")
@@ -183,15 +181,20 @@ def remade(program: Program, seeds: int) -> None:
     print(f"img2img without a prompt: the source's prompts {percent(same)}, the shape they name {percent(right)}")
 
 
-def regions(program: Program, seeds: int) -> None:
-    """A red circle in the left half, a blue square in the right one, by regions and by words alone."""
+def halves_mask(program: Program) -> Path:
+    """A mask whose red channel is the left half, the green one the right half."""
     halves = np.zeros((128, 128, 3), np.uint8)
     halves[:, :64, 0] = halves[:, 64:, 1] = 255
     mask = program.new_folder() / "halves.png"
     Image.fromarray(halves).save(mask)
+    return mask
+
+
+def regions(program: Program, seeds: int) -> None:
+    """A red circle in the left half, a blue square in the right one, by regions and by words alone."""
     parts = "a red circle AND a blue square"
     for name, prompt, options in (
-        ("regions", parts, ("--mask_path", mask)),
+        ("regions", parts, ("--mask_path", halves_mask(program))),
         ("words alone", "a red circle and a blue square", ()),
     ):
         pictures = program.draw([f"{prompt} --d {seed}" for seed in range(seeds)], *options)
@@ -201,6 +204,29 @@ def regions(program: Program, seeds: int) -> None:
             for picture in pictures
         ]
         print(f"{name}: the red circle is left, the blue square right {percent(right)}")
+
+
+def regional_loras(program: Program, seeds: int) -> None:
+    """One LoRA in each half: its style shows there and not in the other half."""
+    parts = "a red circle, on a white background AND a blue square, on a white background"
+    lines = [f"{parts} --d {seed}" for seed in range(seeds)]
+    mask = ("--mask_path", halves_mask(program))
+    for styles in ((), tuple(LORA_STYLES), tuple(reversed(LORA_STYLES))):
+        weights = [program.companions / f"{style}.safetensors" for style in styles]
+        networks = ("--network_module", *["networks.lora"] * 2, "--network_weights", *weights) if styles else ()
+        pictures = program.draw(lines, *mask, *networks)
+        for half, columns in (("left", slice(64)), ("right", slice(64, 128))):
+            alone = [half_alone(picture, columns) for picture in pictures]
+            shown = [f"{style} {percent(judge(p) for p in alone)}" for style, judge in STYLE_JUDGES.items()]
+            name = f"{styles[0]} left, {styles[1]} right" if styles else "none"
+            print(f"regional LoRAs, {name}: in the {half} half {', '.join(shown)}")
+
+
+def half_alone(picture: np.ndarray, columns: slice) -> np.ndarray:
+    """The picture with nothing but its ground outside these columns."""
+    alone = np.full_like(picture, see_ground(picture)[1])
+    alone[:, columns] = picture[:, columns]
+    return alone
 
 
 def control_net(program: Program, seeds: int) -> None:
@@ -256,6 +282,7 @@ MEASURES = {
     "larger": larger_pictures,
     "remade": remade,
     "regions": regions,
+    "regional_loras": regional_loras,
     "control_net": control_net,
     "clip": clip_guidance,
 }

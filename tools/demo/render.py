@@ -9,7 +9,7 @@ from tools.demo.scenes import COLOURS, Scene, Thing
 
 SUPERSAMPLING = 4
 DOT_SPACING = 12  # pixels between dots of 8 pixels
-SHADOW_OFFSET = 10  # pixels, to the right and downwards
+SHADOW_OFFSET = 10  # pixels, straight down: it stays in its object's half of a picture
 SHADOW_LIGHT = 0.4  # what a shadow leaves of the ground
 SHIFT = 4  # fractional bits of OpenCV's coordinates
 
@@ -142,7 +142,7 @@ def render(scene: Scene) -> np.ndarray:
         covered = coverage(thing, width, height)[..., None]
         if thing.style == "shadow":
             shadow = np.zeros_like(covered)
-            shadow[SHADOW_OFFSET:, SHADOW_OFFSET:] = covered[:-SHADOW_OFFSET, :-SHADOW_OFFSET]
+            shadow[SHADOW_OFFSET:] = covered[:-SHADOW_OFFSET]
             picture *= 1 - (1 - SHADOW_LIGHT) * shadow
         if thing.style == "outlined":
             stroke = border(thing, width, height)[..., None]

@@ -9,6 +9,7 @@ from tools.demo.judge import see_ground, see_objects
 from tools.demo.render import DOT_SPACING, SHADOW_LIGHT, SHADOW_OFFSET
 from tools.demo.scenes import COLOURS
 
+DOT_AREA = 50  # pixels of a whole dot; the object's edge cuts some
 NEAR = 60  # RGB distance up to which a pixel counts as dot or shadow
 
 
@@ -26,13 +27,13 @@ def is_dotted(picture: np.ndarray) -> bool:
         towards = (picture.astype(np.float32) - colour) @ way / (way @ way)  # 0 is the object, 1 the dot's middle
         _, _, stats, _ = cv2.connectedComponentsWithStats((towards > 0.5).astype(np.uint8) & filled, connectivity=4)
         areas = stats[1:, cv2.CC_STAT_AREA]
-        if ((areas >= 6) & (areas <= DOT_SPACING**2 / 1.5)).sum() >= 3:
+        if ((areas >= DOT_AREA / 4) & (areas <= DOT_SPACING**2 / 1.5)).sum() >= 3:
             return True
     return False
 
 
 def is_shadowed(picture: np.ndarray) -> bool:
-    """Is there, down and right of the objects, the ground in a darker tone?"""
+    """Is there, below the objects, the ground in a darker tone?"""
     _, ground = see_ground(picture)
     if ground.max() < NEAR:
         return False
@@ -43,7 +44,7 @@ def is_shadowed(picture: np.ndarray) -> bool:
     things = (np.linalg.norm(pixels - ground, axis=-1) > NEAR) & ~shadow
     things = cv2.morphologyEx(things.astype(np.uint8), cv2.MORPH_OPEN, np.ones((5, 5), np.uint8)).astype(bool)
     expected = np.zeros_like(things)
-    expected[SHADOW_OFFSET:, SHADOW_OFFSET:] = things[:-SHADOW_OFFSET, :-SHADOW_OFFSET]
+    expected[SHADOW_OFFSET:] = things[:-SHADOW_OFFSET]
     expected &= ~cv2.dilate(things.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
     return bool(expected.sum() >= 20 and shadow[expected].mean() >= 0.5)
 

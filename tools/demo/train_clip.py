@@ -3,7 +3,7 @@
     python -m tools.demo.train_clip --model examples/shapes --work WORK --out examples/shapes/companions/clip
 
 Each batch holds, for every picture, its caption and one that differs in a single thing; both compete with all others.
-Both towers are also asked what stands where, see `hints`. A quarter of the pictures are the demo model's unfinished
+Both towers are also asked what stands where, see `hints`. Half of the pictures are the demo model's unfinished
 ones, which are what guidance shows to CLIP.
 """
 
@@ -39,7 +39,7 @@ from tools.demo.scenes import (
 )
 from tools.demo.tokenizer import save_tokenizer
 from tools.demo.train_unet import spread_times
-from tools.demo.training import Log, cosine, descend, save_checkpoint
+from tools.demo.training import Run, cosine, descend
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's CLIP
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
@@ -167,7 +167,7 @@ def train(args: argparse.Namespace, tokenizer) -> CLIPModel:
 
     def gradients(step: int) -> float:
         rng = random.Random(args.seed * 1_000_003 + step)
-        old, pictures = zip(*rng.sample(seen_before, args.batch // 4))
+        old, pictures = zip(*rng.sample(seen_before, args.batch // 2))
         new = [draw_scene(rng, combinations="all") for _ in range(args.batch - len(old))]
         scenes, pixels = [*old, *new], to_pixels([*pictures, *map(render, new)])
         right, wrong, others = zip(*(right_and_wrong(rng, scene) for scene in scenes))
@@ -183,9 +183,10 @@ def train(args: argparse.Namespace, tokenizer) -> CLIPModel:
         (loss + hints).backward()
         return loss.item()
 
-    descend(optimizer, gradients, Log(args.work / "clip.jsonl"), cosine(args.steps, args.lr), range(args.steps))
-    save_checkpoint(args.work / "clip.pt", clip.state_dict())
-    return clip
+    run = Run(args.work / "clip.pt", clip, optimizer, decay=0.998)
+    descend(optimizer, gradients, run.log, cosine(args.steps, args.lr), range(run.start, args.steps), run.after)
+    run.save(args.steps)
+    return run.average.module
 
 
 def save_clip(clip: CLIPModel, folder: Path) -> None:
@@ -216,8 +217,8 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="the demo model's folder")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1200)
-    parser.add_argument("--unfinished", type=int, default=2000, help="unfinished pictures to learn from")
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--unfinished", type=int, default=5000, help="unfinished pictures to learn from")
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=7)

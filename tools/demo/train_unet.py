@@ -18,6 +18,8 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from library.text_encoding import PromptEncoder, weigh
+from tools.demo.emphasis import emphasised, padded
 from tools.demo.halves import allow_halves, halves_masks, halves_words
 from tools.demo.hints import NOTHING_TOLD, token_errors, told
 from tools.demo.model_files import load_frozen
@@ -83,12 +85,20 @@ class Conditioned(torch.nn.Module):
         self.text_encoder, self.unet = text_encoder, unet
 
     def forward(
-        self, noisy: torch.Tensor, times: torch.Tensor, ids: torch.Tensor, halves: torch.Tensor | None = None
+        self,
+        noisy: torch.Tensor,
+        times: torch.Tensor,
+        ids: torch.Tensor,
+        emphasis: torch.Tensor,
+        halves: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The predicted noise, and the texts' embeddings; for `halves` see `HalvesAttention`."""
+        """The predicted noise, and the texts' embeddings before their tokens' weights, `emphasis`, are applied.
+
+        For `halves` see `HalvesAttention`.
+        """
         text = self.text_encoder(ids).last_hidden_state
         arguments = None if halves is None else {"halves": halves}
-        return self.unet(noisy, times, text, cross_attention_kwargs=arguments).sample, text
+        return self.unet(noisy, times, weigh(text, emphasis[..., None]), cross_attention_kwargs=arguments).sample, text
 
 
 def snr_weights(scheduler: DDPMScheduler, times: torch.Tensor) -> torch.Tensor:
@@ -114,8 +124,9 @@ def spread_times(count: int, generator: torch.Generator, least: int = 0, end: in
 class Batch:
     """What one step needs: latents with noise and the noise, (B, 4, h, w); times, loss weights (B); ids (B, texts, n).
 
-    `answers`, (B, places, 2), is what `told` says of the texts. Where pictures have a text for each half, `halves`
-    are their masks (B, 2, h, w). Where the lesson is `guided`, each picture has no words, then its text.
+    `emphasis` is the weight of each token. `answers`, (B, places, 2), is what `told` says of the texts. Where pictures
+    have a text for each half, `halves` are their masks (B, 2, h, w). Where the lesson is `guided`, each picture has no
+    words, then its text.
     """
 
     noisy: torch.Tensor
@@ -123,6 +134,7 @@ class Batch:
     times: torch.Tensor
     weights: torch.Tensor
     ids: torch.Tensor
+    emphasis: torch.Tensor
     answers: torch.Tensor
     halves: torch.Tensor | None
     guided: bool
@@ -131,12 +143,12 @@ class Batch:
 class Batches:
     """Batches of latents and freshly worded captions; which ones follows from seed and step."""
 
-    def __init__(self, latents_file: Path, tokenizer: CLIPTokenizer, args: argparse.Namespace):
+    def __init__(self, latents_file: Path, prompts: PromptEncoder, args: argparse.Namespace):
         self.kept = torch.load(latents_file, weights_only=False)
-        self.tokenizer, self.args, self.scheduler = tokenizer, args, DDPMScheduler(**SCHEDULE)
+        self.prompts, self.args, self.scheduler = prompts, args, DDPMScheduler(**SCHEDULE)
 
-    def word(self, rng: random.Random, scene: Scene) -> tuple[str, list[tuple[int, int]]]:
-        """A caption, or none, which is what guidance compares with; and what it puts where."""
+    def word(self, rng: random.Random, scene: Scene, weighted: bool) -> tuple[str, list[tuple[int, int]]]:
+        """A caption, or none, which is what guidance compares with; and what it puts where, unless weights decide."""
         if rng.random() < 0.1:
             return "", NOTHING_TOLD
         said = caption(rng, scene)
@@ -144,12 +156,13 @@ class Batches:
             leave_open = rng.random() < self.args.open_places
             while all(said.says_place) == leave_open:
                 said = caption(rng, scene)
-        return said.text, told(scene, said)
+        return (emphasised(rng, scene, said.text), NOTHING_TOLD) if weighted else (said.text, told(scene, said))
 
     def draw(self, step: int) -> Batch:
         args, rng = self.args, random.Random(self.args.seed * 1_000_003 + step)
         kind = rng.random()
         by_halves, guided = kind < args.share_halves, kind > 1 - args.share_guided
+        weighted = not by_halves and kind < args.share_halves + args.share_weighted
         bucket = self.kept[BUCKETS[0] if by_halves or rng.random() < 0.9 else rng.choice(BUCKETS[1:])]
         count = args.batch // 2 if guided else args.batch  # each is predicted twice
         ones, every = bucket["ones"], bucket["scenes"]
@@ -162,19 +175,19 @@ class Batches:
             texts = [text for scene in scenes for text in halves_words(rng, scene)]
             halves, answers = halves_masks(scenes), [NOTHING_TOLD] * count
         else:
-            texts, answers = zip(*(self.word(rng, scene) for scene in scenes))
+            texts, answers = zip(*(self.word(rng, scene, weighted) for scene in scenes))
             if guided:
                 texts = [text for said in texts for text in ("", said)]
         length = 77 if step % 4 == 0 or step >= args.short_share * args.steps else args.short_tokens
-        ids = self.tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        tokens = padded(self.prompts.tokenizer, [self.prompts.tokenize(text) for text in texts], length)
         latents = bucket["latents"][chosen].float()
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
         noise = torch.randn(latents.shape, generator=generator)
         times = spread_times(count, generator, *((0, GUIDED_TIMES) if guided else (args.least_time,)))
         noisy = self.scheduler.add_noise(latents, noise, times).to(memory_format=torch.channels_last)
         weights = torch.ones(count) if guided else snr_weights(self.scheduler, times)
-        ids = ids.input_ids.unflatten(0, (count, -1))
-        return Batch(noisy, noise, times, weights, ids, torch.tensor(answers), halves, guided)
+        ids, emphasis = (x.unflatten(0, (count, -1)) for x in tokens)
+        return Batch(noisy, noise, times, weights, ids, emphasis, torch.tensor(answers), halves, guided)
 
 
 def options() -> argparse.ArgumentParser:
@@ -186,6 +199,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--share_two", type=float, default=0.4, help="of scenes with two objects, reached by and by")
     parser.add_argument("--share_halves", type=float, default=0.1, help="of batches with a text for each half")
+    parser.add_argument("--share_weighted", type=float, default=0.1, help="of batches with weights on words")
     parser.add_argument("--share_guided", type=float, default=0.2, help="of batches that are lessons in guidance")
     parser.add_argument("--short_tokens", type=int, default=32, help="length of texts in three of four batches: faster")
     parser.add_argument("--short_share", type=float, default=0.8, help="of the training, before all texts are 77 long")
@@ -213,7 +227,7 @@ def train(args: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
     run = Run(args.work / "unet.pt", model, optimizer, decay=0.999)
     run.log.write(step=run.start, settings={k: str(v) for k, v in vars(args).items()})
-    batches = Batches(args.work / "latents.pt", tokenizer, args)
+    batches = Batches(args.work / "latents.pt", PromptEncoder(tokenizer, model.text_encoder), args)
     workers = ThreadPoolExecutor(args.threads, initializer=torch.set_num_threads, initargs=(1,))
     descend(
         optimizer,
@@ -233,10 +247,11 @@ def noise_errors(model: Conditioned, batch: Batch, rows: slice) -> tuple[torch.T
     guidance enlarges the difference of the two, and where the noise is faint they differ by little but their errors.
     """
     noisy, noise, times, ids = batch.noisy[rows], batch.noise[rows], batch.times[rows], batch.ids[rows]
+    emphasis = batch.emphasis[rows].flatten(0, 1)
     if batch.guided:
         noisy, times = noisy.repeat_interleave(2, 0), times.repeat_interleave(2, 0)
     halves = None if batch.halves is None else batch.halves[rows]
-    predicted, text = model(noisy, times, ids.flatten(0, 1), halves)
+    predicted, text = model(noisy, times, ids.flatten(0, 1), emphasis, halves)
     text = text.unflatten(0, ids.shape[:2])
     if not batch.guided:
         return (predicted - noise).square().mean((1, 2, 3)), text
