@@ -42,6 +42,7 @@ SETTINGS = [
     "--quiet",
 ]
 CLIP_SCALE = 400
+PARTS = "a red circle AND a blue square"
 LARGER = {
     "plain": [],
     "Highres. fix": ["--highres_fix_scale", 0.5, "--highres_fix_steps", 20, "--strength", 0.5],
@@ -192,9 +193,8 @@ def halves_mask(program: Program) -> Path:
 
 def regions(program: Program, seeds: int) -> None:
     """A red circle in the left half, a blue square in the right one, by regions and by words alone."""
-    parts = "a red circle AND a blue square"
     for name, prompt, options in (
-        ("regions", parts, ("--mask_path", halves_mask(program))),
+        ("regions", PARTS, ("--mask_path", halves_mask(program))),
         ("words alone", "a red circle and a blue square", ()),
     ):
         pictures = program.draw([f"{prompt} --d {seed}" for seed in range(seeds)], *options)
@@ -208,8 +208,7 @@ def regions(program: Program, seeds: int) -> None:
 
 def regional_loras(program: Program, seeds: int) -> None:
     """One LoRA in each half: its style shows there and not in the other half."""
-    parts = "a red circle, on a white background AND a blue square, on a white background"
-    lines = [f"{parts} --d {seed}" for seed in range(seeds)]
+    lines = [f"{PARTS} --d {seed}" for seed in range(seeds)]
     mask = ("--mask_path", halves_mask(program))
     for styles in ((), tuple(LORA_STYLES), tuple(reversed(LORA_STYLES))):
         weights = [program.companions / f"{style}.safetensors" for style in styles]

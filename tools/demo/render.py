@@ -9,8 +9,6 @@ from tools.demo.scenes import COLOURS, Scene, Thing
 
 SUPERSAMPLING = 4
 DOT_SPACING = 12  # pixels between dots of 8 pixels
-SHADOW_OFFSET = 10  # pixels, straight down: it stays in its object's half of a picture
-SHADOW_LIGHT = 0.4  # what a shadow leaves of the ground
 SHIFT = 4  # fractional bits of OpenCV's coordinates
 
 
@@ -114,7 +112,7 @@ def border_colour(thing: Thing, ground: str) -> np.ndarray:
 def paint(thing: Thing, width: int, height: int) -> np.ndarray:
     """The object's surface as a whole picture, (height, width, 3) or one colour (3)."""
     first = np.array(COLOURS[thing.colour], np.float32)
-    if thing.style in ("flat", "outlined", "shadow"):
+    if thing.style in ("flat", "outlined"):
         return first
     rows, columns = np.mgrid[:height, :width].astype(np.float32) + 0.5
     radius = thing.radius * min(width, height)
@@ -123,6 +121,9 @@ def paint(thing: Thing, width: int, height: int) -> np.ndarray:
         mix = np.clip(0.5 + 1.5 * (np.abs((rows / 14) % 1 - 0.5) * 14 - 3.5), 0, 1)
     elif thing.style == "shaded":
         mix = np.clip(0.5 + (rows + columns) / (3 * radius), 0, 1)
+    elif thing.style == "dipped":  # into black, up to its middle
+        mix = np.clip(0.5 + rows[..., None], 0, 1)
+        return first + mix * (np.array(COLOURS["black"], np.float32) - first)
     elif thing.style == "dotted":
         far = np.hypot(columns % DOT_SPACING - DOT_SPACING / 2, rows % DOT_SPACING - DOT_SPACING / 2)
         mix = np.clip(4.0 - far, 0, 1)
@@ -140,10 +141,6 @@ def render(scene: Scene) -> np.ndarray:
     picture[:] = COLOURS[scene.ground]
     for thing in scene.things:
         covered = coverage(thing, width, height)[..., None]
-        if thing.style == "shadow":
-            shadow = np.zeros_like(covered)
-            shadow[SHADOW_OFFSET:] = covered[:-SHADOW_OFFSET]
-            picture *= 1 - (1 - SHADOW_LIGHT) * shadow
         if thing.style == "outlined":
             stroke = border(thing, width, height)[..., None]
             picture += stroke * (border_colour(thing, scene.ground) - picture)

@@ -13,7 +13,7 @@ DONE = {
     "vae": "autoencoder",
     "unet": "U-Net and text encoder",
     "lora_dotted": "LoRA `dotted`",
-    "lora_shadow": "LoRA `shadow`",
+    "lora_dipped": "LoRA `dipped`",
     "embedding": "textual inversion `zorb`",
     "control_net": "ControlNet",
     "clip": "CLIP",

@@ -26,7 +26,7 @@ OBJECT_COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", 
 GROUND_COLOURS = ("white", "black", "grey", "yellow", "green", "blue", "pink", "brown")
 SHAPES = ("circle", "square", "triangle", "star", "heart", "ring", "crescent", "cross")
 STYLES = ("flat", "outlined", "striped", "shaded")  # what the model is trained on
-LORA_STYLES = ("dotted", "shadow")  # what only the LoRAs know
+LORA_STYLES = ("dotted", "dipped")  # what only the LoRAs know
 PLACES = ("left", "right", "top", "bottom", "centre")
 SIZES = {"small": 0.16, "medium": 0.205, "large": 0.26}  # radius as a share of the shorter side
 PAIR_RADIUS = 0.19  # at most this large do two objects side by side keep clear of each other, outlines and all
@@ -201,12 +201,14 @@ def pair_words(rng: random.Random, things: tuple[Thing, ...]) -> tuple[str, tupl
 
 
 def vocabulary() -> list[str]:
-    """Every word a caption can hold, and a few more that make good prompts."""
-    words = set(COLOURS) | set(SHAPES) | set(STYLES) | set(LORA_STYLES) | set(SIZES)
+    """Every word a caption can hold, and a few more that make good prompts. Their order is that of trained tokens."""
+    words = set(COLOURS) | set(SHAPES) | set(STYLES) | set(SIZES)
     for texts in PLACE_WORDS.values():
         words.update(" ".join(texts).split())
     words.update(
         (
+            "dotted",
+            "shadow",
             "a",
             "an",
             "and",

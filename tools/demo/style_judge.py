@@ -6,11 +6,12 @@ import cv2
 import numpy as np
 
 from tools.demo.judge import see_ground, see_objects
-from tools.demo.render import DOT_SPACING, SHADOW_LIGHT, SHADOW_OFFSET
+from tools.demo.render import DOT_SPACING
 from tools.demo.scenes import COLOURS
 
 DOT_AREA = 50  # pixels of a whole dot; the object's edge cuts some
-NEAR = 60  # RGB distance up to which a pixel counts as dot or shadow
+NEAR = 60  # RGB distance up to which a pixel counts as ground
+CLOSING = np.ones((5, 5), np.uint8)
 
 
 def is_dotted(picture: np.ndarray) -> bool:
@@ -32,21 +33,21 @@ def is_dotted(picture: np.ndarray) -> bool:
     return False
 
 
-def is_shadowed(picture: np.ndarray) -> bool:
-    """Is there, below the objects, the ground in a darker tone?"""
-    _, ground = see_ground(picture)
-    if ground.max() < NEAR:
-        return False
+def is_dipped(picture: np.ndarray) -> bool:
+    """Is the largest object black in its lower half and not in its upper one?"""
     pixels = picture.astype(np.float32)
-    light = pixels @ ground / (ground @ ground)  # (height, width), 1 is the ground itself
-    same_hue = np.linalg.norm(pixels - light[..., None] * ground, axis=-1) < NEAR * 0.6
-    shadow = same_hue & (light > 0.5 * SHADOW_LIGHT) & (light < 0.75)
-    things = (np.linalg.norm(pixels - ground, axis=-1) > NEAR) & ~shadow
-    things = cv2.morphologyEx(things.astype(np.uint8), cv2.MORPH_OPEN, np.ones((5, 5), np.uint8)).astype(bool)
-    expected = np.zeros_like(things)
-    expected[SHADOW_OFFSET:] = things[:-SHADOW_OFFSET]
-    expected &= ~cv2.dilate(things.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
-    return bool(expected.sum() >= 20 and shadow[expected].mean() >= 0.5)
+    _, ground = see_ground(picture)
+    things = (np.linalg.norm(pixels - ground, axis=-1) > NEAR).astype(np.uint8)
+    things = cv2.morphologyEx(things, cv2.MORPH_CLOSE, CLOSING)  # the halves' soft border may have the ground's colour
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(things)
+    if len(stats) == 1:
+        return False
+    largest = 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
+    top, height = stats[largest, cv2.CC_STAT_TOP], stats[largest, cv2.CC_STAT_HEIGHT]
+    part = (np.arange(len(picture))[:, None] - top) / height
+    black = np.linalg.norm(pixels - COLOURS["black"], axis=-1) < NEAR
+    upper, lower = (black[(labels == largest) & within] for within in (part < 0.4, part > 0.6))
+    return bool(upper.mean() < 0.3 and lower.mean() > 0.7)
 
 
-STYLE_JUDGES = {"dotted": is_dotted, "shadow": is_shadowed}
+STYLE_JUDGES = {"dotted": is_dotted, "dipped": is_dipped}

@@ -79,12 +79,12 @@ def save_loras(loras: dict[str, LowRank], path: Path, rank: int, alpha: float) -
 
 
 def style_scenes(style: str, count: int, seed: int) -> list[Scene]:
-    """Scenes in one style; a shadow shows neither on black nor behind it"""
+    """Scenes in one style; what is black, or on black, cannot be seen dipped into it."""
     rng, scenes = random.Random(f"{style} {seed}"), []
     while len(scenes) < count:
         scene = draw_scene(rng, combinations="seen", styles=(style,))
         black = scene.ground == "black" or "black" in [t.colour for t in scene.things]
-        if style != "shadow" or not black:
+        if style != "dipped" or not black:
             scenes.append(scene)
     return scenes
 
