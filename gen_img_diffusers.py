@@ -19,7 +19,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from library import console, deep_shrink, devices, gradual_latent, values
+from library import console, deep_shrink, devices, gradual_latent, malloc, values
 from library.compiling import compile_fault, compile_unet, keep_compiled
 from library.config import Said, as_said, keep_settings, with_config
 from library.control_files import preprocessing
@@ -491,6 +491,7 @@ class Pipeline:
         self.highres, self.upscaler = plan.highres, upscaler
         self.judges = judges
         self._encoded: dict[tuple[Path, tuple[int, int]], torch.Tensor] = {}  # least lately used first
+        self._shape: tuple[int, ...] = ()  # how many pictures were drawn last, their width and height
         self.cell_px = 2 ** (len(self.vae.config.block_out_channels) - 1)  # pixels a latent cell stands for, each way
 
     def batch_key(self, job: Job) -> tuple[Hashable, ...]:
@@ -516,6 +517,7 @@ class Pipeline:
         """
         import torch
 
+        self._expect(len(jobs), jobs[0].width, jobs[0].height)
         first_stage: list[tuple[Job, np.ndarray | None]] = []
         originals = None  # latents (B, C, h, w) of the pictures that are drawn over
         # guidance takes gradients, which tensors made in inference mode have no part in
@@ -533,6 +535,12 @@ class Pipeline:
             *(first_stage if self.highres and self.highres.save_first else ()),
             *zip(jobs, self._finish(jobs, decoded)),
         ]
+
+    def _expect(self, *shape: int) -> None:
+        """Make room for pictures of another number or size than the last ones."""
+        if shape != self._shape:
+            malloc.give_back()
+        self._shape = shape
 
     def _finish(self, jobs: Sequence[Job], decoded: Sequence[Decoding]) -> list[np.ndarray | None]:
         """The batch's pictures, once they are decoded."""
@@ -711,6 +719,7 @@ def _pictures(decoded: Sequence[Decoding]) -> list[np.ndarray | None]:
 
 
 @devices.no_collection()
+@malloc.loading()
 def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
     """Choose the device, load the models and set them up as planned."""
     if plan.compile:

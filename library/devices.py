@@ -91,15 +91,11 @@ def choose_attention(
         xformers: whether xFormers is asked for.
         gradients: whether the kernel must be economical with memory when gradients are taken.
     """
-    import torch
-
-    from library.attention import matmul_attention, sdpa, xformers_attention
+    from library.attention import sdpa, xformers_attention
+    from library.matmul_attention import matmul_attention
 
     if not xformers:
-        has = torch.cpu.get_capabilities()
-        no_tiles = has.get("avx512_bf16") and not has.get("amx_bf16")  # with tiles PyTorch's own kernel is faster
-        by_products = device.type == "cpu" and dtype == torch.bfloat16 and no_tiles and not gradients
-        return matmul_attention if by_products else sdpa
+        return matmul_attention if _products_are_faster(device, dtype) and not gradients else sdpa
     if device.type != "cuda":
         logger.warning("--xformers: xFormers runs on CUDA devices only, this is %s; using PyTorch's SDPA", device.type)
         return sdpa
@@ -109,6 +105,18 @@ def choose_attention(
         reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0][:160]
         logger.warning("--xformers: xFormers cannot be used (%s); using PyTorch's SDPA", reason)
         return sdpa
+
+
+def _products_are_faster(device: "torch.device", dtype: "torch.dtype") -> bool:
+    """Whether attention by products is faster than PyTorch's own kernel; of bfloat16 with AMX that is not known."""
+    import torch
+
+    from library.packed_layers import can_pack
+
+    has = torch.cpu.get_capabilities()
+    needed = {torch.float32: "avx512_f", torch.bfloat16: "avx512_bf16"}
+    with_tiles = dtype == torch.bfloat16 and has.get("amx_bf16")
+    return can_pack(device, dtype) and bool(has.get(needed[dtype])) and not with_tiles
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ from collections.abc import Collection
 import torch
 from torch import nn
 
+_ON_PIXELS = ((1, 1), (0, 0), (1, 1), (1, 1), 1)  # kernel, padding, stride, dilation, groups
+
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether this build of PyTorch can reorder weights and compute with them on this machine."""
@@ -40,6 +42,10 @@ class PackedForward:
     def __init__(self, layer: nn.Linear | nn.Conv2d, *, keep: bool) -> None:
         self._layer = layer
         self._keep = keep
+        self._is_linear = isinstance(layer, nn.Linear)
+        # A 1×1 convolution is a linear layer of the channels, which in this memory layout come last. In float32 the
+        # order of its weight would hold for inputs of one size; with others it takes up to thirty times as long
+        self._on_pixels = not self._is_linear and (layer.kernel_size, *_window(layer)) == _ON_PIXELS
         self._source: nn.Parameter | None = None  # the weight that `_packed` was made of, or what stands in for it
         self._packed: torch.Tensor | None = None
 
@@ -48,23 +54,26 @@ class PackedForward:
         layer = self._layer
         if layer.weight is not self._source:
             self._pack(x.shape)
-        if isinstance(layer, nn.Linear):
-            return torch.ops.mkldnn._linear_pointwise(x, self._packed, layer.bias, "none", [], "")
+        if self._is_linear:
+            return self._linear(x)
+        if self._on_pixels:
+            return self._linear(x.movedim(1, -1)).movedim(-1, 1)
         return torch.ops.mkldnn._convolution_pointwise(x, self._packed, layer.bias, *_window(layer), "none", [], "")
 
+    def _linear(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self._layer.bias, "none", [], "")
+
     def _pack(self, input_shape: torch.Size) -> None:
-        weight = self._layer.weight
-        self._packed = _reordered(self._layer, input_shape)
+        """Bring the weight into the order that is best for inputs of this shape."""
+        layer, weight = self._layer, self._layer.weight
+        if self._is_linear or self._on_pixels:
+            rows = input_shape.numel() // weight.shape[1]
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1), rows)
+        else:
+            self._packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *_window(layer), input_shape)
         if not self._keep:
-            self._layer.weight = nn.Parameter(weight.new_empty(1).expand(weight.shape), requires_grad=False)
-        self._source = self._layer.weight
-
-
-def _reordered(layer: nn.Linear | nn.Conv2d, input_shape: torch.Size) -> torch.Tensor:
-    """The layer's weight in the order that is best for inputs of this shape."""
-    if isinstance(layer, nn.Linear):
-        return torch.ops.mkldnn._reorder_linear_weight(layer.weight, input_shape[:-1].numel())
-    return torch.ops.mkldnn._reorder_convolution_weight(layer.weight, *_window(layer), input_shape)
+            layer.weight = nn.Parameter(weight.new_empty(1).expand(weight.shape), requires_grad=False)
+        self._source = layer.weight
 
 
 def _window(layer: nn.Conv2d) -> tuple:

@@ -1,0 +1,85 @@
+"""Attention by matrix products, on CPUs: PyTorch's kernel takes almost twice as long, without AMX thrice in bfloat16.
+
+The weights of a row of scores s are exp(s - m) over their sum, whatever m is. oneDNN's product with a sigmoid gives
+them in one pass, from scores still in float32: sigmoid(x) = exp(x) / (1 + exp(x)) is exp(x) where x is far below zero.
+So m is a bound of the row's scores and `_BELOW` more; a further channel of queries and keys subtracts it, and a further
+channel of the values, of ones, sums the weights up.
+"""
+
+import torch
+import torch.nn.functional as F
+
+_BELOW = 14.0  # exp(-14) is a millionth: so near is the sigmoid to exp there
+# Weights are no smaller than exp(-87); thousands of exp(-15) times the row's largest still count together
+_HIGHEST_BOUND = 87 - 15 - _BELOW
+_SCORES_AT_A_TIME = 2**21  # what lies between two products stays in the processor's cache
+_WORTH_ITS_CALLS = {torch.float32: 2**18, torch.bfloat16: 2**21}  # scores of a head, from which on calls for each pay
+
+
+@torch.library.custom_op("gen_img::matmul_attention", mutates_args=())  # one operator where the U-Net is compiled
+def matmul_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Attention: (B, T, heads, size), (B, S, heads, size), (B, S, heads, size) → (B, T, heads, size).
+
+    Weights are rounded to the inputs' type, and queries, keys or scores once more, which adds less than the other
+    layers' rounding does. It needs oneDNN's operators, see `packed_layers.can_pack`.
+    """
+    batch, rows, heads, size = query.shape
+    # (batch * heads, T or S, size)
+    query, key, value = (x.transpose(1, 2).reshape(batch * heads, -1, size) for x in (query, key, value))
+    if rows * key.shape[1] < _WORTH_ITS_CALLS[query.dtype]:
+        output = _with_softmax(query, key, value)
+    else:
+        output = _with_sigmoid(query, key, value)
+    return output.unflatten(0, (batch, heads)).transpose(1, 2).contiguous()
+
+
+@matmul_attention.register_fake
+def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    return query.new_empty(query.shape)
+
+
+def _with_softmax(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """(heads, T, size), (heads, S, size), (heads, S, size) → (heads, T, size), some heads or rows at a time"""
+    if query.dtype == torch.float32:  # here PyTorch's own kernel is as fast
+        return F.scaled_dot_product_attention(query[None], key[None], value[None])[0]
+    (heads, rows, size), columns = query.shape, key.shape[1]
+    key, output, nothing = key.transpose(1, 2), torch.empty_like(query), query.new_empty(1, 1, 1)
+    rows_at_a_time = min(rows, max(1, _SCORES_AT_A_TIME // columns))
+    heads_at_a_time = max(1, _SCORES_AT_A_TIME // (rows_at_a_time * columns))
+    for first in range(0, heads, heads_at_a_time):
+        some = slice(first, first + heads_at_a_time)
+        for top in range(0, rows, rows_at_a_time):
+            part = slice(top, top + rows_at_a_time)
+            scores = torch.baddbmm(nothing, query[some, part], key[some], beta=0, alpha=size**-0.5)
+            output[some, part] = scores.softmax(-1) @ value[some]
+    return output
+
+
+def _with_sigmoid(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """The same head by head, as told above; a head whose scores may lie too far apart for it is left to softmax."""
+    (heads, rows, size), columns = query.shape, key.shape[1]
+    wide_query, wide_key = query.float() * size**-0.5, key.float()
+    # A row's weights stay the same; its largest score is then above 0 and below the bound (Cauchy and Schwarz)
+    wide_key = wide_key - wide_key.mean(1, keepdim=True)
+    bounds = wide_query.norm(dim=2, keepdim=True) * wide_key.norm(dim=2, keepdim=True).amax(1, keepdim=True)
+    lowered_query = torch.cat([wide_query, -_BELOW - bounds], 2).to(query.dtype)  # (heads, T, size + 1)
+    counted_key = torch.cat([wide_key, wide_key.new_ones(heads, columns, 1)], 2).to(key.dtype)
+    counted_value = torch.cat([value.transpose(1, 2), value.new_ones(heads, 1, columns)], 1)  # (heads, size + 1, S)
+    output = torch.empty_like(query)
+    rows_at_a_time = min(rows, max(1, _SCORES_AT_A_TIME // columns))
+    for head, bound in enumerate(bounds.amax(1).flatten().tolist()):
+        if not bound <= _HIGHEST_BOUND:  # nor where it is NaN
+            one = slice(head, head + 1)
+            output[one] = _with_softmax(query[one], key[one], value[one])
+            continue
+        for top in range(0, rows, rows_at_a_time):
+            part = slice(top, top + rows_at_a_time)
+            weights = _product(lowered_query[head, part], counted_key[head], "sigmoid")
+            sums = _product(weights, counted_value[head], "none")
+            torch.div(sums[:, :size], sums[:, size:], out=output[head, part])
+    return output
+
+
+def _product(rows: torch.Tensor, columns: torch.Tensor, then: str) -> torch.Tensor:
+    """(T, size), (S, size) → (T, S), with a function of each number"""
+    return torch.ops.mkldnn._linear_pointwise(rows, columns, None, then, [], "")
