@@ -491,7 +491,6 @@ class Pipeline:
         self.highres, self.upscaler = plan.highres, upscaler
         self.judges = judges
         self._encoded: dict[tuple[Path, tuple[int, int]], torch.Tensor] = {}  # least lately used first
-        self._shape: tuple[int, ...] = ()  # how many pictures were drawn last, their width and height
         self.cell_px = 2 ** (len(self.vae.config.block_out_channels) - 1)  # pixels a latent cell stands for, each way
 
     def batch_key(self, job: Job) -> tuple[Hashable, ...]:
@@ -517,7 +516,6 @@ class Pipeline:
         """
         import torch
 
-        self._expect(len(jobs), jobs[0].width, jobs[0].height)
         first_stage: list[tuple[Job, np.ndarray | None]] = []
         originals = None  # latents (B, C, h, w) of the pictures that are drawn over
         # guidance takes gradients, which tensors made in inference mode have no part in
@@ -535,12 +533,6 @@ class Pipeline:
             *(first_stage if self.highres and self.highres.save_first else ()),
             *zip(jobs, self._finish(jobs, decoded)),
         ]
-
-    def _expect(self, *shape: int) -> None:
-        """Make room for pictures of another number or size than the last ones."""
-        if shape != self._shape:
-            malloc.give_back()
-        self._shape = shape
 
     def _finish(self, jobs: Sequence[Job], decoded: Sequence[Decoding]) -> list[np.ndarray | None]:
         """The batch's pictures, once they are decoded."""
@@ -710,6 +702,7 @@ class Pipeline:
         """Begin to decode latents (B, C, h, w), `vae_batch_size` at a time."""
         from library.decoding import Decoding
 
+        malloc.give_back()  # the U-Net's memory is in pieces of other sizes
         with self._on_device(self.vae):
             return [Decoding(self.vae, part) for part in latents.split(self.vae_batch_size)]
 

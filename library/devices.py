@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, TypeVar
 
+from library import malloc
 from library.errors import InputError
 
 if TYPE_CHECKING:
@@ -194,6 +195,7 @@ def try_to_run(work: Callable[[], Result]) -> Result | None:
             raise
     # Out here nothing holds the failed attempt's tensors any more; inside the block its traceback did
     gc.collect()
+    malloc.give_back()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return None

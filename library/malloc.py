@@ -37,6 +37,6 @@ def loading() -> Iterator[None]:
 
 
 def give_back() -> None:
-    """Let the system have the memory that is kept, where other sizes will be asked for: holes would add up."""
+    """Let the system have the memory that is kept, before other sizes are asked for: the holes would add up."""
     if libc := _glibc():
         libc.malloc_trim(0)

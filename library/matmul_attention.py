@@ -29,7 +29,8 @@ def matmul_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     if rows * key.shape[1] < _WORTH_ITS_CALLS[query.dtype]:
         output = _with_softmax(query, key, value)
     else:
-        output = _with_sigmoid(query, key, value)
+        # each by itself: its numbers depend on no other head or picture
+        output = torch.stack([_with_sigmoid(*head) for head in zip(query, key, value)])
     return output.unflatten(0, (batch, heads)).transpose(1, 2).contiguous()
 
 
@@ -56,27 +57,23 @@ def _with_softmax(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -
 
 
 def _with_sigmoid(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """The same head by head, as told above; a head whose scores may lie too far apart for it is left to softmax."""
-    (heads, rows, size), columns = query.shape, key.shape[1]
+    """(T, size), (S, size), (S, size) → (T, size): a head as told above, or by softmax where that does not suffice."""
+    (rows, size), columns = query.shape, len(key)
     wide_query, wide_key = query.float() * size**-0.5, key.float()
     # A row's weights stay the same; its largest score is then above 0 and below the bound (Cauchy and Schwarz)
-    wide_key = wide_key - wide_key.mean(1, keepdim=True)
-    bounds = wide_query.norm(dim=2, keepdim=True) * wide_key.norm(dim=2, keepdim=True).amax(1, keepdim=True)
-    lowered_query = torch.cat([wide_query, -_BELOW - bounds], 2).to(query.dtype)  # (heads, T, size + 1)
-    counted_key = torch.cat([wide_key, wide_key.new_ones(heads, columns, 1)], 2).to(key.dtype)
-    counted_value = torch.cat([value.transpose(1, 2), value.new_ones(heads, 1, columns)], 1)  # (heads, size + 1, S)
+    wide_key = wide_key - wide_key.mean(0)
+    bounds = wide_query.norm(dim=1, keepdim=True) * wide_key.norm(dim=1).max()
+    if not bounds.max() <= _HIGHEST_BOUND:  # scores lie too far apart, or are NaN
+        return _with_softmax(query[None], key[None], value[None])[0]
+    lowered_query = torch.cat([wide_query, -_BELOW - bounds], 1).to(query.dtype)  # (T, size + 1)
+    counted_key = torch.cat([wide_key, wide_key.new_ones(columns, 1)], 1).to(key.dtype)  # (S, size + 1)
+    counted_value = torch.cat([value.T, value.new_ones(1, columns)])  # (size + 1, S)
     output = torch.empty_like(query)
     rows_at_a_time = min(rows, max(1, _SCORES_AT_A_TIME // columns))
-    for head, bound in enumerate(bounds.amax(1).flatten().tolist()):
-        if not bound <= _HIGHEST_BOUND:  # nor where it is NaN
-            one = slice(head, head + 1)
-            output[one] = _with_softmax(query[one], key[one], value[one])
-            continue
-        for top in range(0, rows, rows_at_a_time):
-            part = slice(top, top + rows_at_a_time)
-            weights = _product(lowered_query[head, part], counted_key[head], "sigmoid")
-            sums = _product(weights, counted_value[head], "none")
-            torch.div(sums[:, :size], sums[:, size:], out=output[head, part])
+    for some in (slice(top, top + rows_at_a_time) for top in range(0, rows, rows_at_a_time)):
+        weights = _product(lowered_query[some], counted_key, "sigmoid")
+        sums = _product(weights, counted_value, "none")
+        torch.div(sums[:, :size], sums[:, size:], out=output[some])
     return output
 
 

@@ -118,14 +118,11 @@ def test_memory_is_kept_after_loading_and_given_back_when_asked_for():
     assert given_back_mb > 100
 
 
-def test_memory_goes_back_when_sizes_change(sd1, generate, monkeypatch, tmp_path):
+def test_the_u_nets_memory_goes_back_before_each_decoding(sd1, generate, monkeypatch):
     given_back = []
     monkeypatch.setattr(malloc, "give_back", lambda: given_back.append(1))
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("a\nb\nc --w 128\nd --w 128\ne")
-    result = generate(sd1.folder, "--from_file", prompts, "--batch_size", 2)
-    assert result.status == 0, result.stderr
-    assert len(given_back) == 3  # two pictures, two wide ones, one
+    assert generate(sd1.folder, "--prompt", "a", "--images_per_prompt", 3, "--batch_size", 2).status == 0
+    assert len(given_back) == 2
 
 
 def attention_error(*inputs: torch.Tensor) -> float:
@@ -153,6 +150,14 @@ def test_attention_leaves_its_inputs_alone(dtype):
     before = [x.clone() for x in inputs]
     matmul_attention(*inputs)
     assert all(torch.equal(x, y) for x, y in zip(inputs, before))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens, size", [(4096, 40), (1600, 80)])
+def test_attention_of_a_picture_does_not_depend_on_its_batch(dtype, tokens, size):
+    query, key, value = (torch.randn(2, tokens, 2, size).to(dtype) for _ in range(3))
+    both = matmul_attention(query, key, value)
+    assert torch.equal(both[:1], matmul_attention(query[:1], key[:1], value[:1]))
 
 
 def test_attention_of_a_head_is_its_own():
