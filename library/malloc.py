@@ -26,13 +26,13 @@ def loading() -> Iterator[None]:
     if (libc := _glibc()) is None:
         yield
         return
-    libc.mallopt(_M_MMAP_MAX, 1 << 16)
+    libc.mallopt(_M_MMAP_MAX, 1 << 16)  # glibc's own number
     libc.mallopt(_M_MMAP_THRESHOLD, 1 << 20)
     try:
         yield
     finally:
         libc.mallopt(_M_MMAP_MAX, 0)
-        libc.mallopt(_M_TRIM_THRESHOLD, -1)
+        libc.mallopt(_M_TRIM_THRESHOLD, -1)  # never by itself
         libc.mallopt(_M_TOP_PAD, 64 << 20)
 
 

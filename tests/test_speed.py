@@ -138,9 +138,9 @@ def test_attention_by_products(tokens, columns, spread):
     query, key, value = (torch.randn(2, count, 3, 40, generator=generator) for count in (tokens, columns, columns))
     wide = query * spread, key * spread + 5, value  # what all keys share changes no weight
     # sums in another order, and the sigmoid is a millionth less than exp
-    assert attention_error(*wide) < 1e-5 * spread**2
-    # bfloat16 has 8 bits: scores are rounded to it, which the exponential function makes worse the larger they are
-    assert attention_error(*(x.bfloat16() for x in wide)) < 0.02 * spread
+    assert attention_error(*wide) < 1e-5
+    # bfloat16 has 8 bits: scores are rounded to it, which tells in the exponential function where they are large
+    assert attention_error(*(x.bfloat16() for x in wide)) < (0.04 if spread == 4 else 0.02)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
