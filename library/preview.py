@@ -1,5 +1,7 @@
 """Showing finished pictures in OpenCV windows."""
 
+import contextlib
+import ctypes
 import logging
 import os
 import subprocess
@@ -47,6 +49,7 @@ def _unavailable(reason: str) -> bool:
 
 def show(pictures: Sequence["np.ndarray"], title: str) -> None:
     """Show pictures (H, W, 3) uint8 RGB, one window each, until a key is pressed or the windows are closed."""
+    _let_qt_keep_its_events()
     import cv2
 
     windows = [f"{title} ({number})" if len(pictures) > 1 else title for number in range(1, len(pictures) + 1)]
@@ -57,3 +60,14 @@ def show(pictures: Sequence["np.ndarray"], title: str) -> None:
             break
     cv2.destroyAllWindows()
     cv2.waitKey(1)  # lets the windows go
+
+
+def _let_qt_keep_its_events() -> None:
+    """Have the system's libX11-xcb stand before the one in OpenCV's Linux wheel; to be called before the first window.
+
+    The wheel's is older than most systems' libX11 and writes XCBOwnsEventQueue eight bytes before the field this one
+    reads. Xlib then takes events away from Qt; without its MapNotify a window stays empty (one in seven when busy).
+    """
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError):  # not installed: the wheel's own is left
+            ctypes.CDLL("libX11-xcb.so.1", mode=ctypes.RTLD_GLOBAL)
