@@ -712,7 +712,7 @@ def _pictures(decoded: Sequence[Decoding]) -> list[np.ndarray | None]:
 
 
 @devices.no_collection()
-@malloc.loading()
+@malloc.blocks_from_system()
 def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
     """Choose the device, load the models and set them up as planned."""
     if plan.compile:

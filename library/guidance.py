@@ -20,6 +20,7 @@ from diffusers import AutoencoderKL, LMSDiscreteScheduler, SchedulerMixin, UNet2
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
+from library import malloc
 from library.guidance_files import VGG16_LAYERS, VGG16_SHRINK, GuidanceFiles, GuidanceSettings
 from library.jobs import Job
 from library.model_files import Component
@@ -298,6 +299,7 @@ class LossGuidance:
                 prediction = prediction - level.sigma * move
         return prediction, latents
 
+    @malloc.blocks_from_system()
     def gradient(self, latents: torch.Tensor, index: int, row: int, losses: Sequence[PictureLoss]) -> torch.Tensor:
         """The gradient of the losses' sum with respect to one picture's latents (1, C, h, w) before step `index`."""
         with torch.enable_grad():

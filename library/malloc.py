@@ -18,10 +18,11 @@ def _glibc() -> ctypes.CDLL | None:
 
 
 @contextmanager
-def loading() -> Iterator[None]:
-    """A block, or a function, in which models are loaded; from its end on freed memory is kept for what comes next.
+def blocks_from_system() -> Iterator[None]:
+    """A block, or a function, in which the system gives 1 MB and more at a time and gets it back when it is freed.
 
-    Inside, blocks of 1 MB and more are the system's still: weights of which something else is made would leave holes.
+    From its end on freed memory is kept for what comes next. For work that frees its memory in another order than it
+    took it, which would leave holes: loading, where weights are made of others, and gradients.
     """
     if (libc := _glibc()) is None:
         yield

@@ -98,7 +98,7 @@ def use():
     return faults() - before
 
 plain = [use() for _ in range(3)][-1]
-with malloc.loading():
+with malloc.blocks_from_system():
     inside = [use() for _ in range(3)][-1]
 kept = [use() for _ in range(3)][-1]
 before = resident_mb()
