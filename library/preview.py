@@ -56,10 +56,19 @@ def show(pictures: Sequence["np.ndarray"], title: str) -> None:
     for window, picture in zip(windows, pictures):
         cv2.imshow(window, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     while cv2.waitKey(_POLL_MS) < 0:
-        if all(cv2.getWindowProperty(window, cv2.WND_PROP_VISIBLE) < 1 for window in windows):
+        if not any(map(_is_open, windows)):
             break
     cv2.destroyAllWindows()
     cv2.waitKey(1)  # lets the windows go
+
+
+def _is_open(window: str) -> bool:
+    import cv2
+
+    try:
+        return cv2.getWindowProperty(window, cv2.WND_PROP_VISIBLE) >= 1
+    except cv2.error:  # where the last window closed by hand was, Qt's part of OpenCV is gone, too
+        return False
 
 
 def _let_qt_keep_its_events() -> None:
