@@ -5,7 +5,7 @@ import json
 import re
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
@@ -198,6 +198,7 @@ class PictureWriter:
         self._resumed = resumed
         self._pool = ThreadPoolExecutor(max_workers=_WRITERS, thread_name_prefix="writer")
         self._pending: deque[Future[None]] = deque()
+        self._first_stages: list[Future[None]] = []
         self._report = threading.Lock()
 
     def __enter__(self) -> "PictureWriter":
@@ -212,14 +213,21 @@ class PictureWriter:
         """Hand over a picture (H, W, 3) uint8 of a job."""
         while self._pending and (self._pending[0].done() or len(self._pending) >= _WAITING_PICTURES):
             self._pending.popleft().result()
-        self._pending.append(self._pool.submit(self._save, pixels, job))
+        # A picture is done for --resume once it stands, so it is written after its first stage, handed over before it
+        self._first_stages = [future for future in self._first_stages if not future.done() or future.exception()]
+        waits_for = () if job.stage == 1 else tuple(self._first_stages)
+        self._pending.append(self._pool.submit(self._save, pixels, job, waits_for))
+        if job.stage == 1:
+            self._first_stages.append(self._pending[-1])
 
     def wait(self) -> None:
         """Wait until everything handed over is written."""
         while self._pending:
             self._pending.popleft().result()
 
-    def _save(self, pixels: "np.ndarray", job: "Job") -> None:
+    def _save(self, pixels: "np.ndarray", job: "Job", waits_for: Sequence[Future[None]]) -> None:
+        for future in waits_for:
+            future.result()
         texts = metadata(job, self._facts)
         if self._resumed and job.stage == 1 and standing_picture(job.file, texts):
             return

@@ -288,6 +288,23 @@ def test_a_full_disk_leaves_a_run_that_can_be_resumed(command, generate, tmp_pat
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
+def test_pictures_are_written_after_their_first_stages(sd1, generate, monkeypatch):
+    """Else a run that is cut off between the two would be gone on with as if the first stage were there."""
+    saved = []
+    save_whole = output.save_whole
+
+    def slow_for_first_stages(content, file):
+        time.sleep(0 if file.stem.startswith("im_1") else 0.3)
+        saved.append(file.stem)
+        return save_whole(content, file)
+
+    monkeypatch.setattr(output, "save_whole", slow_for_first_stages)
+    highres = ("--highres_fix_scale", 0.5, "--highres_fix_steps", 2, "--highres_fix_save_1st")
+    command = (sd1.folder, "--prompt", "a", "--images_per_prompt", 2, "--batch_size", 2, "--sequential_file_name")
+    assert generate(*command, *highres).status == 0
+    assert sorted(saved[2:]) == ["im_1000001", "im_1000002"], saved
+
+
 def test_first_stages_are_not_saved_twice(sd1, generate, tmp_path):
     highres = ("--highres_fix_scale", 0.5, "--highres_fix_steps", 2, "--highres_fix_save_1st")
     command = (sd1.folder, "--prompt", "a", "--seed", 1, "--images_per_prompt", 2, "--sequential_file_name", *highres)
