@@ -19,28 +19,30 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from library import console, deep_shrink, devices, gradual_latent, malloc, values
-from library.compiling import compile_fault, compile_unet, keep_compiled
-from library.config import Said, as_said, keep_settings, with_config
-from library.control_files import preprocessing
-from library.deep_shrink import Shrinker
+from library import console, values
 from library.errors import InputError, Interrupted, ProgramError
-from library.file_names import make_folder
-from library.gallery import show_results
-from library.highres import HighresFix, UpscalerSpec, stages, upscaler_arguments
-from library.interactive import run_interactive
-from library.jobs import Job, group_into_batches
-from library.manifest import Manifest, recover
-from library.output import FileHash, PictureWriter, RunFacts
-from library.picture_files import DEFAULT_QUALITY, FORMATS
-from library.pictures import load_mask, load_source
-from library.plan import RunPlan, make_plan
-from library.plan_view import picture_facts, show_plan, summary, to_json
-from library.processes import Others, Team, outlive_others
-from library.prompts import PROMPT_OPTIONS
-from library.report import Tally, save_failed
-from library.runs import run_jobs
-from library.samplers import SAMPLERS, SECOND_NAMES, Noise, draw_noise, make_scheduler
+from library.files.picture_files import DEFAULT_QUALITY, FORMATS
+from library.files.pictures import load_mask, load_source
+from library.machine import devices, malloc
+from library.machine.compiling import compile_fault, compile_unet, keep_compiled
+from library.plan.config import Said, as_said, keep_settings, with_config
+from library.plan.file_names import make_folder
+from library.plan.jobs import Job, group_into_batches
+from library.plan.plan_view import picture_facts, show_plan, summary, to_json
+from library.plan.planning import RunPlan, make_plan
+from library.plan.prompts import PROMPT_OPTIONS
+from library.results.gallery import show_results
+from library.results.output import FileHash, PictureWriter, RunFacts
+from library.run.interactive import run_interactive
+from library.run.manifest import Manifest, recover
+from library.run.processes import Others, Team, outlive_others
+from library.run.report import Tally, save_failed
+from library.run.runs import run_jobs
+from library.settings import deep_shrink, gradual_latent
+from library.settings.control_net import preprocessing
+from library.settings.deep_shrink import Shrinker
+from library.settings.highres import HighresFix, UpscalerSpec, stages, upscaler_arguments
+from library.settings.samplers import SAMPLERS, SECOND_NAMES, Noise, draw_noise, make_scheduler
 from library.version import VERSION
 
 if TYPE_CHECKING:  # torch and what needs it are imported once every option and file has been checked
@@ -50,12 +52,12 @@ if TYPE_CHECKING:  # torch and what needs it are imported once every option and 
     from PIL.Image import Image
     from transformers import CLIPTextModel
 
-    from library.control_net import ControlNets
-    from library.decoding import Decoding
-    from library.guidance import Judges
-    from library.models import Models
-    from library.regions import Regions
-    from library.text_encoding import PromptEncoder
+    from library.draw.control_net import ControlNets
+    from library.draw.decoding import Decoding
+    from library.draw.loss_guidance import Judges
+    from library.draw.regions import Regions
+    from library.draw.text_encoding import PromptEncoder
+    from library.models.models import Models
     from networks.attach import Networks
     from tools.latent_upscaler import LatentUpscaler as Upscaler
 
@@ -474,7 +476,7 @@ class Pipeline:
         upscaler: Upscaler | None = None,
         judges: Judges | None = None,
     ) -> None:
-        from library.text_encoding import PromptEncoder
+        from library.draw.text_encoding import PromptEncoder
 
         self.unet, self.vae, self.text_encoder = models.unet, models.vae, models.text_encoder
         self.networks, self.control_nets = networks, control_nets
@@ -547,8 +549,8 @@ class Pipeline:
 
     def _denoise(self, jobs: Sequence[Job], originals: torch.Tensor | None, make_bar: MakeBar) -> torch.Tensor:
         """Latents (B, C, height / 8, width / 8), float32, denoised from noise alone or from noisy `originals`."""
-        from library.denoiser import Denoiser, Guidance
-        from library.regions import make_regions
+        from library.draw.denoiser import Denoiser, Guidance
+        from library.draw.regions import make_regions
 
         device, dtype = self.unet.device, self.unet.dtype
         guidance = Guidance(jobs, device)
@@ -633,7 +635,7 @@ class Pipeline:
                 masks = self._latent_masks(jobs)
                 after_step.append(Inpainting(scheduler, timesteps, originals, source_noise, masks))
         if jobs[0].gradual_latent.timesteps is not None:
-            from library.growing_euler import shrink_start
+            from library.draw.gradual_latent import shrink_start
 
             latents = shrink_start(latents, jobs[0].gradual_latent)
         return latents, [], after_step
@@ -700,7 +702,7 @@ class Pipeline:
 
     def _decode(self, latents: torch.Tensor) -> list[Decoding]:
         """Begin to decode latents (B, C, h, w), `vae_batch_size` at a time."""
-        from library.decoding import Decoding
+        from library.draw.decoding import Decoding
 
         malloc.give_back()  # the U-Net's memory is in pieces of other sizes
         with self._on_device(self.vae):
@@ -717,7 +719,7 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
     """Choose the device, load the models and set them up as planned."""
     if plan.compile:
         keep_compiled()
-    from library.weight_reading import read_ahead
+    from library.models.weight_reading import read_ahead
 
     device = devices.choose_device(process)
     dtype = devices.choose_dtype(device, fp16=plan.fp16, bf16=plan.bf16)
@@ -730,15 +732,15 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
         import torch
         import transformers
 
-        from library.models import load_models
+        from library.models.models import load_models
 
         diffusers.utils.logging.set_verbosity_error()
         transformers.utils.logging.set_verbosity_error()
         models = load_models(files, device, dtype, plan.tokenizer_cache_dir)
-    from library.attention import use_kernel
-    from library.control_net import ControlNets, load_control_net
-    from library.packed_layers import can_pack, pack_layers
-    from library.vae_slices import slice_resnets
+    from library.draw.attention import use_kernel
+    from library.draw.control_net import ControlNets, load_control_net
+    from library.machine.packed_layers import can_pack, pack_layers
+    from library.machine.vae_slices import slice_resnets
     from networks.attach import Networks
     from networks.files import read_state
 
@@ -766,7 +768,7 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
         logger.warning("--lowvram: there is no GPU here, it changes nothing")
     judges = None
     if gradients:
-        from library.guidance import load_judges
+        from library.draw.loss_guidance import load_judges
 
         judges = load_judges(plan.guidance, plan.guidance_files, models)
     return Pipeline(models, networks, control_nets, plan, upscaler, judges)
@@ -871,8 +873,8 @@ def run(options: argparse.Namespace, said: Said, team: Team) -> int:
 
 def show(plan: RunPlan) -> int:
     """Show the plan in place of carrying it out; of the model only the tokenizer is loaded."""
-    from library.models import empty_text_encoder, load_tokenizer
-    from library.text_encoding import PromptEncoder
+    from library.draw.text_encoding import PromptEncoder
+    from library.models.models import empty_text_encoder, load_tokenizer
 
     tokenizer, empty = load_tokenizer(plan.model, plan.tokenizer_cache_dir), empty_text_encoder(plan.model.text_encoder)
     encoder = PromptEncoder(tokenizer, empty, plan.clip_skip, plan.max_chunks, plan.embeddings)

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from library.console import others_at_work
+from library.draw.regions import Regions
 from library.errors import InputError
-from library.models import Models
-from library.regions import Regions
+from library.models.models import Models
 from networks.files import OWN_MODULE, NetworkPlan, NetworkSpec
 from networks.keys import UNET
 from networks.layers import LayerChange, adapter_of, is_rewritten

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from library.console import others_at_work
 from library.errors import InputError
-from library.model_files import ModelFiles, name_kind
-from library.weight_files import WeightFile, choose_weights, open_weights
+from library.files.model_files import ModelFiles, name_kind
+from library.files.weight_files import WeightFile, choose_weights, open_weights
 from networks.keys import LayerNames, Target, layer_names, layer_shapes, match_keys, text_width
 from networks.kinds import Shape
 

@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from library import checkpoint_layout as layout
-from library.model_files import Component, ModelFiles
+from library.files import checkpoint_layout as layout
+from library.files.model_files import Component, ModelFiles
 from networks.kinds import KINDS, Kind, Shape, Shapes
 
 UNET = "unet"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from library.regions import Regions
+from library.draw.regions import Regions
 from networks.layers import Gate
 
 

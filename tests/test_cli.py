@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import gen_img_diffusers
-from library import devices
-from library.samplers import SAMPLERS
+from library.machine import devices
+from library.settings.samplers import SAMPLERS
 
 PROGRAM = [sys.executable, "gen_img_diffusers.py"]
 
@@ -236,7 +236,7 @@ def test_an_xformers_that_does_not_load(monkeypatch, caplog):
     broken = types.ModuleType("xformers")
     monkeypatch.setitem(sys.modules, "xformers", broken)
     monkeypatch.delitem(sys.modules, "xformers.ops", raising=False)
-    from library.attention import sdpa
+    from library.draw.attention import sdpa
 
     with caplog.at_level(logging.WARNING):
         assert devices.choose_attention(torch.device("cuda"), torch.float16, xformers=True) is sdpa

@@ -12,8 +12,8 @@ import pytest
 from conftest import pictures_in
 
 import gen_img_diffusers
-from library.config import as_said, settings_toml, with_config
-from library.samplers import SAMPLERS
+from library.plan.config import as_said, settings_toml, with_config
+from library.settings.samplers import SAMPLERS
 from library.version import VERSION
 
 

@@ -8,10 +8,10 @@ from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, UNet2D
 from PIL import Image
 from safetensors.torch import save_file
 
-from library import checkpoint_layout as layout
-from library import control_net
-from library.model_files import find_model
-from library.samplers import SAMPLERS, make_scheduler
+from library.draw import control_net
+from library.files import checkpoint_layout as layout
+from library.files.model_files import find_model
+from library.settings.samplers import SAMPLERS, make_scheduler
 from networks.keys import layer_shapes
 from tools.random_network import random_lora
 
@@ -308,7 +308,7 @@ def test_with_gradual_latent_and_regions(sd1, net1, generate, guides, tmp_path):
 
 def test_features_follow_latents_of_other_sizes(sd1, net1):
     """While Gradual Latent draws small, the guide's features shrink along."""
-    from library.control_files import ControlNetSpec, find_control_net
+    from library.settings.control_net import ControlNetSpec, find_control_net
 
     unet = UNet2DConditionModel.from_pretrained(sd1.folder / "unet").requires_grad_(False)
     files = find_control_net(str(net1 / "bare.safetensors"), unet.config)

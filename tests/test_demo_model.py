@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from library.samplers import SAMPLERS
+from library.settings.samplers import SAMPLERS
 from tools.demo.judge import Seen, overlap, see_ground, see_objects
 from tools.demo.scenes import SHAPES
 

@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from transformers import CLIPTokenizer
 
-from library.text_encoding import PromptEncoder
+from library.draw.text_encoding import PromptEncoder
 from tools.demo import export, latents, train_unet
 from tools.demo.drawing import Drawer
 from tools.demo.emphasis import padded

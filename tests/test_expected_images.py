@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import gen_img_diffusers
-from library.samplers import draw_noise
+from library.settings.samplers import draw_noise
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 OPTIONS = (

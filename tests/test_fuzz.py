@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 
 import gen_img_diffusers
 from library.errors import InputError
-from library.file_names import FileNames
-from library.jobs import JobMaker, JobSettings, SeedSource, SourceLine, count_pictures, plan_jobs
-from library.manifest import read_runs
-from library.prompts import PROMPT_OPTIONS, one_line, parse_emphasis
-from library.report import prompt_line
-from library.samplers import SAMPLERS
-from library.weight_files import open_weights
+from library.files.weight_files import open_weights
+from library.plan.file_names import FileNames
+from library.plan.jobs import JobMaker, JobSettings, SeedSource, SourceLine, count_pictures, plan_jobs
+from library.plan.prompts import PROMPT_OPTIONS, one_line, parse_emphasis
+from library.run.manifest import read_runs
+from library.run.report import prompt_line
+from library.settings.samplers import SAMPLERS
 
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 fuzz = settings(

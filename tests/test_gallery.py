@@ -16,9 +16,9 @@ import pytest
 from conftest import pictures_in
 from PIL import Image, ImageFont
 
-from library.contact_sheet import wrap
-from library.jobs import Job, JobSettings
-from library.web_page import MadePicture, make_page
+from library.plan.jobs import Job, JobSettings
+from library.results.contact_sheet import wrap
+from library.results.web_page import MadePicture, make_page
 
 CHROMIUM = shutil.which("chromium")
 

@@ -13,10 +13,8 @@ from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel
 
 import gen_img_diffusers
-from library import guidance_files
-from library.attention import sdpa, use_kernel
-from library.errors import InputError
-from library.guidance import (
+from library.draw.attention import sdpa, use_kernel
+from library.draw.loss_guidance import (
     Clip,
     LossGuidance,
     clip_text,
@@ -25,11 +23,13 @@ from library.guidance import (
     noise_levels,
     spherical_distance,
 )
-from library.guidance_files import GUIDED_SAMPLERS, VGG16_LAYERS, find_clip, find_vgg16
-from library.jobs import Job
-from library.plan import make_plan
-from library.samplers import SAMPLERS, make_scheduler
-from library.text_conditions import TextConditions
+from library.draw.text_conditions import TextConditions
+from library.errors import InputError
+from library.plan.jobs import Job
+from library.plan.planning import make_plan
+from library.settings import loss_guidance as guidance_files
+from library.settings.loss_guidance import GUIDED_SAMPLERS, VGG16_LAYERS, find_clip, find_vgg16
+from library.settings.samplers import SAMPLERS, make_scheduler
 from tools import random_model
 
 CPU = torch.device("cpu")

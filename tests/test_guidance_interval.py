@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from test_control_net import write_control_net
 from test_regional_networks import write_network
 
-from library.guidance_interval import WHOLE_RUN, GuidanceInterval
-from library.textual_inversion import XTI_LAYERS
+from library.files.textual_inversion import XTI_LAYERS
+from library.settings.cfg_interval import WHOLE_RUN, GuidanceInterval
 
 # at 64 pixels the tiny model normalises groups of two numbers, which makes a rounding error a change of sign
 SIZE = ("--W", 128, "--H", 128)

@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 from test_control_net import write_control_net
 from test_guidance import CPU, exact_models, guide_steps, vgg16_tensors
 
-from library.guidance import load_vgg16
-from library.guidance_files import GUIDED_SAMPLERS, find_vgg16
-from library.model_files import find_model
-from library.text_conditions import TextConditions
-from library.textual_inversion import XTI_LAYERS
+from library.draw.loss_guidance import load_vgg16
+from library.draw.text_conditions import TextConditions
+from library.files.model_files import find_model
+from library.files.textual_inversion import XTI_LAYERS
+from library.settings.loss_guidance import GUIDED_SAMPLERS, find_vgg16
 from networks.keys import UNET, layer_shapes
 from networks.kinds import low_rank_pair
 from networks.lora import LoraNetwork

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 import gen_img_diffusers
-from library.plan import make_plan
+from library.plan.planning import make_plan
 
 WHOLE = ("--W", 64, "--H", 64)
 

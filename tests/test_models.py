@@ -10,10 +10,10 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
-from library import model_files
 from library.errors import InputError
-from library.model_files import find_model
-from library.models import load_models, load_text_encoder, load_tokenizer, load_unet, load_vae
+from library.files import model_files
+from library.files.model_files import find_model
+from library.models.models import load_models, load_text_encoder, load_tokenizer, load_unet, load_vae
 from tools import random_model
 
 CPU = torch.device("cpu")

@@ -11,9 +11,9 @@ from lycoris import kohya
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from library.checkpoint_layout import original_name, unet_modules
-from library.model_files import find_model
-from library.models import load_models
+from library.files.checkpoint_layout import original_name, unet_modules
+from library.files.model_files import find_model
+from library.models.models import load_models
 from networks import lora
 from networks.attach import HuggingFaceNames
 from networks.files import open_network, read_state
@@ -231,7 +231,7 @@ def make_network(models, file, multiplier=1.0):
 
 @torch.no_grad()
 def predict(models):
-    from library.text_conditions import TextConditions
+    from library.draw.text_conditions import TextConditions
 
     text = models.text_encoder(torch.arange(77)[None]).last_hidden_state
     sample = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -240,7 +240,7 @@ def predict(models):
 
 @pytest.fixture
 def loaded(sd1):
-    from library.attention import sdpa, use_kernel
+    from library.draw.attention import sdpa, use_kernel
 
     models = load_models(find(sd1), torch.device("cpu"), torch.float32)
     use_kernel(models.unet, sdpa)

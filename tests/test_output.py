@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from library.errors import EnvironmentFault
-from library.jobs import Job
-from library.output import FileHash, RunFacts, metadata
-from library.picture_files import save_whole
-from library.samplers import SAMPLERS
+from library.files.picture_files import save_whole
+from library.plan.jobs import Job
+from library.results.output import FileHash, RunFacts, metadata
+from library.settings.samplers import SAMPLERS
 
 FACTS = RunFacts(SAMPLERS["euler_a"], "my model", 2, lambda: "0123456789")
 

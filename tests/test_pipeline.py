@@ -7,13 +7,13 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 
 import gen_img_diffusers
-from library.attention import keep_text, sdpa, use_kernel
-from library.denoiser import Guidance
-from library.jobs import Job
-from library.plan import make_plan
-from library.samplers import SAMPLERS, SECOND_NAMES, draw_noise, make_scheduler
-from library.text_conditions import TextConditions
-from library.vae_slices import slice_resnets
+from library.draw.attention import keep_text, sdpa, use_kernel
+from library.draw.denoiser import Guidance
+from library.draw.text_conditions import TextConditions
+from library.machine.vae_slices import slice_resnets
+from library.plan.jobs import Job
+from library.plan.planning import make_plan
+from library.settings.samplers import SAMPLERS, SECOND_NAMES, draw_noise, make_scheduler
 
 PROMPTS = """a cat --d 1
 a (dog:1.3) --d 2 --n fog

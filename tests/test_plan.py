@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from library.errors import InputError
-from library.file_names import FileNames
-from library.jobs import (
+from library.plan.file_names import FileNames
+from library.plan.jobs import (
     Job,
     JobMaker,
     JobSettings,
@@ -18,8 +18,8 @@ from library.jobs import (
     group_into_batches,
     plan_jobs,
 )
-from library.plan import read_prompt_file, typed_line
-from library.samplers import SAMPLERS
+from library.plan.planning import read_prompt_file, typed_line
+from library.settings.samplers import SAMPLERS
 
 NOW = datetime(2026, 11, 23, 4, 5, 6)
 

@@ -14,7 +14,7 @@ import pytest
 from child_runs import contents, kill_at, start
 from conftest import pictures_in
 
-from library.processes import Team
+from library.run.processes import Team
 
 
 def in_two_processes(models: Path, *options: object, outdir: Path, prepare=(None, None)) -> tuple[list[int], list[str]]:

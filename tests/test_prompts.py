@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from library.errors import InputError
-from library.jobs import JobSettings
-from library.prompts import (
+from library.plan.jobs import JobSettings
+from library.plan.prompts import (
     BREAK,
     MAX_WEIGHT,
     PROMPT_OPTIONS,

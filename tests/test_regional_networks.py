@@ -9,10 +9,10 @@ from safetensors.torch import save_file
 from transformers import CLIPTextModel
 
 import gen_img_diffusers
-from library.model_files import find_model
-from library.models import load_text_encoder, load_tokenizer
-from library.plan import make_plan
-from library.text_encoding import PromptEncoder
+from library.draw.text_encoding import PromptEncoder
+from library.files.model_files import find_model
+from library.models.models import load_text_encoder, load_tokenizer
+from library.plan.planning import make_plan
 
 # at 64 pixels the tiny model normalises groups of two numbers, which makes a rounding error a change of sign
 SIZE = ("--W", 128, "--H", 128, "--steps", 2)

@@ -6,9 +6,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from PIL import Image
 
-from library.attention import AttentionProcessor, sdpa, use_kernel
-from library.regions import Regions, load_regions
-from library.text_conditions import TextConditions
+from library.draw.attention import AttentionProcessor, sdpa, use_kernel
+from library.draw.regions import Regions, load_regions
+from library.draw.text_conditions import TextConditions
 
 # at 64 pixels the tiny model normalises groups of two numbers, which makes a rounding error a change of sign
 SIZE = ("--W", 128, "--H", 128, "--steps", 2)

@@ -14,8 +14,8 @@ from conftest import pictures_in
 from PIL import Image
 
 import gen_img_diffusers
-from library import output
-from library.manifest import Manifest, read_runs
+from library.results import output
+from library.run.manifest import Manifest, read_runs
 
 LINES = "a cat\na dog --n fog\n{red|green|blue} house --w 72\n"
 

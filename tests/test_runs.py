@@ -19,11 +19,11 @@ from diffusers.models.autoencoders.vae import Decoder
 from PIL import Image
 
 import gen_img_diffusers
-from library import vae_memory
-from library.devices import is_out_of_memory, try_to_run
+from library.draw import vae_memory
 from library.errors import EnvironmentFault, InputError
-from library.jobs import Job
-from library.runs import BatchDrawer
+from library.machine.devices import is_out_of_memory, try_to_run
+from library.plan.jobs import Job
+from library.run.runs import BatchDrawer
 
 PICTURE = np.zeros((8, 8, 3), np.uint8)
 

@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from library import devices, malloc
-from library.attention import sdpa
+from library.draw.attention import sdpa
 from library.errors import InputError
-from library.matmul_attention import matmul_attention
-from library.model_files import find_model
-from library.models import load_unet
-from library.packed_layers import can_pack, pack_layers
-from library.weight_reading import CastWeights, read_ahead
+from library.files.model_files import find_model
+from library.machine import devices, malloc
+from library.machine.matmul_attention import matmul_attention
+from library.machine.packed_layers import can_pack, pack_layers
+from library.models.models import load_unet
+from library.models.weight_reading import CastWeights, read_ahead
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,7 +83,7 @@ def test_what_others_have_taken_over_is_left_alone():
 _SAME_SIZES = """
 import resource
 import numpy as np
-from library import malloc
+from library.machine import malloc
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -5,9 +5,9 @@ import logging
 import pytest
 import torch
 
-from library.model_files import find_model
-from library.models import load_text_encoder, load_tokenizer
-from library.text_encoding import PromptEncoder, WeightedTokens
+from library.draw.text_encoding import PromptEncoder, WeightedTokens
+from library.files.model_files import find_model
+from library.models.models import load_text_encoder, load_tokenizer
 
 BOS, EOS = 49406, 49407
 LONG = ", ".join(f"word{n} of a long prompt" for n in range(40))  # some 280 tokens

@@ -12,12 +12,12 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 
 import gen_img_diffusers
-from library.checkpoint_layout import original_name, unet_modules
-from library.model_files import find_model
-from library.models import load_text_encoder, load_tokenizer
-from library.plan import make_plan
-from library.text_encoding import CHUNK_TOKENS, PromptEncoder
-from library.textual_inversion import XTI_LAYERS, Embedding, find_embeddings
+from library.draw.text_encoding import CHUNK_TOKENS, PromptEncoder
+from library.files.checkpoint_layout import original_name, unet_modules
+from library.files.model_files import find_model
+from library.files.textual_inversion import XTI_LAYERS, Embedding, find_embeddings
+from library.models.models import load_text_encoder, load_tokenizer
+from library.plan.planning import make_plan
 
 WIDTH = 64
 PAD = 49407

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from library.errors import InputError
-from library.weight_files import choose_weights, open_weights
+from library.files.weight_files import choose_weights, open_weights
 
 
 def refusal(path: Path) -> str:

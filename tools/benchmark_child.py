@@ -66,7 +66,7 @@ class Case:
 
 def placement(case: Case) -> tuple[torch.device, torch.dtype]:
     """The device and the type that this program chooses, for both programs."""
-    from library.devices import choose_device, choose_dtype
+    from library.machine.devices import choose_device, choose_dtype
 
     device = choose_device()
     return device, choose_dtype(device, fp16=case.precision == "fp16", bf16=case.precision == "bf16")

@@ -17,7 +17,7 @@ from PIL.Image import Image, Resampling
 from torch import nn
 
 from library.errors import InputError
-from library.weight_files import WeightFile, open_weights
+from library.files.weight_files import WeightFile, open_weights
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

@@ -22,8 +22,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from library import checkpoint_layout as layout
-from library.model_files import SD2_PAD_TOKEN, SHIPPED_TOKENIZER
+from library.files import checkpoint_layout as layout
+from library.files.model_files import SD2_PAD_TOKEN, SHIPPED_TOKENIZER
 
 CONFIGS = SHIPPED_TOKENIZER.parent / "configs"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from safetensors.torch import save_file
 
-from library.model_files import find_model
+from library.files.model_files import find_model
 from networks.keys import UNET, Target, layer_shapes
 from networks.kinds import Shape
 

@@ -12,7 +12,7 @@ import re
 import torch
 from transformers import CLIPTokenizer
 
-from library.text_encoding import WeightedTokens
+from library.draw.text_encoding import WeightedTokens
 from tools.demo.scenes import OBJECT_COLOURS, SHAPES, Scene
 
 HEAVY, LIGHT = (1.2, 1.8), (0.2, 0.8)

@@ -20,8 +20,8 @@ from PIL import Image
 
 import gen_img_diffusers
 from gen_img_diffusers import pixels_to_tensor
-from library.guidance import load_clip
-from library.guidance_files import find_clip
+from library.draw.loss_guidance import load_clip
+from library.settings.loss_guidance import find_clip
 from tools.demo.judge import judge, overlap, see_ground, see_objects
 from tools.demo.render import render
 from tools.demo.scenes import LORA_STYLES, OBJECT_COLOURS, SHAPES, Scene, Thing

@@ -143,8 +143,8 @@ def hint(embeddings: torch.Tensor, scenes: list[Scene], said: list[Caption]) -> 
 def unfinished(drawer: Drawer, count: int, seed: int, batch: int = 50) -> list[tuple[Scene, np.ndarray]]:
     """Scenes and what the demo model makes of their noisy latents in one step, mixed as guidance mixes them.
 
-    The mixture is that of `library.guidance`: the clean latents that are promised, weighted by the noise, and the noisy
-    ones themselves.
+    The mixture is that of `draw.loss_guidance`: the clean latents that are promised, weighted by the noise, and the
+    noisy ones themselves.
     """
     rng, generator = random.Random(f"unfinished {seed}"), torch.Generator().manual_seed(seed)
     scheduler, made = DDPMScheduler(**SCHEDULE), []

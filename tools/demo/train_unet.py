@@ -18,7 +18,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from library.text_encoding import PromptEncoder, weigh
+from library.draw.text_encoding import PromptEncoder, weigh
 from tools.demo.emphasis import emphasised, padded
 from tools.demo.halves import allow_halves, halves_masks, halves_words
 from tools.demo.hints import NOTHING_TOLD, token_errors, told

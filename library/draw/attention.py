@@ -1,0 +1,96 @@
+"""The U-Net's attention: PyTorch's or xFormers' kernels, with cross-attention's keys and values kept over the steps."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
+
+from library.draw.text_conditions import TextConditions, xti_layer
+
+# (B, T, heads, size), (B, S, heads, size), (B, S, heads, size) → (B, T, heads, size)
+AttentionKernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """PyTorch's fused attention. Its kernels hold the scores in float32 whatever the inputs' type."""
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))  # (B, heads, T, size)
+    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+
+
+def xformers_attention() -> AttentionKernel:
+    """xFormers' memory-efficient attention; ImportError or OSError where xFormers does not run."""
+    from xformers.ops import memory_efficient_attention
+
+    return memory_efficient_attention
+
+
+_numbers = itertools.count()  # of processors
+
+
+class AttentionProcessor:
+    """How one attention layer of the U-Net computes.
+
+    The text does not change while a batch is denoised, so cross-attention takes the keys and values that `keep_text`
+    has made of it, and makes its own of a text without them.
+
+    Args:
+        kernel: computes the attention.
+        layer: the name of a cross-attention among those that may have a text of their own, else None.
+    """
+
+    def __init__(self, kernel: AttentionKernel, layer: str | None = None) -> None:
+        self.kernel = kernel
+        self.layer = layer
+        self.number = next(_numbers)
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: TextConditions | None = None,
+        attention_mask: None = None,
+    ) -> torch.Tensor:
+        """Attend from `hidden_states` (B, T, C) to the text (B, S, D), or to themselves without one.
+
+        With regions the text has rows for each part of the prompt, see `regions.Regions`.
+        Diffusers passes `attention_mask`; the U-Nets of SD 1.x and 2.x have none.
+        """
+        query = _heads(attn, attn.to_q(hidden_states))
+        if encoder_hidden_states is None:
+            key, value = _keys_and_values(attn, hidden_states)
+            return attn.to_out[0](self.kernel(query, key, value).flatten(2))
+        text, regions = encoder_hidden_states, encoder_hidden_states.regions
+        kept = text.kept.get(self.number)
+        key, value = _keys_and_values(attn, text.for_layer(self.layer)) if kept is None else kept
+        if regions is None:
+            return attn.to_out[0](self.kernel(query, key, value).flatten(2))
+        attended = self.kernel(regions.spread(query), key, value)
+        return regions.average(attn.to_out[0](attended.flatten(2)))
+
+
+def _keys_and_values(attn: Attention, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return _heads(attn, attn.to_k(states)), _heads(attn, attn.to_v(states))
+
+
+def _heads(attn: Attention, x: torch.Tensor) -> torch.Tensor:
+    return x.unflatten(2, (attn.heads, -1))  # (B, T, heads, size)
+
+
+def use_kernel(model: UNet2DConditionModel | ControlNetModel, kernel: AttentionKernel) -> None:
+    """Give every attention layer of a model a processor of its own."""
+    model.set_attn_processor({name: AttentionProcessor(kernel, xti_layer(name)) for name in model.attn_processors})
+
+
+def keep_text(text: TextConditions, *models: UNet2DConditionModel | ControlNetModel) -> TextConditions:
+    """The text with the keys and values that the models' cross-attentions make of it, for all steps to come."""
+    kept = {
+        layer.processor.number: _keys_and_values(layer, text.for_layer(layer.processor.layer))
+        for model in models
+        for path, layer in model.named_modules()
+        if path.endswith(".attn2")
+    }
+    return replace(text, kept=kept)

@@ -1,0 +1,126 @@
+"""Attention Couple: the parts of a prompt, each drawn where its region of the picture is.
+
+The method of the web UI's extension of that name: in every cross-attention layer the picture attends to each part by
+itself, and the outcomes are averaged with the regions as weights. Everything else sees the picture as a whole.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from torch import nn
+
+from library.files.pictures import read_picture, region_color
+
+if TYPE_CHECKING:
+    from library.plan.jobs import Job
+
+_CHANNELS = 3
+_SUM_OFFSET = 1e-4  # where no region is, the parts' share is 0 / this, not 0 / 0
+
+
+@lru_cache(maxsize=4)
+def load_regions(path: Path | None, parts: int, color_codes: int | None = None) -> torch.Tensor:
+    """Read a map of regions: (parts, height, width) uint8, 255 where a part is.
+
+    Args:
+        path: the map; None makes every region the whole picture.
+        parts: how many regions.
+        color_codes: None reads the first three from the red, green and blue channel; a number reads so many from pure
+            colours, see `pictures.region_color`.
+
+    Regions beyond these, and those that the map leaves empty, are the whole picture.
+    """
+    if path is None:
+        return torch.full((parts, 1, 1), 255, dtype=torch.uint8)
+    pixels = torch.from_numpy(np.array(read_picture(path, "--mask_path")))  # (height, width, 3)
+    regions = torch.full((parts, *pixels.shape[:2]), 255, dtype=torch.uint8)
+    for part in range(min(parts, _CHANNELS if color_codes is None else color_codes)):
+        if color_codes is None:
+            region = pixels[:, :, part]
+        else:
+            region = (pixels == torch.tensor(region_color(part))).all(dim=2) * 255
+        if region.any():
+            regions[part] = region
+    return regions
+
+
+class Regions:
+    """The regions of a batch, at the size of whatever feature map the U-Net is working on.
+
+    Rows of tensors are the branches' pictures, branch by branch. The prompt's branch, the first or the one after the
+    negative prompt's, is one row for each picture outside cross-attention; its text, and all that attends to it, has
+    one row for each part of each picture, part by part.
+
+    Args:
+        masks: for each picture its regions, as `load_regions` gives them; heights and widths may differ.
+        device: where the U-Net is.
+        networks: how many networks keep to a part's region, one for each of the first parts; parts beyond them then
+            have no share in the picture. 0 is for networks that act everywhere.
+    """
+
+    def __init__(self, masks: Sequence[torch.Tensor], device: torch.device, networks: int = 0) -> None:
+        self._masks = [mask.to(device) for mask in masks]
+        self.pictures = len(masks)
+        self.parts = len(masks[0])
+        self.networks = networks
+        self.token_size: tuple[int, int] | None = None  # height and width of the feature map that attention is in
+        self._at_size: dict[tuple[int, int], torch.Tensor] = {}
+
+    def masks(self, size: tuple[int, int]) -> torch.Tensor:
+        """The shares of the parts at a height and width: (parts, pictures, height, width) float32."""
+        if size not in self._at_size:
+            resized = [F.interpolate(mask[None].float(), size, mode="bilinear") for mask in self._masks]
+            self._at_size[size] = torch.cat(resized).transpose(0, 1) / 255
+            if self.networks:
+                self._at_size[size][self.networks :] = 0
+        return self._at_size[size]
+
+    def sums(self, size: tuple[int, int]) -> torch.Tensor:
+        """What the parts' shares are divided by in averages: (pictures, height, width)."""
+        return self.masks(size).sum(dim=0) + _SUM_OFFSET
+
+    def spread(self, x: torch.Tensor) -> torch.Tensor:
+        """Repeat the prompt's rows for each part: (branches * pictures, …) → (rows of the text, …)"""
+        before, prompt, after = self._split(x, self.pictures)
+        return torch.cat([before, *[prompt] * self.parts, after])
+
+    def average(self, x: torch.Tensor) -> torch.Tensor:
+        """Average the parts' rows, the regions as weights: (rows of the text, T, C) → (branches * pictures, T, C)"""
+        before, prompt, after = self._split(x, self.parts * self.pictures)
+        weights = (self.masks(self.token_size) / self.sums(self.token_size)).flatten(2).to(x.dtype)
+        prompt = (prompt.unflatten(0, (self.parts, self.pictures)) * weights[..., None]).sum(dim=0)
+        return torch.cat([before, prompt, after])
+
+    def _split(self, x: torch.Tensor, prompt_rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The rows before the prompt's, the prompt's, and the rows after them."""
+        before = 0 if len(x) == prompt_rows else self.pictures
+        return x[:before], x[before : before + prompt_rows], x[before + prompt_rows :]
+
+    @contextmanager
+    def attached(self, *models: nn.Module) -> Iterator[None]:
+        """Follow the sizes of feature maps through the U-Net and its ControlNets, for the length of the block."""
+        with ExitStack() as stack:
+            for model in models:
+                for module in model.modules():
+                    if isinstance(module, Transformer2DModel):
+                        stack.callback(module.register_forward_pre_hook(self._note_size).remove)
+            yield
+
+    def _note_size(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        self.token_size = tuple(inputs[0].shape[-2:])  # tokens alone would not tell 2 × 8 from 4 × 4
+
+
+def make_regions(jobs: Sequence["Job"], color_codes: int | None, device: torch.device) -> Regions | None:
+    """The regions of a batch's jobs; None where prompts have a single part. For `color_codes` see `load_regions`."""
+    parts = len(jobs[0].parts)
+    if parts == 1:
+        return None
+    networks = len(jobs[0].network_multipliers) if jobs[0].regions is not None else 0
+    return Regions([load_regions(job.regions, parts, color_codes) for job in jobs], device, networks)

@@ -1,0 +1,177 @@
+"""Picture files: their formats with the texts they carry, and saving them whole, over nothing."""
+
+import io
+import json
+import logging
+import os
+import re
+import secrets
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from library.errors import EnvironmentFault
+from library.plan.file_names import numbered
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+    from PIL.PngImagePlugin import PngInfo
+
+logger = logging.getLogger(__name__)
+
+TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp")  # names of files that are being written, with their stems
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Formats
+
+FORMATS = {"png": "PNG", "webp": "WEBP", "jpg": "JPEG"}  # by suffix: Pillow's names
+DEFAULT_QUALITY = 95  # of WebP and JPEG
+# zlib's 4 makes files of the same size as PNG's usual 6 in a third of the time
+_PNG_COMPRESSION = 4
+_EXIF_BYTES = 65_533  # what a JPEG's segment takes
+_IMAGE_DESCRIPTION, _EXIF_IFD, _USER_COMMENT = 0x010E, 0x8769, 0x9286  # Exif 2.32
+
+
+def encode(pixels: "np.ndarray", suffix: str, texts: Mapping[str, str], quality: int = DEFAULT_QUALITY) -> bytes:
+    """A picture (H, W, 3) uint8 as the content of a file, with its metadata.
+
+    PNG holds each text under its name. JPEG and WebP hold `parameters` in Exif's UserComment, where the web UI puts
+    it, and the others as JSON in ImageDescription.
+    """
+    from PIL import Image
+
+    picture, stream = Image.fromarray(pixels), io.BytesIO()
+    if suffix == ".png":
+        picture.save(stream, "PNG", compress_level=_PNG_COMPRESSION, pnginfo=_png_info(texts))
+    else:
+        settings = {"quality": quality} if suffix == ".webp" else {"quality": quality, "subsampling": 0}
+        picture.save(stream, FORMATS[suffix[1:]], exif=_exif(texts), **settings)
+    return stream.getvalue()
+
+
+def _png_info(texts: Mapping[str, str]) -> "PngInfo":
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    for name, text in texts.items():
+        info.add_text(name, text)
+    return info
+
+
+def _exif(texts: Mapping[str, str]) -> bytes:
+    """The texts as Exif; what would be too long for a file is left out with a warning."""
+    from PIL import Image
+
+    comment = b"UNICODE\0" + texts["parameters"].encode("utf-16-be")
+    others = json.dumps({name: text for name, text in texts.items() if name != "parameters"})
+    for description in (others, ""):
+        exif = Image.Exif()
+        if description:
+            exif[_IMAGE_DESCRIPTION] = description
+        exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = comment
+        if len(data := exif.tobytes()) <= _EXIF_BYTES:
+            return data
+    logger.warning("metadata of more than %d bytes does not fit into JPEG and WebP; it is left out", _EXIF_BYTES)
+    return b""
+
+
+def read_texts(picture: "Image") -> dict[str, str]:
+    """The texts that an open picture carries: PNG's chunks, or `parameters` and the like in Exif."""
+    picture.load()  # PNG texts may stand behind the pixels
+    texts = {name: text for name, text in picture.info.items() if isinstance(text, str)}
+    exif = picture.getexif()
+    with suppress(ValueError, TypeError):  # other programs write other things there
+        described = json.loads(exif.get(_IMAGE_DESCRIPTION, ""))
+        texts |= {str(name): str(text) for name, text in described.items()} if isinstance(described, dict) else {}
+    if comment := exif.get_ifd(_EXIF_IFD).get(_USER_COMMENT):
+        texts.setdefault("parameters", _decode_user_comment(comment))
+    return texts
+
+
+def _decode_user_comment(comment: bytes | str) -> str:
+    """Exif's UserComment: eight bytes of encoding, then the text; `UNICODE` is UTF-16, mostly big-endian."""
+    if isinstance(comment, str):
+        return comment
+    encoding, text = comment[:8], comment[8:]
+    if not encoding.startswith(b"UNICODE"):
+        return text.decode("utf-8", errors="replace").rstrip("\0")
+    little_endian = text.startswith(b"\xff\xfe") or text[1::2].count(0) > text[::2].count(0)
+    return text.decode("utf-16-le" if little_endian else "utf-16-be", errors="replace").lstrip("\ufeff")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def save_whole(content: bytes, file: Path) -> Path:
+    """Save a file whole or not at all, over nothing.
+
+    It is written under a temporary name in the same folder and then linked to its own; a name that has been taken
+    meanwhile gets `-1`, `-2`, ….
+
+    Returns:
+        The file it became.
+
+    Raises:
+        EnvironmentFault: when the folder or the disk does not take it.
+    """
+    temporary = file.with_name(f".{file.stem}.{secrets.token_hex(8)}.tmp")  # as in TEMPORARY
+    try:
+        try:
+            with temporary.open("xb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            return _place(temporary, file)
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
+    except OSError as problem:
+        raise EnvironmentFault(
+            str(file), f"cannot be written ({problem.strerror or problem}); make room or give another --outdir"
+        ) from problem
+
+
+def _place(temporary: Path, file: Path) -> Path:
+    """Give a finished file its name without replacing anything."""
+    for target in numbered(file):
+        try:
+            _link(temporary, target)
+            return target
+        except FileExistsError:
+            continue
+    raise AssertionError("names do not run out")
+
+
+def _link(temporary: Path, target: Path) -> None:
+    """Link a file to a second name; FileExistsError when that is taken."""
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        raise
+    except (OSError, AttributeError, NotImplementedError):  # a file system without hard links
+        content = temporary.read_bytes()
+        stream = target.open("xb")
+        try:
+            with stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError:
+            target.unlink()  # made by this very call
+            raise
+
+
+def standing_picture(file: Path, texts: Mapping[str, str]) -> Path | None:
+    """A complete picture of these very texts under a name or, where that was taken, under one in its place."""
+    import PIL.Image
+
+    for candidate in numbered(file):
+        if not candidate.exists():
+            return None
+        with suppress(OSError, SyntaxError, ValueError), PIL.Image.open(candidate) as picture:
+            if read_texts(picture) == texts:
+                return candidate
+    return None

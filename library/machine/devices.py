@@ -1,0 +1,201 @@
+"""Where and in which precision the model runs, and which attention kernel it runs with."""
+
+import gc
+import logging
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, TypeVar
+
+from library.errors import InputError
+from library.machine import malloc
+
+if TYPE_CHECKING:
+    import torch
+
+    from library.draw.attention import AttentionKernel
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+# The versions this program works with: from the first, before the second
+_SUPPORTED_VERSIONS = {
+    "torch": ("2.10", "3"),
+    "diffusers": ("0.42", "0.43"),
+    "transformers": ("5.6", "6"),
+    "safetensors": ("0.5", "1"),
+}
+
+
+def check_versions() -> None:
+    """Refuse libraries that this program does not work with, before they are imported.
+
+    Raises:
+        InputError: naming the version found and the one wanted.
+    """
+    from packaging.version import Version
+
+    for package, (lowest, beyond) in _SUPPORTED_VERSIONS.items():
+        wanted = f"{package} >= {lowest}, < {beyond}"
+        advice = "run `pip install -r requirements.txt`"
+        try:
+            found = version(package)
+        except PackageNotFoundError:
+            raise InputError(package, f"is not installed, wanted is {wanted}; {advice}") from None
+        if not Version(lowest) <= Version(found) < Version(beyond):
+            raise InputError(package, f"found version {found}, wanted is {wanted}; {advice}")
+
+
+def choose_device(process: int = 0) -> "torch.device":
+    """The first of CUDA, XPU, MPS that this machine has; else the CPU.
+
+    Args:
+        process: the number of this process on this machine; each takes a GPU of its own, as far as there are enough.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.device("cuda", process % torch.cuda.device_count())
+    if torch.xpu.is_available():
+        return torch.device("xpu", process % torch.xpu.device_count())
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def choose_dtype(device: "torch.device", *, fp16: bool, bf16: bool) -> "torch.dtype":
+    """The type the networks run in; `--fp16` on a CPU warns and means float32.
+
+    Raises:
+        InputError: for `--bf16` on a device that has no bfloat16.
+    """
+    import torch
+
+    if fp16 and device.type == "cpu":
+        logger.warning("--fp16 is slower than float32 on a CPU; computing in float32 (--bf16 is fast on many CPUs)")
+        return torch.float32
+    if bf16 and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise InputError("--bf16", f"{torch.cuda.get_device_name(device)} has no bfloat16; use --fp16")
+    return torch.float16 if fp16 else torch.bfloat16 if bf16 else torch.float32
+
+
+def choose_attention(
+    device: "torch.device", dtype: "torch.dtype", *, xformers: bool, gradients: bool = False
+) -> "AttentionKernel":
+    """xFormers' kernel when it is asked for and runs here, else the fastest that PyTorch has.
+
+    Args:
+        device: where the U-Net runs.
+        dtype: the type it runs in.
+        xformers: whether xFormers is asked for.
+        gradients: whether the kernel must be economical with memory when gradients are taken.
+    """
+    from library.draw.attention import sdpa, xformers_attention
+    from library.machine.matmul_attention import matmul_attention
+
+    if not xformers:
+        return matmul_attention if _products_are_faster(device, dtype) and not gradients else sdpa
+    if device.type != "cuda":
+        logger.warning("--xformers: xFormers runs on CUDA devices only, this is %s; using PyTorch's SDPA", device.type)
+        return sdpa
+    try:
+        return xformers_attention()
+    except Exception as problem:  # whatever a package built for another version of torch raises
+        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0][:160]
+        logger.warning("--xformers: xFormers cannot be used (%s); using PyTorch's SDPA", reason)
+        return sdpa
+
+
+def _products_are_faster(device: "torch.device", dtype: "torch.dtype") -> bool:
+    """Whether attention by products is faster than PyTorch's own kernel; of bfloat16 with AMX that is not known."""
+    import torch
+
+    from library.machine.packed_layers import can_pack
+
+    has = torch.cpu.get_capabilities()
+    needed = {torch.float32: "avx512_f", torch.bfloat16: "avx512_bf16"}
+    with_tiles = dtype == torch.bfloat16 and has.get("amx_bf16")
+    return can_pack(device, dtype) and bool(has.get(needed[dtype])) and not with_tiles
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Memory
+
+
+@contextmanager
+def on_device(model: "torch.nn.Module", device: "torch.device", *, leave: bool) -> Iterator[None]:
+    """A block in which a model is on a device, and after which it may leave that for main memory."""
+    model.to(device)
+    try:
+        yield
+    finally:
+        if leave:
+            model.to("cpu")
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """A block, or a function, without Python's search for cycles of garbage.
+
+    Imports make a million objects that all stay: the search goes through them again and again, a quarter of the time.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """A block in which no operation of PyTorch is shared out, for work that has threads of its own.
+
+    The threads of a shared operation spin for a while after it, on cores that the others want.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # for this thread, and for those that begin from now on
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+# What PyTorch says where it has no type for it: on CPUs (oneDNN, which does convolutions there, says no more than this
+# when it gets no memory for its work), and on Apple's GPUs
+_OUT_OF_MEMORY = re.compile(
+    r"DefaultCPUAllocator: (?:can't allocate|not enough) memory"
+    r"|^could not create a (?:primitive|memory object)"
+    r"|MPS backend out of memory"
+)
+
+
+def is_out_of_memory(problem: BaseException) -> bool:
+    """Tell a lack of memory, which less work at a time may cure, from all other failures."""
+    import torch
+
+    if isinstance(problem, torch.OutOfMemoryError | MemoryError):
+        return True
+    return type(problem) is RuntimeError and _OUT_OF_MEMORY.search(str(problem)) is not None
+
+
+def try_to_run(work: Callable[[], Result]) -> Result | None:
+    """Run something that gives no None; None when the memory does not suffice, with what it had taken given back."""
+    import torch
+
+    try:
+        return work()
+    except (RuntimeError, MemoryError) as problem:
+        if not is_out_of_memory(problem):
+            raise
+    # Out here nothing holds the failed attempt's tensors any more; inside the block its traceback did
+    gc.collect()
+    malloc.give_back()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None

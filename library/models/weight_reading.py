@@ -1,0 +1,95 @@
+"""Reading a model's tensors in the type and on the device they are used in, ahead of the models that they are for.
+
+Building the models waits for libraries to be imported, which takes longer than reading the weights.
+"""
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+
+import torch
+
+from library.errors import InputError
+from library.files import checkpoint_layout as layout
+from library.files.model_files import Component, ModelFiles
+from library.files.weight_files import WeightFile
+
+_THREADS = min(4, max(1, (os.cpu_count() or 1) - 1))  # beside the one that imports
+
+
+class CastWeights:
+    """The tensors of a weight file, each a copy of its own in one type on one device.
+
+    Args:
+        weights: the file.
+        device: where the tensors go.
+        dtype: their type.
+        channels_last: put the channels of convolutions' weights last in memory.
+    """
+
+    def __init__(
+        self, weights: WeightFile, device: torch.device, dtype: torch.dtype, *, channels_last: bool = False
+    ) -> None:
+        self.path, self.shapes = weights.path, weights.shapes
+        self._weights, self._device, self._dtype = weights, device, dtype
+        self._channels_last = channels_last
+        self._begun: dict[str, Future[torch.Tensor]] = {}
+
+    def begin(self, names: Iterable[str], pool: ThreadPoolExecutor) -> None:
+        """Begin to read tensors, the largest first: those keep the threads from waiting for one another."""
+        for name in sorted(names, key=lambda name: -torch.Size(self.shapes[name]).numel()):
+            self._begun[name] = pool.submit(self._read, name)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One tensor.
+
+        Raises:
+            InputError: when it holds NaN or infinite values.
+        """
+        if name not in self._begun or self._begun[name].cancel():  # not begun: whoever waits can as well read
+            self._begun[name] = Future()
+            self._begun[name].set_result(self._read(name))
+        return self._begun[name].result()
+
+    def release(self, name: str) -> None:
+        """Let go of a tensor that is not asked for again."""
+        self._begun.pop(name, None)
+
+    def close(self) -> None:
+        """Let go of the file and of all tensors."""
+        for reading in self._begun.values():
+            reading.cancel()
+        self._begun.clear()
+        self._weights.close()
+
+    def _read(self, name: str) -> torch.Tensor:
+        value = self._own_copy(self._weights.tensor(name))
+        flat = value.as_strided((value.numel(),), (1,))  # as it lies in memory, which is many times as fast to search
+        if value.numel() and not torch.stack(flat.aminmax()).isfinite().all():  # NaN if any value is
+            problem = f"{name!r} holds NaN or infinite values; download it again or use float32"
+            raise InputError(str(self.path), problem)
+        self._weights.release(name)
+        return value
+
+    def _own_copy(self, value: torch.Tensor) -> torch.Tensor:
+        last = self._channels_last and value.dim() == 4
+        order = torch.channels_last if last else torch.contiguous_format
+        return value.to(device=self._device, dtype=self._dtype, memory_format=order, copy=True)
+
+
+def read_ahead(files: ModelFiles, device: torch.device, dtype: torch.dtype, *, channels_last: bool) -> ModelFiles:
+    """Begin to read all weights of a model in the background; the same model with weights that are on their way."""
+    pool = ThreadPoolExecutor(_THREADS)
+
+    def begin(component: Component, *prefixes: str) -> Component:
+        weights = CastWeights(component.weights, device, dtype, channels_last=channels_last)
+        own = [name for name in weights.shapes if name.startswith(prefixes)]  # a checkpoint holds more than one network
+        weights.begin(own or weights.shapes, pool)
+        return replace(component, weights=weights)
+
+    unet = begin(files.unet, layout.UNET_PREFIX)
+    text_encoder = begin(files.text_encoder, layout.SD1_TEXT_PREFIX, layout.SD2_TEXT_PREFIX)
+    vae = begin(files.vae, layout.VAE_PREFIX)
+    pool.shutdown(wait=False)
+    return replace(files, unet=unet, text_encoder=text_encoder, vae=vae)

@@ -1,0 +1,58 @@
+"""A plan shown before anything is drawn: as a table for people, as JSON lines for programs."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+
+from library.plan.jobs import Job
+from library.plan.planning import RunPlan
+
+_PROMPT_CHARACTERS = 60  # of a prompt in the table
+
+
+def picture_facts(job: Job) -> dict[str, object]:
+    """A job as plain data for JSON: its file first, then all that it depends on."""
+    facts = {each.name: getattr(job, each.name) for each in fields(job) if each.name != "file"}
+    return {"file": str(job.file)} | facts
+
+
+def to_json(facts: dict[str, object]) -> str:
+    """One line of JSON; paths and the like as text."""
+    return json.dumps(facts, default=str)
+
+
+def show_plan(plan: RunPlan, batches: Sequence[Sequence[Job]]) -> Iterator[str]:
+    """The lines that tell what a run would do, its pictures drawn in these batches."""
+    batch_of = {id(job): number for number, batch in enumerate(batches, 1) for job in batch}
+    if plan.json:
+        for place, job in enumerate(plan.jobs):
+            state = {"batch": batch_of.get(id(job)), "done": place in plan.done}
+            yield to_json(picture_facts(job) | state)
+        return
+    rows = [("file", "size", "steps", "scale", "batch", "prompt")]
+    for job in plan.jobs:
+        size, batch = f"{job.width}x{job.height}", str(batch_of.get(id(job), "done"))
+        rows.append((job.file.name, size, str(job.steps_run), f"{job.guidance_scale:g}", batch, _short(job.prompt)))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    for row in rows:
+        yield "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[-1]]).rstrip()
+
+
+def summary(plan: RunPlan, batches: Sequence[Sequence[Job]] | None = None) -> str:
+    """The plan in one line: pictures, and where the batches are known how full they are."""
+    count = len(plan.to_do)
+    text = f"{count} picture{'' if count == 1 else 's'} to make"
+    if plan.done:
+        text += f", {len(plan.done)} there already"
+    sizes = sorted({(job.width, job.height) for job in plan.to_do})
+    if sizes:
+        shown = ", ".join(f"{width}x{height}" for width, height in sizes[:3])
+        text += f", {shown}{' ...' if len(sizes) > 3 else ''}"
+    if batches:
+        filled = count / (len(batches) * plan.batch_size)
+        text += f", {len(batches)} batch{'' if len(batches) == 1 else 'es'}, {filled:.0%} of their places filled"
+    return f"{text}, to {plan.outdir}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _PROMPT_CHARACTERS else text[: _PROMPT_CHARACTERS - 1] + "…"

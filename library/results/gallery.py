@@ -1,0 +1,54 @@
+"""What a run has made, to look at: contact sheets and a web page beside the pictures."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from library.files.picture_files import save_whole
+from library.plan.config import Said
+from library.plan.planning import RunPlan
+from library.results.contact_sheet import draw_sheet, sheets_by_prompt, sheets_by_seed
+from library.results.output import RunFacts, shown_settings
+from library.results.web_page import MadePicture, make_page
+from library.run.manifest import finished, read_runs
+
+
+def show_results(plan: RunPlan, facts: RunFacts, said: Said) -> Iterator[Path]:
+    """Make what was asked for of a run's contact sheets and page; gives their files.
+
+    A sheet or page that is there already is left, and the page of an earlier part of the run replaced.
+
+    Raises:
+        EnvironmentFault: when the folder or the disk does not take them.
+    """
+    if not plan.grid and not plan.html:
+        return
+    pictures = made_pictures(plan, facts)
+    if plan.grid:
+        sheets = sheets_by_seed(pictures) if plan.same_seed_in_iteration else sheets_by_prompt(pictures)
+        for sheet in sheets:
+            yield _save(draw_sheet(sheet), plan.outdir / f"grid_{sheet.first.file.stem}.png")
+    if plan.html and pictures:
+        mark = f"gen_img_diffusers.py, run {plan.record.run}"
+        title = f"{plan.outdir.resolve().name}, {plan.record.started[:10]}"
+        page = make_page(pictures, title, said, plan.defaults, mark)
+        yield _save(page.encode("utf-8", "replace"), plan.outdir / "index.html", replace_if=mark.encode())
+
+
+def made_pictures(plan: RunPlan, facts: RunFacts) -> list[MadePicture]:
+    """The pictures of a run that stand, in the order of the plan."""
+    known = next((run for run in read_runs(plan.outdir) if run.record.run == plan.record.run), None)
+    places = finished(known, plan.outdir, plan.jobs) if known else {}
+    made = sorted(places.items())
+    return [MadePicture(plan.jobs[place], file, shown_settings(plan.jobs[place], facts)) for place, file in made]
+
+
+def _save(content: bytes, file: Path, replace_if: bytes | None = None) -> Path:
+    """Save a file over nothing but an equal one, or one that holds a mark."""
+    with suppress(OSError):
+        before = file.read_bytes()
+        if before == content:
+            return file
+        if replace_if is not None and replace_if in before:
+            file.unlink()
+    return save_whole(content, file)

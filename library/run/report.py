@@ -1,0 +1,117 @@
+"""What a run came to: counts, and the pictures that failed as a prompt file for another try."""
+
+import shlex
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import astuple, is_dataclass
+from datetime import datetime
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from library.errors import EnvironmentFault
+from library.files.picture_files import save_whole
+from library.plan.jobs import DEFAULT_SIZE_PX, Job, JobSettings
+from library.plan.prompts import PROMPT_OPTIONS, one_line
+from library.plan.run_record import job_id
+
+if TYPE_CHECKING:
+    from library.plan.planning import RunPlan
+
+
+class Tally:
+    """Counts the pictures of a run as they are made.
+
+    Args:
+        plan: the run.
+    """
+
+    def __init__(self, plan: "RunPlan") -> None:
+        self._to_do = plan.to_do
+        self._present = len(plan.done)
+        self.drawn = 0  # by this process, not all of them saved yet
+        self.made_elsewhere = 0  # by other processes
+        self.failed: list[Job] = []
+        self._made: list[str] = []  # ids of the jobs
+        self._started: float | None = None
+
+    def start(self) -> None:
+        """Begin to take the time."""
+        self._started = time.monotonic()
+
+    def count_made(self, job: Job) -> None:
+        """Count a finished picture, if it is no first stage's."""
+        if job.stage != 1:
+            self._made.append(job_id(job))
+
+    def list_missing(self, made_elsewhere: Sequence[str]) -> None:
+        """List all that was not made as failed, given the ids of the jobs that other processes have made."""
+        made = Counter([*self._made, *made_elsewhere])
+        self.failed = []
+        for job in self._to_do:
+            job_made = made[job_id(job)] > 0
+            made[job_id(job)] -= job_made
+            if not job_made:
+                self.failed.append(job)
+
+    def summary(self) -> str:
+        """The counts in one line."""
+        made = len(self._made) + self.made_elsewhere
+        seconds = time.monotonic() - self._started if self._started is not None else 0.0
+        each = f" ({seconds / made:.2f} s each)" if made else ""
+        parts = [f"{_pictures(made)} made in {tqdm.format_interval(seconds)}{each}"]
+        if self._present:
+            parts.append(f"{self._present} there before")
+        if self.failed:
+            parts.append(f"{len(self.failed)} failed")
+        if left := len(self._to_do) - made - len(self.failed):
+            parts.append(f"{left} not made")
+        return ", ".join(parts)
+
+
+def _pictures(count: int) -> str:
+    return f"{count} picture{'' if count == 1 else 's'}"
+
+
+def prompt_line(job: Job, defaults: JobSettings) -> str:
+    """A prompt line that makes a job's picture again, under a command line with these defaults."""
+    texts = [job.prompt]
+    for option in PROMPT_OPTIONS.values():
+        if option.sets == "seeds":
+            texts.append(f"--{option.name} {job.seed}")
+            continue
+        value, implied = (attrgetter(option.sets)(settings) for settings in (job, defaults))
+        if option.sets in ("width", "height"):
+            implied = None if job.source else implied or DEFAULT_SIZE_PX
+        if value != implied:
+            texts.append(f"--{option.name} {_as_typed(value)}")
+    line = " ".join(texts)
+    return f" {line}" if line.startswith("#") else line  # not a comment
+
+
+def _as_typed(value: object) -> str:
+    if value is None:
+        return "none"
+    if is_dataclass(value):
+        value = astuple(value)
+    if isinstance(value, tuple):
+        return ",".join(map(_as_typed, value))
+    return str(int(value)) if isinstance(value, bool) else str(value)
+
+
+def save_failed(folder: Path, failed: Sequence[Job], defaults: JobSettings) -> Path | None:
+    """Write the failed pictures' lines as a file for `--from_file`; None when the folder does not take it."""
+    lines = ["# Pictures that failed; --resume tries them again, or the same command with --from_file and this file"]
+    for job in failed:
+        if job.source is not None:
+            mask = f" --mask_path {shlex.quote(str(job.mask))}" if job.mask else ""
+            lines.append(one_line(f"# --image_path {shlex.quote(str(job.source))}{mask}"))
+        lines.append(prompt_line(job, defaults))
+    name = f"failed_{datetime.now():%Y%m%d%H%M%S}.txt"
+    try:
+        return save_whole(("\n".join(lines) + "\n").encode("utf-8", "replace"), folder / name)
+    except EnvironmentFault:
+        return None
