@@ -3,143 +3,81 @@
 
 from __future__ import annotations
 
-import argparse
 import gc
-import importlib
-import inspect
 import logging
-import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from library import console, values
 from library.errors import InputError, Interrupted, ProgramError
 from library.files.picture_files import DEFAULT_QUALITY, FORMATS
-from library.files.pictures import load_mask, load_source
 from library.machine import devices, malloc
-from library.machine.compiling import compile_fault, compile_unet, keep_compiled
-from library.plan.config import Said, as_said, keep_settings, with_config
+from library.machine.compiling import compile_fault, keep_compiled
+from library.plan.config import keep_settings, with_config
 from library.plan.file_names import make_folder
-from library.plan.jobs import Job, group_into_batches
+from library.plan.job import Job
 from library.plan.plan_view import picture_facts, show_plan, summary, to_json
-from library.plan.planning import RunPlan, make_plan
+from library.plan.planning import make_plan
 from library.plan.prompts import PROMPT_OPTIONS
+from library.plan.run_plan import RunPlan
+from library.plan.stages import stages
 from library.results.gallery import show_results
-from library.results.output import FileHash, PictureWriter, RunFacts
+from library.results.metadata import FileHash, RunFacts
+from library.results.writer import PictureWriter
 from library.run.interactive import run_interactive
 from library.run.manifest import Manifest, recover
 from library.run.processes import Others, Team, outlive_others
 from library.run.report import Tally, save_failed
 from library.run.runs import run_jobs
 from library.settings import deep_shrink, gradual_latent
+from library.settings.computing import vae_batch_size
 from library.settings.control_net import preprocessing
-from library.settings.deep_shrink import Shrinker
-from library.settings.highres import HighresFix, UpscalerSpec, stages, upscaler_arguments
-from library.settings.samplers import SAMPLERS, SECOND_NAMES, Noise, draw_noise, make_scheduler
+from library.settings.highres import upscaler_arguments
+from library.settings.options import (
+    CHOICE,
+    COMMAND_LINE,
+    COMPUTING,
+    PICTURE,
+    RUN,
+    TELLING,
+    Needs,
+    OptionGroup,
+    OptionParser,
+    Options,
+)
+from library.settings.output import picture_format
+from library.settings.samplers import SAMPLERS, SECOND_NAMES, sampler_lines, sampler_name
 from library.version import VERSION
 
 if TYPE_CHECKING:  # torch and what needs it are imported once every option and file has been checked
     import numpy as np
     import torch
     from diffusers import AutoencoderKL, SchedulerMixin
-    from PIL.Image import Image
     from transformers import CLIPTextModel
 
     from library.draw.control_net import ControlNets
     from library.draw.decoding import Decoding
     from library.draw.loss_guidance import Judges
     from library.draw.regions import Regions
-    from library.draw.text_encoding import PromptEncoder
+    from library.draw.samplers import Noise
     from library.models.models import Models
+    from library.models.upscaler import Upscaler
     from networks.attach import Networks
-    from tools.latent_upscaler import LatentUpscaler as Upscaler
 
     MakeBar = Callable[[Iterable], Iterable]  # shows a bar while a batch's steps are gone through
     # Before a step: the joined prediction and the latents, both (B, C, h, w), and the step's place → both, changed
     BeforeStep = Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
     AfterStep = Callable[[torch.Tensor, int], torch.Tensor]  # after a step: the latents and the step's place → latents
 
-logger = logging.getLogger("library.pipeline")
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Command line
-
-
-class OptionParser(argparse.ArgumentParser):
-    """Argparse with one-line errors and converters that say which value they refused."""
-
-    def error(self, message: str) -> NoReturn:
-        """Write `error: --option value: what is wrong` and leave with status 2."""
-        message = re.sub(r"^argument [^:]+: (?=--)", "", message)
-        console.error(re.sub(r"^argument (?:\S+/)*(--\S+): ", r"\1: ", message))
-        sys.exit(InputError.exit_status)
-
-    def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
-        """Parse all arguments; an unknown one is refused with the nearest known one."""
-        options, unknown = self.parse_known_args(argv)
-        if unknown:
-            known = [name for action in self._actions for name in action.option_strings]
-            nearest = get_close_matches(unknown[0].partition("=")[0], known, n=1)
-            hint = f"did you mean {nearest[0]}?" if nearest else "see --help; a text with spaces needs quotes"
-            self.error(f"{unknown[0]}: no such option; {hint}")
-        return options
-
-
-def picture_format(text: str) -> str:
-    """Convert the name of a format of picture files."""
-    name = {"jpeg": "jpg"}.get(text.lower(), text.lower())
-    if name not in FORMATS:
-        raise argparse.ArgumentTypeError(f"no such format; known are {', '.join(FORMATS)}")
-    return name
-
-
-class ListSamplers(argparse.Action):
-    """Writes each sampler's name with its second ones and leaves."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *given: object) -> NoReturn:
-        """Write one sampler a line."""
-        for name in SAMPLERS:
-            console.result(" ".join([name, *(second for second, first in SECOND_NAMES.items() if first == name)]))
-        parser.exit()
-
-
-def checked(option: str, convert: Callable[[str], object]) -> Callable[[str], object]:
-    """An argparse type that names the option and the value in its errors."""
-
-    def convert_option(text: str) -> object:
-        try:
-            return convert(text)
-        except argparse.ArgumentTypeError as problem:
-            raise argparse.ArgumentTypeError(f"{option} {text}: {problem}") from None
-
-    return convert_option
-
-
-def sampler_name(text: str) -> str:
-    """Convert a sampler's first or second name to its first."""
-    name = SECOND_NAMES.get(text, text)
-    if name not in SAMPLERS:
-        known = [*SAMPLERS, *SECOND_NAMES]
-        nearest = get_close_matches(text, known, n=1)
-        hint = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(known)}"
-        raise argparse.ArgumentTypeError(f"no such sampler; {hint}")
-    return name
-
-
-def vae_batch_size(text: str) -> float:
-    """Convert a number of pictures, or a share of the batch below 1."""
-    value = values.number(0, above=True)(text)
-    if value >= 1 and value != int(value):
-        raise argparse.ArgumentTypeError("out of range; write a whole number, or a share of the batch below 1")
-    return value
-
 
 _EXAMPLES = """examples:
   one picture:            gen_img_diffusers.py --ckpt model.safetensors --prompt "a red cat --n blurry --d 1"
@@ -150,242 +88,256 @@ _EXAMPLES = """examples:
   prompt after prompt:    gen_img_diffusers.py --ckpt model.safetensors --interactive
   options from a file:    gen_img_diffusers.py --config settings.toml --seed 7"""
 
+_IMG2IMG = Needs(("image_path",), "is for img2img; give --image_path too, or leave it out")
+_HIGHRES = Needs(("highres_fix_scale",), "is for Highres. fix; give --highres_fix_scale too, or leave it out")
+_NETWORKS = Needs(("network_module",), "is for networks; give --network_module too, or leave it out")
+_CONTROL_NET = Needs(("control_net_models",), "is for ControlNet; give --control_net_models too, or leave it out")
+_GUIDED = Needs(
+    ("control_net_models", "clip_image_guidance_scale", "vgg16_guidance_scale"),
+    "nothing uses it; give --control_net_models, --clip_image_guidance_scale or --vgg16_guidance_scale too, "
+    "or leave it out",
+)
+_REGION_MAP = Needs(("mask_path",), "reads a map of regions; give --mask_path too")
+_UPSCALER = Needs(("highres_fix_upscaler",), "has no upscaler; give --highres_fix_upscaler too")
+
 
 def make_parser() -> OptionParser:
     """All options, in groups."""
     prompt_options = "\n".join(f"  --{o.name} {o.metavar:16} {o.help}" for o in PROMPT_OPTIONS.values())
     parser = OptionParser(
         prog="gen_img_diffusers.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__ or "",
         epilog=f"options inside a prompt line, which hold for that line:\n{prompt_options}\n\n{_EXAMPLES}",
-        allow_abbrev=False,
-        add_help=False,
     )
     for title, add_options in _OPTION_GROUPS.items():
-        add_options(parser.add_argument_group(title))
+        add_options(parser.add_options(title))
     return parser
 
 
-def _add(group: argparse._ArgumentGroup, *names: str, convert: Callable[[str], object], **settings: object) -> None:
-    group.add_argument(*names, type=checked(names[0], convert), **settings)
+def _model_options(group: OptionGroup) -> None:
+    group.add("--ckpt", use=COMPUTING, metavar="MODEL", convert=values.not_empty, required=True,
+              help="checkpoint file, Diffusers folder, Hugging Face id, or a glob that matches one file")  # fmt: skip
+    group.switch("--v2", use=PICTURE, help="the model is Stable Diffusion 2.x")
+    group.switch("--v_parameterization", use=PICTURE, help="the model predicts v, not noise")
+    group.add("--vae", use=PICTURE, metavar="VAE", convert=values.not_empty, names_files=True,
+              help="VAE to use in place of the model's own (file, folder or id)")  # fmt: skip
+    group.add("--clip_skip", use=PICTURE, metavar="N", convert=values.whole_number(1), default=1,
+              help="take the text encoder's N-th last layer (default 1, the last)")  # fmt: skip
+    group.add("--max_embeddings_multiples", use=PICTURE, metavar="N", convert=values.whole_number(1, 100), default=1,
+              help="longest prompt, in chunks of 75 tokens (default 1)")  # fmt: skip
+    group.add("--tokenizer_cache_dir", use=COMPUTING, metavar="DIR", convert=Path,
+              help="folder to take the tokenizer from; the shipped one is put there first")  # fmt: skip
 
 
-def _model_options(group: argparse._ArgumentGroup) -> None:
-    _add(
-        group,
-        "--ckpt",
-        convert=values.not_empty,
-        required=True,
-        metavar="MODEL",
-        help="checkpoint file, Diffusers folder, Hugging Face id, or a glob that matches one file",
-    )
-    group.add_argument("--v2", action="store_true", help="the model is Stable Diffusion 2.x")
-    group.add_argument("--v_parameterization", action="store_true", help="the model predicts v, not noise")
-    _add(
-        group,
-        "--vae",
-        convert=values.not_empty,
-        metavar="VAE",
-        help="VAE to use in place of the model's own (file, folder or id)",
-    )
-    _add(group, "--clip_skip", convert=values.whole_number(1), metavar="N", default=1,
-         help="take the text encoder's N-th last layer (default 1, the last)")  # fmt: skip
-    _add(group, "--max_embeddings_multiples", convert=values.whole_number(1, 100), metavar="N", default=1,
-         help="longest prompt, in chunks of 75 tokens (default 1)")  # fmt: skip
-    group.add_argument("--tokenizer_cache_dir", type=Path, metavar="DIR",
-                       help="folder to take the tokenizer from; the shipped one is put there first")  # fmt: skip
+def _source_options(group: OptionGroup) -> None:
+    sources = "sources of prompts"
+    group.add("--prompt", use=RUN, metavar="TEXT", alternative=sources, help="prompt line, with its options")
+    group.add("--from_file", use=RUN, metavar="FILE", alternative=sources,
+              help="file with one prompt line a line; - is standard input")  # fmt: skip
+    group.switch("--interactive", use=RUN, alternative=sources, help="ask for prompt lines and show the pictures")
+    group.switch("--no_preview", use=RUN, help="show no windows in interactive use")
+    group.switch("--shuffle_prompts", use=CHOICE, help="mix the lines anew in each iteration")
 
 
-def _source_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--prompt", metavar="TEXT", help="prompt line, with its options")
-    group.add_argument("--from_file", metavar="FILE", help="file with one prompt line a line; - is standard input")
-    group.add_argument("--interactive", action="store_true", help="ask for prompt lines and show the pictures")
-    group.add_argument("--no_preview", action="store_true", help="show no windows in interactive use")
-    group.add_argument("--shuffle_prompts", action="store_true", help="mix the lines anew in each iteration")
+def _picture_options(group: OptionGroup) -> None:
+    group.add("--W", use=PICTURE, metavar="PIXELS", convert=values.size_px, help="width (default 512)")
+    group.add("--H", use=PICTURE, metavar="PIXELS", convert=values.size_px, help="height (default 512)")
+    group.add("--steps", use=PICTURE, metavar="N", convert=values.steps, default=50, help="sampling steps (default 50)")
+    group.add("--scale", use=PICTURE, metavar="SCALE", convert=values.guidance_scale, default=7.5,
+              help="guidance scale; up to 1 is without guidance (default 7.5)")  # fmt: skip
+    group.add("--negative_scale", use=PICTURE, metavar="SCALE", convert=values.number_or_none,
+              help="guidance scale of the negative prompt alone")  # fmt: skip
+    group.add("--guidance_start", use=PICTURE, metavar="SHARE", convert=values.share, default=0.0,
+              help="approximate, faster: guide after this share of the steps only (default 0)")  # fmt: skip
+    group.add("--guidance_end", use=PICTURE, metavar="SHARE", convert=values.share, default=1.0,
+              help="approximate, faster: guide up to this share of the steps only (default 1)")  # fmt: skip
+    group.add("--sampler", use=PICTURE, metavar="NAME", convert=sampler_name, default="ddim",
+              help=f"{', '.join([*SAMPLERS, *SECOND_NAMES])} (default ddim)")  # fmt: skip
+    group.add("--seed", use=CHOICE, metavar="SEED", convert=values.seed,
+              help="the picture's seed; of several pictures, the seed their seeds are drawn from")  # fmt: skip
+    group.switch("--iter_same_seed", use=CHOICE, help="one seed for all pictures of an iteration")
+    group.add("--images_per_prompt", use=CHOICE, metavar="N", convert=values.whole_number(1), default=1,
+              help="pictures for each prompt (default 1)")  # fmt: skip
+    group.add("--n_iter", use=CHOICE, metavar="N", convert=values.whole_number(1), default=1,
+              help="how often all prompts are gone through (default 1)")  # fmt: skip
 
 
-def _picture_options(group: argparse._ArgumentGroup) -> None:
-    _add(group, "--W", convert=values.size_px, metavar="PIXELS", help="width (default 512)")
-    _add(group, "--H", convert=values.size_px, metavar="PIXELS", help="height (default 512)")
-    _add(group, "--steps", convert=values.steps, metavar="N", default=50, help="sampling steps (default 50)")
-    _add(group, "--scale", convert=values.guidance_scale, metavar="SCALE", default=7.5,
-         help="guidance scale; up to 1 is without guidance (default 7.5)")  # fmt: skip
-    _add(group, "--negative_scale", convert=values.number_or_none, metavar="SCALE",
-         help="guidance scale of the negative prompt alone")  # fmt: skip
-    _add(group, "--guidance_start", convert=values.share, metavar="SHARE", default=0.0,
-         help="approximate, faster: guide after this share of the steps only (default 0)")  # fmt: skip
-    _add(group, "--guidance_end", convert=values.share, metavar="SHARE", default=1.0,
-         help="approximate, faster: guide up to this share of the steps only (default 1)")  # fmt: skip
-    _add(group, "--sampler", convert=sampler_name, metavar="NAME", default="ddim",
-         help=f"{', '.join([*SAMPLERS, *SECOND_NAMES])} (default ddim)")  # fmt: skip
-    _add(group, "--seed", convert=values.seed, metavar="SEED",
-         help="the picture's seed; of several pictures, the seed their seeds are drawn from")  # fmt: skip
-    group.add_argument("--iter_same_seed", action="store_true", help="one seed for all pictures of an iteration")
-    _add(group, "--images_per_prompt", convert=values.whole_number(1), metavar="N", default=1,
-         help="pictures for each prompt (default 1)")  # fmt: skip
-    _add(group, "--n_iter", convert=values.whole_number(1), metavar="N", default=1,
-         help="how often all prompts are gone through (default 1)")  # fmt: skip
+def _output_options(group: OptionGroup) -> None:
+    names = "ways to name files"
+    group.add("--outdir", use=RUN, metavar="DIR", convert=Path, default=Path("outputs"), help="default: outputs")
+    group.switch("--sequential_file_name", use=CHOICE, alternative=names,
+                 help="name pictures im_000001.png and so on")  # fmt: skip
+    group.switch("--use_original_file_name", use=CHOICE, alternative=names, needs=_IMG2IMG,
+                 help="name pictures like their source picture")  # fmt: skip
+    group.add("--format", use=PICTURE, metavar="FORMAT", convert=picture_format, default="png",
+              help=f"{', '.join(FORMATS)} (default png)")  # fmt: skip
+    group.add("--quality", use=PICTURE, metavar="N", convert=values.whole_number(1, 100),
+              help=f"of WebP and JPEG, 1 to 100 (default {DEFAULT_QUALITY})")  # fmt: skip
+    group.switch("--grid", use=RUN, help="make contact sheets too: one a prompt, or with --iter_same_seed prompts by "
+                 "seeds")  # fmt: skip
+    group.switch("--html", use=RUN, help="make index.html too: all pictures with their settings")
 
 
-def _output_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--outdir", type=Path, metavar="DIR", default=Path("outputs"), help="default: outputs")
-    group.add_argument("--sequential_file_name", action="store_true", help="name pictures im_000001.png and so on")
-    group.add_argument("--use_original_file_name", action="store_true", help="name pictures like their source picture")
-    _add(group, "--format", convert=picture_format, default="png", metavar="FORMAT",
-         help=f"{', '.join(FORMATS)} (default png)")  # fmt: skip
-    _add(group, "--quality", convert=values.whole_number(1, 100), metavar="N",
-         help=f"of WebP and JPEG, 1 to 100 (default {DEFAULT_QUALITY})")  # fmt: skip
-    group.add_argument("--grid", action="store_true", help="make contact sheets too: one a prompt, or with "
-                       "--iter_same_seed prompts by seeds")  # fmt: skip
-    group.add_argument("--html", action="store_true", help="make index.html too: all pictures with their settings")
+def _run_options(group: OptionGroup) -> None:
+    group.add("--config", use=COMMAND_LINE, metavar="FILE",
+              help="TOML file of options (steps = 20); those given here win")  # fmt: skip
+    group.switch("--resume", use=TELLING, help="go on with the run that this command began in --outdir")
+    group.switch("--dry_run", use=TELLING, help="check everything, show what would be made, make nothing")
+    group.switch("--json", use=TELLING,
+                 help="write a JSON object for each picture to standard output, not its path alone")  # fmt: skip
+    shown = group.only_one()
+    shown.switch("--quiet", use=TELLING, help="show warnings and errors only")
+    shown.switch("--verbose", use=TELLING, help="show more of what is done")
+    group.switch("--debug", use=TELLING, help="show the traceback of an error")
+    group.show_and_leave("--list_samplers", lines=sampler_lines, help="write the samplers' names and leave")
+    version = f"gen_img_diffusers.py {VERSION}"
+    group.show_and_leave("--version", lines=lambda: iter([version]), help="write the version and leave")
+    group.show_help("-h", "--help", help="write this text and leave")
 
 
-def _run_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--config", metavar="FILE", help="TOML file of options (steps = 20); those given here win")
-    group.add_argument("--resume", action="store_true", help="go on with the run that this command began in --outdir")
-    group.add_argument("--dry_run", action="store_true", help="check everything, show what would be made, make nothing")
-    group.add_argument("--json", action="store_true",
-                       help="write a JSON object for each picture to standard output, not its path alone")  # fmt: skip
-    shown = group.add_mutually_exclusive_group()
-    shown.add_argument("--quiet", action="store_true", help="show warnings and errors only")
-    shown.add_argument("--verbose", action="store_true", help="show more of what is done")
-    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    group.add_argument("--list_samplers", action=ListSamplers, nargs=0, help="write the samplers' names and leave")
-    group.add_argument("--version", action="version", version=f"%(prog)s {VERSION}", help="write the version and leave")
-    group.add_argument("-h", "--help", action="help", help="write this text and leave")
+def _network_options(group: OptionGroup) -> None:
+    group.add("--network_module", use=PICTURE, many=True, metavar="MODULE",
+              help="module of each network; networks.lora reads LoRA and its relatives LoCon, DyLoRA, LoHa, "
+              "LoKr, DoRA, IA3, OFT, full and norm differences, and tells them apart by itself")  # fmt: skip
+    group.add("--network_weights", use=PICTURE, many=True, metavar="FILE", needs=_NETWORKS, names_files=True,
+              help="weight file of each network")  # fmt: skip
+    group.add("--network_mul", use=PICTURE, many=True, metavar="M", convert=values.multiplier, needs=_NETWORKS,
+              help="multiplier of each network (default 1)")  # fmt: skip
+    group.add("--network_args", use=PICTURE, many=True, metavar="KEY=VALUE;KEY=VALUE", needs=_NETWORKS,
+              help="arguments for each module")  # fmt: skip
+    group.switch("--network_merge", use=PICTURE, needs=_NETWORKS, help="add all networks to the weights for good")
+    group.add("--network_merge_n_models", use=PICTURE, metavar="N", convert=values.whole_number(1), needs=_NETWORKS,
+              help="add only the first N networks to the weights")  # fmt: skip
+    group.switch("--network_pre_calc", use=PICTURE, needs=_NETWORKS,
+                 help="put the networks into the weights anew whenever multipliers change")  # fmt: skip
+    group.switch("--network_show_meta", use=COMPUTING, needs=_NETWORKS,
+                 help="show the metadata of the networks' files")  # fmt: skip
+    group.add("--textual_inversion_embeddings", use=PICTURE, many=True, metavar="FILE", names_files=True,
+              help="embeddings; the name of each, without its ending, is a word for prompts")  # fmt: skip
+    group.add("--XTI_embeddings", use=PICTURE, many=True, metavar="FILE", names_files=True,
+              help="embeddings with vectors for each of 16 layers (Extended Textual Inversion)")  # fmt: skip
 
 
-def _network_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--network_module", nargs="+", metavar="MODULE",
-                       help="module of each network; networks.lora reads LoRA and its relatives LoCon, DyLoRA, LoHa, "
-                       "LoKr, DoRA, IA3, OFT, full and norm differences, and tells them apart by itself")  # fmt: skip
-    group.add_argument("--network_weights", nargs="+", metavar="FILE", help="weight file of each network")
-    _add(group, "--network_mul", convert=values.multiplier, nargs="+", metavar="M",
-         help="multiplier of each network (default 1)")  # fmt: skip
-    group.add_argument("--network_args", nargs="+", metavar="KEY=VALUE;KEY=VALUE", help="arguments for each module")
-    group.add_argument("--network_merge", action="store_true", help="add all networks to the weights for good")
-    _add(group, "--network_merge_n_models", convert=values.whole_number(1), metavar="N",
-         help="add only the first N networks to the weights")  # fmt: skip
-    group.add_argument("--network_pre_calc", action="store_true",
-                       help="put the networks into the weights anew whenever multipliers change")  # fmt: skip
-    group.add_argument("--network_show_meta", action="store_true", help="show the metadata of the networks' files")
-    group.add_argument("--textual_inversion_embeddings", nargs="+", metavar="FILE",
-                       help="embeddings; the name of each, without its ending, is a word for prompts")  # fmt: skip
-    group.add_argument("--XTI_embeddings", nargs="+", metavar="FILE",
-                       help="embeddings with vectors for each of 16 layers (Extended Textual Inversion)")  # fmt: skip
+def _img2img_options(group: OptionGroup) -> None:
+    group.add("--image_path", "--img_path", use=CHOICE, metavar="PATH", names_files=True,
+              help="picture to start from, or a folder of them")  # fmt: skip
+    group.add("--mask_path", "--mask_image", use=CHOICE, metavar="PATH", names_files=True,
+              help="mask, or a folder of them: white is repainted; for a prompt with AND, a map of the parts' regions "
+              "in its red, green and blue channel")  # fmt: skip
+    group.add("--network_regional_mask_max_color_codes", use=PICTURE, metavar="N", convert=values.whole_number(1, 7),
+              needs=_REGION_MAP, help="read N regions from the map's pure colours instead: red, green, yellow, blue, "
+              "magenta, cyan, white")  # fmt: skip
+    group.add("--strength", use=PICTURE, metavar="STRENGTH", convert=values.strength, default=0.8,
+              help="share of the steps that is run: how far the picture changes (default 0.8)")  # fmt: skip
+    group.switch("--allow_large_pictures", use=PICTURE,
+                 help="take pictures of more than 16384 pixels a side, too; they need much memory")  # fmt: skip
+    group.switch("--keep_unmasked", use=PICTURE, needs=_IMG2IMG,
+                 help="outside the mask, keep the source's own pixels, not the VAE's copy of them")  # fmt: skip
 
 
-def _img2img_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--image_path", "--img_path", metavar="PATH", help="picture to start from, or a folder of them")
-    group.add_argument("--mask_path", "--mask_image", metavar="PATH",
-                       help="mask, or a folder of them: white is repainted; for a prompt with AND, a map of the "
-                       "parts' regions in its red, green and blue channel")  # fmt: skip
-    _add(group, "--network_regional_mask_max_color_codes", convert=values.whole_number(1, 7), metavar="N",
-         help="read N regions from the map's pure colours instead: red, green, yellow, blue, magenta, cyan, "
-         "white")  # fmt: skip
-    _add(group, "--strength", convert=values.strength, metavar="STRENGTH", default=0.8,
-         help="share of the steps that is run: how far the picture changes (default 0.8)")  # fmt: skip
-    group.add_argument("--allow_large_pictures", action="store_true",
-                       help="take pictures of more than 16384 pixels a side, too; they need much memory")  # fmt: skip
-    group.add_argument("--keep_unmasked", action="store_true",
-                       help="outside the mask, keep the source's own pixels, not the VAE's copy of them")  # fmt: skip
+def _highres_options(group: OptionGroup) -> None:
+    enlarging = "ways of enlarging"
+    group.add("--highres_fix_scale", use=PICTURE, metavar="SCALE", convert=deep_shrink.ratio,
+              help="draw a picture of SCALE times the size first, then draw over its enlargement")  # fmt: skip
+    group.add("--highres_fix_steps", use=PICTURE, metavar="N", convert=values.steps, needs=_HIGHRES,
+              help="steps of the first stage (default 28)")  # fmt: skip
+    group.switch("--highres_fix_save_1st", use=PICTURE, needs=_HIGHRES, help="save the first stage's pictures too")
+    group.switch("--highres_fix_latents_upscaling", use=PICTURE, needs=_HIGHRES, alternative=enlarging,
+                 help="enlarge the latents (bilinear) instead of the picture (LANCZOS)")  # fmt: skip
+    group.add("--highres_fix_upscaler", use=PICTURE, metavar="MODULE", convert=values.not_empty, needs=_HIGHRES,
+              alternative=enlarging,
+              help="enlarge with this Python module, for instance tools.latent_upscaler")  # fmt: skip
+    group.add("--highres_fix_upscaler_args", use=PICTURE, metavar="KEY=VALUE;...", convert=upscaler_arguments,
+              needs=(_HIGHRES, _UPSCALER),
+              help="arguments of the upscaler, for instance weights=upscaler.safetensors")  # fmt: skip
 
 
-def _highres_options(group: argparse._ArgumentGroup) -> None:
-    _add(group, "--highres_fix_scale", convert=deep_shrink.ratio, metavar="SCALE",
-         help="draw a picture of SCALE times the size first, then draw over its enlargement")  # fmt: skip
-    _add(group, "--highres_fix_steps", convert=values.steps, metavar="N", help="steps of the first stage (default 28)")
-    group.add_argument("--highres_fix_save_1st", action="store_true", help="save the first stage's pictures too")
-    group.add_argument("--highres_fix_latents_upscaling", action="store_true",
-                       help="enlarge the latents (bilinear) instead of the picture (LANCZOS)")  # fmt: skip
-    _add(group, "--highres_fix_upscaler", convert=values.not_empty, metavar="MODULE",
-         help="enlarge with this Python module, for instance tools.latent_upscaler")  # fmt: skip
-    _add(group, "--highres_fix_upscaler_args", convert=upscaler_arguments, metavar="KEY=VALUE;...",
-         help="arguments of the upscaler, for instance weights=upscaler.safetensors")  # fmt: skip
+def _gradual_latent_options(group: OptionGroup) -> None:
+    group.add("--gradual_latent_timesteps", use=PICTURE, metavar="TIMESTEP", convert=values.whole_number(1, 1000),
+              help="draw with euler_a on small latents that grow from this timestep on; 750 is a good "
+              "start")  # fmt: skip
+    group.add("--gradual_latent_ratio", use=PICTURE, metavar="RATIO", convert=gradual_latent.ratio,
+              help="size the latents begin with (default 0.5)")  # fmt: skip
+    group.add("--gradual_latent_ratio_step", use=PICTURE, metavar="STEP", convert=gradual_latent.ratio,
+              help="what each growth adds (default 0.125)")  # fmt: skip
+    group.add("--gradual_latent_every_n_steps", "--gradual_latent_ratio_every_n_steps", use=PICTURE, metavar="N",
+              convert=gradual_latent.every_n_steps, help="steps from one growth to the next (default 3)")  # fmt: skip
+    group.add("--gradual_latent_s_noise", use=PICTURE, metavar="FACTOR", convert=gradual_latent.s_noise,
+              help="factor of the noise that growing steps add (default 1)")  # fmt: skip
+    group.add("--gradual_latent_unsharp_params", use=PICTURE, metavar="K,SIGMA,STRENGTH[,TARGET]",
+              convert=gradual_latent.unsharp,
+              help="sharpen what was resized, e.g. 3,0.5,0.5; with target 0, the step's input")  # fmt: skip
 
 
-def _gradual_latent_options(group: argparse._ArgumentGroup) -> None:
-    _add(group, "--gradual_latent_timesteps", convert=values.whole_number(1, 1000), metavar="TIMESTEP",
-         help="draw with euler_a on small latents that grow from this timestep on; 750 is a good start")  # fmt: skip
-    _add(group, "--gradual_latent_ratio", convert=gradual_latent.ratio, metavar="RATIO",
-         help="size the latents begin with (default 0.5)")  # fmt: skip
-    _add(group, "--gradual_latent_ratio_step", convert=gradual_latent.ratio, metavar="STEP",
-         help="what each growth adds (default 0.125)")  # fmt: skip
-    _add(group, "--gradual_latent_every_n_steps", "--gradual_latent_ratio_every_n_steps", metavar="N",
-         convert=gradual_latent.every_n_steps, help="steps from one growth to the next (default 3)")  # fmt: skip
-    _add(group, "--gradual_latent_s_noise", convert=gradual_latent.s_noise, metavar="FACTOR",
-         help="factor of the noise that growing steps add (default 1)")  # fmt: skip
-    _add(group, "--gradual_latent_unsharp_params", convert=gradual_latent.unsharp, metavar="K,SIGMA,STRENGTH[,TARGET]",
-         help="sharpen what was resized, e.g. 3,0.5,0.5; with target 0, the step's input")  # fmt: skip
+def _deep_shrink_options(group: OptionGroup) -> None:
+    group.add("--ds_depth_1", use=PICTURE, metavar="DEPTH", convert=deep_shrink.depth_or_none,
+              help="shrink what enters this down block of the U-Net, 0 to 3, in early steps")  # fmt: skip
+    group.add("--ds_timesteps_1", use=PICTURE, metavar="TIMESTEP", convert=deep_shrink.timesteps,
+              help="down to this timestep (default 650)")  # fmt: skip
+    group.add("--ds_depth_2", use=PICTURE, metavar="DEPTH", convert=deep_shrink.depth_or_none,
+              help="after that, shrink what enters this down block")  # fmt: skip
+    group.add("--ds_timesteps_2", use=PICTURE, metavar="TIMESTEP", convert=deep_shrink.timesteps,
+              help="down to this timestep (default 650)")  # fmt: skip
+    group.add("--ds_ratio", use=PICTURE, metavar="RATIO", convert=deep_shrink.ratio,
+              help="size they are shrunk to (default 0.5)")  # fmt: skip
 
 
-def _deep_shrink_options(group: argparse._ArgumentGroup) -> None:
-    _add(group, "--ds_depth_1", convert=deep_shrink.depth_or_none, metavar="DEPTH",
-         help="shrink what enters this down block of the U-Net, 0 to 3, in early steps")  # fmt: skip
-    _add(group, "--ds_timesteps_1", convert=deep_shrink.timesteps, metavar="TIMESTEP",
-         help="down to this timestep (default 650)")  # fmt: skip
-    _add(group, "--ds_depth_2", convert=deep_shrink.depth_or_none, metavar="DEPTH",
-         help="after that, shrink what enters this down block")  # fmt: skip
-    _add(group, "--ds_timesteps_2", convert=deep_shrink.timesteps, metavar="TIMESTEP",
-         help="down to this timestep (default 650)")  # fmt: skip
-    _add(group, "--ds_ratio", convert=deep_shrink.ratio, metavar="RATIO", help="size they are shrunk to (default 0.5)")
+def _control_net_options(group: OptionGroup) -> None:
+    group.add("--control_net_models", use=PICTURE, many=True, metavar="MODEL", convert=values.not_empty,
+              names_files=True,
+              help="ControlNets (file, Diffusers folder or id); several take turns, one at each step")  # fmt: skip
+    group.add("--control_net_preps", use=PICTURE, many=True, metavar="PREP", convert=preprocessing, needs=_CONTROL_NET,
+              help="none (default), canny or canny_LOW_HIGH, for each")  # fmt: skip
+    group.add("--control_net_weights", use=PICTURE, many=True, metavar="WEIGHT", needs=_CONTROL_NET,
+              convert=values.number(-values.MAX_SCALE, values.MAX_SCALE),
+              help="strength of each (default 1)")  # fmt: skip
+    group.add("--control_net_starts", use=PICTURE, many=True, metavar="SHARE", convert=values.share,
+              needs=_CONTROL_NET, help="share of the steps after which each begins (default 0)")  # fmt: skip
+    group.add("--control_net_ratios", use=PICTURE, many=True, metavar="SHARE", convert=values.share,
+              needs=_CONTROL_NET, help="share of the steps after which each ends (default 1)")  # fmt: skip
+    group.switch("--control_net_together", use=PICTURE, needs=_CONTROL_NET,
+                 help="use all ControlNets at every step and add them up")  # fmt: skip
+    group.switch("--highres_fix_disable_control_net", use=PICTURE, needs=(_HIGHRES, _CONTROL_NET),
+                 help="no ControlNet in Highres. fix's second stage")  # fmt: skip
+    group.switch("--control_net_save_guides", use=COMPUTING, needs=_CONTROL_NET,
+                 help="save the preprocessed guide beside each picture")  # fmt: skip
 
 
-def _control_net_options(group: argparse._ArgumentGroup) -> None:
-    _add(group, "--control_net_models", convert=values.not_empty, nargs="+", metavar="MODEL",
-         help="ControlNets (file, Diffusers folder or id); several take turns, one at each step")  # fmt: skip
-    _add(group, "--control_net_preps", convert=preprocessing, nargs="+", metavar="PREP",
-         help="none (default), canny or canny_LOW_HIGH, for each")  # fmt: skip
-    _add(group, "--control_net_weights", convert=values.number(-values.MAX_SCALE, values.MAX_SCALE), nargs="+",
-         metavar="WEIGHT", help="strength of each (default 1)")  # fmt: skip
-    _add(group, "--control_net_starts", convert=values.share, nargs="+", metavar="SHARE",
-         help="share of the steps after which each begins (default 0)")  # fmt: skip
-    _add(group, "--control_net_ratios", convert=values.share, nargs="+", metavar="SHARE",
-         help="share of the steps after which each ends (default 1)")  # fmt: skip
-    group.add_argument("--control_net_together", action="store_true",
-                       help="use all ControlNets at every step and add them up")  # fmt: skip
-    group.add_argument("--highres_fix_disable_control_net", action="store_true",
-                       help="no ControlNet in Highres. fix's second stage")  # fmt: skip
-    group.add_argument("--control_net_save_guides", action="store_true",
-                       help="save the preprocessed guide beside each picture")  # fmt: skip
+def _guidance_options(group: OptionGroup) -> None:
+    group.add("--guide_image_path", use=PICTURE, many=True, metavar="PATH", needs=_GUIDED, names_files=True,
+              help="picture that guides, or pictures and folders of them, taken in turn")  # fmt: skip
+    group.add("--clip_guidance_scale", use=PICTURE, metavar="SCALE", convert=values.loss_scale, default=0,
+              help="draw towards what CLIP reads in the prompt, or in a prompt line's --c; 100 is a start")  # fmt: skip
+    group.add("--clip_image_guidance_scale", use=PICTURE, metavar="SCALE", convert=values.loss_scale, default=0,
+              help="draw towards what CLIP sees in the guide picture; 100 is a start")  # fmt: skip
+    group.add("--vgg16_guidance_scale", use=PICTURE, metavar="SCALE", convert=values.loss_scale, default=0,
+              help="draw towards VGG16's features of the guide picture; 100 is a start")  # fmt: skip
+    group.add("--vgg16_guidance_layer", use=PICTURE, metavar="N", convert=values.whole_number(1, 30),
+              help="layer of VGG16 whose features are compared, 1 to 30 (default 20)")  # fmt: skip
+    group.add("--clip_model", use=PICTURE, metavar="MODEL", convert=values.not_empty, names_files=True,
+              help="CLIP model: folder or Hugging Face id (default laion/CLIP-ViT-B-32-laion2B-s34B-b79K)")  # fmt: skip
+    group.add("--vgg16_model", use=PICTURE, metavar="FILE", convert=values.not_empty, names_files=True,
+              help="VGG16's weights in torchvision's layout (default: torchvision's for ImageNet)")  # fmt: skip
 
 
-def _guidance_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--guide_image_path", nargs="+", metavar="PATH",
-                       help="picture that guides, or pictures and folders of them, taken in turn")  # fmt: skip
-    _add(group, "--clip_guidance_scale", convert=values.loss_scale, metavar="SCALE", default=0,
-         help="draw towards what CLIP reads in the prompt, or in a prompt line's --c; 100 is a start")  # fmt: skip
-    _add(group, "--clip_image_guidance_scale", convert=values.loss_scale, metavar="SCALE", default=0,
-         help="draw towards what CLIP sees in the guide picture; 100 is a start")  # fmt: skip
-    _add(group, "--vgg16_guidance_scale", convert=values.loss_scale, metavar="SCALE", default=0,
-         help="draw towards VGG16's features of the guide picture; 100 is a start")  # fmt: skip
-    _add(group, "--vgg16_guidance_layer", convert=values.whole_number(1, 30), metavar="N",
-         help="layer of VGG16 whose features are compared, 1 to 30 (default 20)")  # fmt: skip
-    _add(group, "--clip_model", convert=values.not_empty, metavar="MODEL",
-         help="CLIP model: folder or Hugging Face id (default laion/CLIP-ViT-B-32-laion2B-s34B-b79K)")  # fmt: skip
-    _add(group, "--vgg16_model", convert=values.not_empty, metavar="FILE",
-         help="VGG16's weights in torchvision's layout (default: torchvision's for ImageNet)")  # fmt: skip
-
-
-def _speed_options(group: argparse._ArgumentGroup) -> None:
-    _add(group, "--batch_size", convert=values.whole_number(1), metavar="N", default=1,
-         help="pictures drawn at a time (default 1)")  # fmt: skip
-    _add(group, "--vae_batch_size", convert=vae_batch_size, metavar="N",
-         help="pictures decoded at a time; below 1, a share of the batch (default: the batch)")  # fmt: skip
-    _add(group, "--vae_slices", convert=values.whole_number(1), metavar="N",
-         help="run the VAE in N slices: the same picture with less memory")  # fmt: skip
-    group.add_argument("--fp16", action="store_true", help="compute in float16")
-    group.add_argument("--bf16", action="store_true", help="compute in bfloat16")
-    group.add_argument("--xformers", action="store_true", help="use xFormers' attention where it runs")
-    group.add_argument("--diffusers_xformers", action="store_true", help="the same as --xformers")
-    group.add_argument("--sdpa", action="store_true", help="use PyTorch's attention (the default)")
-    group.add_argument("--lowvram", action="store_true",
-                       help="keep text encoder and VAE off the GPU while they are not used")  # fmt: skip
-    group.add_argument("--compile", action="store_true",
-                       help="compile the U-Net: minutes at the start, faster steps after; for long runs")  # fmt: skip
-    group.add_argument("--opt_channels_last", action="store_true",
-                       help="put the channels last in memory (done on CPUs anyway)")  # fmt: skip
+def _speed_options(group: OptionGroup) -> None:
+    precisions = "precisions"
+    group.add("--batch_size", use=RUN, metavar="N", convert=values.whole_number(1), default=1,
+              help="pictures drawn at a time (default 1)")  # fmt: skip
+    group.add("--vae_batch_size", use=RUN, metavar="N", convert=vae_batch_size,
+              help="pictures decoded at a time; below 1, a share of the batch (default: the batch)")  # fmt: skip
+    group.add("--vae_slices", use=COMPUTING, metavar="N", convert=values.whole_number(1),
+              help="run the VAE in N slices: the same picture with less memory")  # fmt: skip
+    group.switch("--fp16", use=PICTURE, alternative=precisions, help="compute in float16")
+    group.switch("--bf16", use=PICTURE, alternative=precisions, help="compute in bfloat16")
+    group.switch("--xformers", use=COMPUTING, help="use xFormers' attention where it runs")
+    group.switch("--diffusers_xformers", use=COMPUTING, help="the same as --xformers")
+    group.switch("--sdpa", use=COMPUTING, help="use PyTorch's attention (the default)")
+    group.switch("--lowvram", use=COMPUTING, help="keep text encoder and VAE off the GPU while they are not used")
+    group.switch("--compile", use=COMPUTING,
+                 help="compile the U-Net: minutes at the start, faster steps after; for long runs")  # fmt: skip
+    group.switch("--opt_channels_last", use=COMPUTING,
+                 help="put the channels last in memory (done on CPUs anyway)")  # fmt: skip
 
 
 _OPTION_GROUPS = {
@@ -407,62 +359,6 @@ _OPTION_GROUPS = {
 # ---------------------------------------------------------------------------------------------------------------------
 # Pipeline
 
-KEPT_SOURCES = 64  # source pictures whose latents are kept for later batches
-
-
-class Inpainting:
-    """Puts the source picture back outside the mask, after each step at the noise level of the next one."""
-
-    def __init__(
-        self,
-        scheduler: SchedulerMixin,
-        timesteps: torch.Tensor,
-        originals: torch.Tensor,
-        noise: torch.Tensor,
-        masks: torch.Tensor,
-    ) -> None:
-        self._scheduler, self._timesteps = scheduler, timesteps
-        self._originals, self._noise, self._masks = originals, noise, masks
-
-    def __call__(self, latents: torch.Tensor, index: int) -> torch.Tensor:
-        """Latents (B, C, h, w) after step `index`; after the last one the picture is put back clean."""
-        import torch.nn.functional as F
-
-        outside = self._originals
-        following = self._timesteps[index + 1 : index + 2]
-        if len(following):
-            outside = self._scheduler.add_noise(outside, self._noise, following.expand(len(outside)))
-        masks = self._masks
-        if latents.shape != outside.shape:  # Gradual Latent has not reached the full size yet
-            size = latents.shape[-2:]
-            outside = F.interpolate(outside, size=size, mode="bicubic", align_corners=False)
-            masks = F.interpolate(masks, size=size, mode="bilinear", align_corners=False)
-        return latents * masks + outside * (1 - masks)
-
-
-def pixels_to_tensor(picture: Image) -> torch.Tensor:
-    """An RGB or grey picture as (1, channels, height, width) float32 from 0 to 1."""
-    import numpy as np
-    import torch
-
-    pixels = torch.from_numpy(np.array(picture)).float() / 255
-    return pixels.reshape(1, picture.height, picture.width, -1).permute(0, 3, 1, 2)
-
-
-def keep_unmasked(picture: np.ndarray, job: Job) -> np.ndarray:
-    """The picture (height, width, 3) inside the job's mask, the source's own pixels outside it."""
-    import numpy as np
-    from PIL import Image
-
-    size = (job.width, job.height)
-    source, mask = load_source(job.source, size), load_mask(job.mask, size)
-    return np.asarray(Image.composite(Image.fromarray(picture), source, mask))
-
-
-def batch_key(job: Job, highres: HighresFix | None, encoder: PromptEncoder) -> tuple[Hashable, ...]:
-    """What jobs have to agree in to share a batch: the shapes of their stages and the length of their texts."""
-    return (*(stage.batch_key for stage in stages(job, highres)), encoder.chunks(*job.texts))
-
 
 class Pipeline:
     """Draws batches of jobs: prompts to embeddings, noise to latents, latents to pixels."""
@@ -476,28 +372,23 @@ class Pipeline:
         upscaler: Upscaler | None = None,
         judges: Judges | None = None,
     ) -> None:
+        from library.draw.sources import SourceLatents
         from library.draw.text_encoding import PromptEncoder
 
-        self.unet, self.vae, self.text_encoder = models.unet, models.vae, models.text_encoder
+        self.unet, self.vae, self.texts = models.unet, models.vae, models.texts
         self.networks, self.control_nets = networks, control_nets
-        self.encoder = PromptEncoder(
-            models.tokenizer, models.text_encoder, plan.clip_skip, plan.max_chunks, plan.embeddings, networks.use
-        )
+        text = plan.text
+        self.encoder = PromptEncoder(text.tokens, models.texts, text.clip_skip, text.embeddings, networks.use)
         self.sampler = plan.sampler
-        self.guidance_interval = plan.guidance_interval
+        self.cfg_interval = plan.cfg_interval
         self.prediction_type = plan.model.prediction_type
-        self.vae_batch_size = plan.vae_batch_size
-        self.low_vram = plan.low_vram
-        self.keep_unmasked = plan.keep_unmasked
-        self.region_color_codes = plan.region_color_codes
+        self.vae_batch_size = plan.computing.vae_batch_size
+        self.low_vram = plan.computing.low_vram
+        self.masks = plan.masks
         self.highres, self.upscaler = plan.highres, upscaler
         self.judges = judges
-        self._encoded: dict[tuple[Path, tuple[int, int]], torch.Tensor] = {}  # least lately used first
+        self.sources = SourceLatents(models.vae)
         self.cell_px = 2 ** (len(self.vae.config.block_out_channels) - 1)  # pixels a latent cell stands for, each way
-
-    def batch_key(self, job: Job) -> tuple[Hashable, ...]:
-        """Jobs with equal keys can be drawn together without any of them changing."""
-        return batch_key(job, self.highres, self.encoder)
 
     @property
     def works_ahead(self) -> bool:
@@ -509,7 +400,7 @@ class Pipeline:
         return self.begin(jobs, make_bar)()
 
     def begin(self, jobs: Sequence[Job], make_bar: MakeBar) -> Callable[[], list[tuple[Job, np.ndarray | None]]]:
-        """Draw a batch of jobs with equal `batch_key`, showing a bar of so many evaluations.
+        """Draw a batch of jobs with equal `RunPlan.batch_key`, showing a bar of so many evaluations.
 
         Returns:
             What waits for the device and gives each job with its picture (height, width, 3) uint8, or None where the
@@ -525,11 +416,13 @@ class Pipeline:
             *earlier, last = zip(*(stages(job, self.highres) for job in jobs))
             for stage, following in zip(earlier, [*earlier[1:], last]):
                 latents = self._denoise(stage, originals, make_bar)
-                pictures = _pictures(self._decode(latents)) if self.highres.needs_pictures else []
+                needs_pictures = self.highres is not None and self.highres.needs_pictures
+                pictures = _pictures(self._decode(latents)) if needs_pictures else []
                 originals = self._enlarge(latents, pictures, following)
                 first_stage += zip(stage, pictures)
             if jobs[0].source is not None:
-                originals = self._encode_sources(jobs)
+                with self._on_device(self.vae):
+                    originals = self.sources.of(jobs)
             decoded = self._decode(self._denoise(last, originals, make_bar))
         return lambda: [
             *(first_stage if self.highres and self.highres.save_first else ()),
@@ -538,8 +431,10 @@ class Pipeline:
 
     def _finish(self, jobs: Sequence[Job], decoded: Sequence[Decoding]) -> list[np.ndarray | None]:
         """The batch's pictures, once they are decoded."""
+        from library.draw.inpainting import keep_unmasked
+
         pictures = _pictures(decoded)
-        if self.keep_unmasked and jobs[0].mask is not None:
+        if self.masks.keep_unmasked:
             pictures = [
                 picture if picture is None else keep_unmasked(picture, job) for picture, job in zip(pictures, jobs)
             ]
@@ -549,16 +444,20 @@ class Pipeline:
 
     def _denoise(self, jobs: Sequence[Job], originals: torch.Tensor | None, make_bar: MakeBar) -> torch.Tensor:
         """Latents (B, C, height / 8, width / 8), float32, denoised from noise alone or from noisy `originals`."""
-        from library.draw.denoiser import Denoiser, Guidance
+        from library.draw.deep_shrink import Shrinker
+        from library.draw.denoiser import Cfg, Denoiser
         from library.draw.regions import make_regions
+        from library.draw.samplers import draw_noise
 
         device, dtype = self.unet.device, self.unet.dtype
-        guidance = Guidance(jobs, device)
-        chunks = self.encoder.chunks(*guidance.texts)
-        with self._on_device(self.text_encoder):
-            text = self.encoder.encode(guidance.texts, chunks, guidance.text_multipliers).to(dtype)
+        cfg = Cfg(jobs, device)
+        chunks = self.encoder.tokens.chunks(*cfg.texts)
+        with ExitStack() as stack:
+            for encoder in self.texts:
+                stack.enter_context(self._on_device(encoder.model))
+            text = self.encoder.encode(cfg.texts, chunks, cfg.text_multipliers).to(dtype)
         self.networks.use(jobs[0].network_multipliers)
-        regions = make_regions(jobs, self.region_color_codes, device)
+        regions = make_regions(jobs, self.masks.color_codes, device)
         text = replace(text, regions=regions)
         scheduler, timesteps = self._schedule(jobs[0])
         noise = draw_noise([job.seed for job in jobs], self._latent_shape(jobs[0]), self.sampler, jobs[0])
@@ -568,10 +467,10 @@ class Pipeline:
             prompts = [self.encoder.encode([job.prompt], chunks, [job.network_multipliers]).to(dtype) for job in jobs]
             before_step.append(self.judges.guide(jobs, prompts, scheduler, timesteps))
         shrinker = Shrinker(jobs[0].deep_shrink, timesteps.tolist())
-        guided = self.guidance_interval.guided(len(timesteps), scheduler.order)
+        guided = self.cfg_interval.guided(len(timesteps), scheduler.order)
         steering = self.control_nets.steer(jobs, len(timesteps))
         with shrinker.attached(self.unet, *self.control_nets.models), self._in_regions(regions):
-            denoiser = Denoiser(self.unet, text, guidance, guided, shrinker, steering)
+            denoiser = Denoiser(self.unet, text, cfg, guided, shrinker, steering)
             for index, timestep in enumerate(make_bar(timesteps)):
                 sample = scheduler.scale_model_input(latents, timestep).to(dtype)
                 prediction = denoiser(sample, timestep, index)
@@ -603,6 +502,8 @@ class Pipeline:
 
         They stay on the CPU, where schedulers look numbers up by them: a step then waits for no other device.
         """
+        from library.draw.samplers import make_scheduler
+
         growing = job.gradual_latent.timesteps is not None
         scheduler = make_scheduler(self.sampler, self.prediction_type, growing=growing)
         scheduler.set_timesteps(job.steps)
@@ -624,6 +525,10 @@ class Pipeline:
         noise: Noise,
     ) -> tuple[torch.Tensor, list[BeforeStep], list[AfterStep]]:
         """The latents that denoising starts from, and what is done before and after each step."""
+        from library.draw.gradual_latent import shrink_start
+        from library.draw.inpainting import Inpainting
+        from library.draw.sources import latent_masks
+
         device = self.unet.device
         after_step: list[AfterStep] = []
         if originals is None:
@@ -632,11 +537,9 @@ class Pipeline:
             source_noise = noise.source.to(device)
             latents = scheduler.add_noise(originals, source_noise, timesteps[:1].expand(len(jobs)))
             if jobs[0].mask is not None:
-                masks = self._latent_masks(jobs)
+                masks = latent_masks(jobs, self._latent_shape(jobs[0])[1:]).to(device)
                 after_step.append(Inpainting(scheduler, timesteps, originals, source_noise, masks))
         if jobs[0].gradual_latent.timesteps is not None:
-            from library.draw.gradual_latent import shrink_start
-
             latents = shrink_start(latents, jobs[0].gradual_latent)
         return latents, [], after_step
 
@@ -648,15 +551,18 @@ class Pipeline:
         import torch.nn.functional as F
         from PIL import Image
 
+        from library.draw.sources import encode
+
         size = (stage[0].width, stage[0].height)
-        if self.highres.enlarge_latents:
+        if self.highres is not None and self.highres.enlarge_latents:
             return F.interpolate(latents, size=self._latent_shape(stage[0])[1:], mode="bilinear", align_corners=False)
         small = [  # a picture that failed stays failed; black takes its place among its neighbours
             Image.new("RGB", size) if picture is None else Image.fromarray(picture) for picture in pictures
         ]
         if self.upscaler is None:
             large = [picture.resize(size, Image.Resampling.LANCZOS) for picture in small]
-            return torch.stack([self._encode_picture(picture) for picture in large])
+            with self._on_device(self.vae):
+                return torch.stack([encode(self.vae, picture) for picture in large])
         with self._on_device(self.vae):
             enlarged = self.upscaler.upscale(
                 self.vae,
@@ -669,36 +575,6 @@ class Pipeline:
                 vae_batch_size=self.vae_batch_size,
             )
         return enlarged.to(latents)
-
-    def _encode_sources(self, jobs: Sequence[Job]) -> torch.Tensor:
-        """The jobs' source pictures as latents (B, C, h, w) float32."""
-        import torch
-
-        return torch.stack([self._encode_source(job.source, (job.width, job.height)) for job in jobs])
-
-    def _encode_source(self, path: Path, size_px: tuple[int, int]) -> torch.Tensor:
-        """The latent mean of a picture, scaled: (C, h, w) float32. Pictures used lately are kept."""
-        kept = self._encoded.pop((path, size_px), None)
-        if kept is None:
-            kept = self._encode_picture(load_source(path, size_px))
-        self._encoded[path, size_px] = kept
-        if len(self._encoded) > KEPT_SOURCES:
-            del self._encoded[next(iter(self._encoded))]
-        return kept
-
-    def _encode_picture(self, picture: Image) -> torch.Tensor:
-        """The latent mean of a picture, scaled: (C, h, w) float32."""
-        with self._on_device(self.vae):
-            pixels = pixels_to_tensor(picture).to(self.vae.device, self.vae.dtype)
-            mean = self.vae.encode(pixels * 2 - 1).latent_dist.mean
-        return mean[0].float() * self.vae.config.scaling_factor
-
-    def _latent_masks(self, jobs: Sequence[Job]) -> torch.Tensor:
-        """The jobs' masks at the size of the latents, (B, 1, h, w); 1 is repainted."""
-        import torch
-
-        _, height, width = self._latent_shape(jobs[0])
-        return torch.cat([pixels_to_tensor(load_mask(job.mask, (width, height))) for job in jobs]).to(self.unet.device)
 
     def _decode(self, latents: torch.Tensor) -> list[Decoding]:
         """Begin to decode latents (B, C, h, w), `vae_batch_size` at a time."""
@@ -717,81 +593,58 @@ def _pictures(decoded: Sequence[Decoding]) -> list[np.ndarray | None]:
 @malloc.blocks_from_system()
 def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
     """Choose the device, load the models and set them up as planned."""
-    if plan.compile:
+    computing = plan.computing
+    if computing.compile:
         keep_compiled()
+    machine = devices.choose_machine(computing, process)
     from library.models.weight_reading import read_ahead
 
-    device = devices.choose_device(process)
-    dtype = devices.choose_dtype(device, fp16=plan.fp16, bf16=plan.bf16)
-    logger.debug("drawing on %s in %s", device, dtype)
-    channels_last = plan.channels_last or device.type == "cpu"
     with devices.single_threaded():
-        files = read_ahead(plan.model, device, dtype, channels_last=channels_last)
+        weights = read_ahead(plan.model, machine.device, machine.dtype, channels_last=machine.channels_last)
         # these take longer to import than the weights take to be read meanwhile
-        import diffusers
-        import torch
-        import transformers
+        import diffusers.utils.logging
+        import transformers.utils.logging
 
         from library.models.models import load_models
 
         diffusers.utils.logging.set_verbosity_error()
         transformers.utils.logging.set_verbosity_error()
-        models = load_models(files, device, dtype, plan.tokenizer_cache_dir)
+        with ThreadPoolExecutor(1) as pool:
+            loading = pool.submit(load_models, plan.model, weights)
+            _ = plan.text.tokens  # the tokenizer is loaded meanwhile
+            models = loading.result()
     from library.draw.attention import use_kernel
     from library.draw.control_net import ControlNets, load_control_net
-    from library.machine.packed_layers import can_pack, pack_layers
-    from library.machine.vae_slices import slice_resnets
+    from library.machine.prepare import make_fast, set_layout
+    from library.models.upscaler import make_upscaler
     from networks.attach import Networks
-    from networks.files import read_state
+    from networks.states import read_state
 
-    gradients = plan.guidance.uses_anything
-    kernel = devices.choose_attention(device, dtype, xformers=plan.xformers, gradients=gradients)
-    upscaler = plan.highres and plan.highres.upscaler and make_upscaler(plan.highres.upscaler, device, dtype)
+    gradients = plan.loss_guidance.uses_anything
+    upscaler = None
+    if plan.highres and plan.highres.upscaler:
+        upscaler = make_upscaler(plan.highres.upscaler, machine.device, machine.dtype)
     network_weights = [read_state(spec.weights) for spec in plan.networks.specs]
-    nets = [load_control_net(spec, models.unet) for spec in plan.control_nets]
-    control_nets = ControlNets(nets, together=plan.control_nets_together, save_guides=plan.save_guides)
+    nets = [load_control_net(spec, models.unet) for spec in plan.control_nets.specs]
+    control_nets = ControlNets(nets, plan.control_nets)
+    kernel = devices.choose_attention(machine, xformers=computing.xformers, gradients=gradients)
     for model in (models.unet, *control_nets.models):
         use_kernel(model, kernel)
-    if channels_last:
-        for model in control_nets.models:  # U-Net and VAE were read so
-            model.to(memory_format=torch.channels_last)
-    if plan.vae_slices:
-        slice_resnets(models.vae, plan.vae_slices)
+    set_layout(models.vae, control_nets.models, machine, computing)
     networks = Networks(plan.networks, network_weights, models)
-    rewritten, eager = networks.rewritten_layers(), [models.unet, *control_nets.models]
-    if plan.compile:
-        compile_unet(eager.pop(0), device, constant=not (rewritten or networks.write_into_weights))
-    if can_pack(device, dtype) and not (gradients or networks.write_into_weights):
-        for model in eager:
-            pack_layers(model, keep=rewritten)
-    if plan.low_vram and device.type == "cpu":
-        logger.warning("--lowvram: there is no GPU here, it changes nothing")
+    rewritten, written_into = networks.rewritten_layers(), networks.write_into_weights
+    make_fast(
+        *(models.unet, control_nets.models, machine, computing),
+        rewritten=rewritten,
+        may_pack=not (gradients or written_into),
+        constant=not (rewritten or written_into),
+    )
     judges = None
     if gradients:
         from library.draw.loss_guidance import load_judges
 
-        judges = load_judges(plan.guidance, plan.guidance_files, models)
+        judges = load_judges(plan.loss_guidance, plan.loss_guidance_files, models)
     return Pipeline(models, networks, control_nets, plan, upscaler, judges)
-
-
-@console.others_at_work()
-def make_upscaler(spec: UpscalerSpec, device: torch.device, dtype: torch.dtype) -> Upscaler:
-    """Make Highres. fix's upscaler by its module's `create_upscaler`.
-
-    Raises:
-        InputError: when the module has none, or refuses its arguments.
-    """
-    try:
-        create = importlib.import_module(spec.module).create_upscaler
-    except Exception as problem:  # whatever the module raises
-        raise InputError(spec.subject, f"is no upscaler ({problem}); use tools.latent_upscaler") from None
-    try:
-        inspect.signature(create).bind(**dict(spec.arguments))
-    except TypeError as problem:
-        raise InputError("--highres_fix_upscaler_args", f"{spec.module} refuses them: {problem}") from None
-    upscaler = create(**dict(spec.arguments))
-    upscaler.to(device=device, dtype=dtype)
-    return upscaler
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -803,13 +656,13 @@ EXIT_SOME_FAILED = 3
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit status."""
     console.make_streams_safe()
-    options, said = parse_options(sys.argv[1:] if argv is None else argv)
+    options = parse_options(sys.argv[1:] if argv is None else argv)
     team = Team.from_environment()
     outlive_others(team)
     with console.messages(message_level(options, team)):
         try:
             devices.check_versions()
-            return run(options, said, team)
+            return run(options, team)
         except ProgramError as problem:
             if options.debug:
                 traceback.print_exc()
@@ -832,83 +685,79 @@ def main(argv: Sequence[str] | None = None) -> int:
             team.leave()
 
 
-def parse_options(argv: Sequence[str]) -> tuple[argparse.Namespace, Said]:
-    """The options, converted and as they were said; leaves with status 2 where one cannot be used."""
+def parse_options(argv: Sequence[str]) -> Options:
+    """The options that a command line gives; leaves with status 2 where one cannot be used."""
     parser = make_parser()
     try:
         argv = with_config(argv, parser)
     except InputError as problem:
         parser.error(str(problem))
-    return parser.parse(argv), as_said(argv, parser)
+    return parser.parse(argv)
 
 
-def message_level(options: argparse.Namespace, team: Team) -> int:
+def message_level(options: Options, team: Team) -> int:
     """From which level on this process shows its messages; the first of several speaks for all."""
     if not team.is_first:
         return logging.ERROR
     return logging.WARNING if options.quiet else logging.DEBUG if options.verbose else logging.INFO
 
 
-def run(options: argparse.Namespace, said: Said, team: Team) -> int:
+def run(options: Options, team: Team) -> int:
     """Plan and do what the user said; returns the exit status."""
-    if not team.is_first and (shared := team.receive_plan()) is None:
+    shared = None if team.is_first else team.receive_plan()
+    if shared is None and not team.is_first:
         return 0  # the first process says why
     if options.interactive and team.size > 1:
         raise InputError("--interactive", "is for one process; start the program by itself")
-    plan = make_plan(options, None if team.is_first else shared)
+    plan = make_plan(options, shared)
     if plan.dry_run:
         return show(plan)
-    make_folder(plan.outdir, "--outdir")
+    make_folder(plan.output.folder, "--outdir")
     model_hash = FileHash(plan.model.path)
     facts = RunFacts(
-        *(plan.sampler, plan.model.name, plan.clip_skip, model_hash, plan.highres),
-        *(plan.networks, plan.guidance, plan.control_nets, plan.guidance_interval),
+        *(plan.sampler, plan.model.name, plan.text.clip_skip, model_hash, plan.highres),
+        *(plan.networks, plan.loss_guidance, plan.control_nets.specs, plan.cfg_interval),
     )
     if plan.keyboard is not None:
-        with PictureWriter(facts, announce, quality=plan.quality) as writer:
+        with PictureWriter(facts, announce, quality=plan.output.quality) as writer:
             run_interactive(plan, load_pipeline(plan), writer, plan.keyboard)
         return 0
-    return make_pictures(plan, facts, said, team)
+    return make_pictures(plan, facts, options, team)
 
 
 def show(plan: RunPlan) -> int:
     """Show the plan in place of carrying it out; of the model only the tokenizer is loaded."""
-    from library.draw.text_encoding import PromptEncoder
-    from library.models.models import empty_text_encoder, load_tokenizer
-
-    tokenizer, empty = load_tokenizer(plan.model, plan.tokenizer_cache_dir), empty_text_encoder(plan.model.text_encoder)
-    encoder = PromptEncoder(tokenizer, empty, plan.clip_skip, plan.max_chunks, plan.embeddings)
-    batches = group_into_batches(plan.to_do, plan.batch_size, lambda job: batch_key(job, plan.highres, encoder))
+    batches = plan.batches(plan.to_do)
     for line in show_plan(plan, batches):
         console.result(line)
     console.say(summary(plan, batches))
     return 0
 
 
-def make_pictures(plan: RunPlan, facts: RunFacts, said: Said, team: Team) -> int:
+def make_pictures(plan: RunPlan, facts: RunFacts, options: Options, team: Team) -> int:
     """Make the planned pictures that are not there yet, and say what came of it."""
-    with Manifest(plan.outdir, plan.record) as manifest:
+    with Manifest(plan.output.folder, plan.record) as manifest:
         if plan.resumed and team.is_first:
             plan = replace(plan, done=recover(plan, manifest, facts))
         team.send_plan(plan)
         team.tell("manifest", (manifest.file.name, manifest.pictures_before))
-        tally, others = Tally(plan), Others(team, plan.outdir)
+        tally, others = Tally(plan), Others(team, plan.output.folder)
 
         def saved(job: Job, file: Path) -> None:
             tally.count_made(job)
-            announce(job, file, plan.json)
+            announce(job, file, plan.output.as_json)
 
         pipeline = load_pipeline(plan, team.local_rank) if plan.to_do else None
         try:
             console.say(summary(plan))
             if pipeline is not None:
                 if team.is_first:
-                    keep_settings(plan.outdir, said)
-                with PictureWriter(facts, saved, manifest, plan.quality, plan.resumed) as writer:
+                    keep_settings(plan.output.folder, options)
+                with PictureWriter(facts, saved, manifest, plan.output.quality, plan.resumed) as writer:
                     run_jobs(plan, pipeline, writer, tally, team, others)
             if team.is_first:
                 tally.list_missing(others.jobs_made())
-                for file in show_results(plan, facts, said):
+                for file in show_results(plan, facts, options.for_one()):
                     console.say(f"written: {file}")
         finally:
             tally.made_elsewhere = len(others.jobs_made())
@@ -920,7 +769,7 @@ def make_pictures(plan: RunPlan, facts: RunFacts, said: Said, team: Team) -> int
 def tell(tally: Tally, plan: RunPlan) -> None:
     """Say what a run came to, and where the lines of its failed pictures are."""
     console.say(tally.summary())
-    if tally.failed and (file := save_failed(plan.outdir, tally.failed, plan.defaults)):
+    if tally.failed and (file := save_failed(plan, tally.failed)):
         console.say(f"the failed pictures' lines: {file}")
 
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 logger = logging.getLogger(__name__)
 
 
+_PACKAGES = ("library", "networks", "tools")  # whose messages are this program's
 _LONGEST_ERROR = 2000  # characters; beyond that a value is quoted that nobody reads
 _COLOURS = {"error": 31, "warning": 33}  # ECMA-48: red, yellow
 
@@ -64,15 +65,17 @@ def others_at_work() -> Iterator[None]:
 @contextmanager
 def messages(lowest_level: int) -> Iterator[None]:
     """Show this program's messages from a level of `logging` on, on standard error, for the length of the block."""
-    logger = logging.getLogger("library")
-    handler, level_before = _Handler(), logger.level
-    logger.addHandler(handler)
-    logger.setLevel(lowest_level)
+    handler = _Handler()
+    before = {own: own.level for own in map(logging.getLogger, _PACKAGES)}
+    for own in before:
+        own.addHandler(handler)
+        own.setLevel(lowest_level)
     try:
         yield
     finally:
-        logger.setLevel(level_before)
-        logger.removeHandler(handler)
+        for own, level in before.items():
+            own.setLevel(level)
+            own.removeHandler(handler)
 
 
 def error(problem: object) -> None:

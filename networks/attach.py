@@ -3,23 +3,26 @@
 import importlib
 import inspect
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
+from diffusers import UNet2DConditionModel
 from torch import nn
 
 from library.console import others_at_work
 from library.draw.regions import Regions
 from library.errors import InputError
-from library.models.models import Models
+from library.models.models import Models, TextEncoder
 from networks.files import OWN_MODULE, NetworkPlan, NetworkSpec
 from networks.keys import UNET
 from networks.layers import LayerChange, adapter_of, is_rewritten
+from networks.lora import LoraNetwork, TextEncoders
 from networks.regional import make_gate
+from networks.states import State
 
-logger = logging.getLogger("library.networks")
+logger = logging.getLogger(__name__)
 
 # LyCORIS 4.1 leaves the multiplier out when it merges, and counts the scale of LoHa twice
 _NOT_MERGED = "lycoris."
@@ -31,20 +34,34 @@ _LYCORIS_PRESET = {
 }
 
 
-State = Mapping[str, torch.Tensor]
-
-
 class Network(Protocol):
     """What the program asks of a network; `networks.lora.LoraNetwork` says more. The rest is asked for where needed."""
 
-    def apply_to(self, text_encoder: nn.Module, unet: nn.Module) -> None:
+    def apply_to(self, text_encoder: TextEncoders, unet: UNet2DConditionModel) -> None:
         """Attach."""
+
+    def state_dict(self) -> State:
+        """The weights; asked of networks of other modules alone."""
 
     def load_state_dict(self, state: State, strict: bool) -> object:
         """Take the weights."""
 
     def set_multiplier(self, multiplier: float) -> None:
         """Set how strongly it acts."""
+
+
+@runtime_checkable
+class FoldingNetwork(Protocol):
+    """What `--network_pre_calc` asks of a network besides."""
+
+    def backup_weights(self) -> None:
+        """Keep the original weights."""
+
+    def restore_weights(self) -> None:
+        """Put the original weights back."""
+
+    def pre_calculation(self) -> None:
+        """Put the weights with the network in their place."""
 
 
 class HuggingFaceNames(nn.Module):
@@ -63,7 +80,7 @@ class Networks:
 
     Args:
         plan: which, and how they act.
-        states: the weights of each, from `files.read_state`.
+        states: the weights of each, from `states.read_state`.
         models: what they are attached to.
 
     Raises:
@@ -76,6 +93,7 @@ class Networks:
         self.write_into_weights = plan.pre_calculated and any(spec.module != OWN_MODULE for spec in plan.specs)
         self._unet = models.unet
         self._attached: list[Network] = []
+        self._folding: list[FoldingNetwork] = []  # those of them that are pre-calculated
         for place, (spec, state) in enumerate(zip(plan.specs, states)):
             with others_at_work():
                 self._add(spec, state, models, merge=place < plan.merged)
@@ -87,14 +105,12 @@ class Networks:
         """Let the networks that are not merged act with these multipliers."""
         if multipliers == self._multipliers:
             return
-        if self._pre_calculated:
-            for network in self._attached:
-                network.restore_weights()
+        for folding in self._folding:
+            folding.restore_weights()
         for network, multiplier in zip(self._attached, multipliers):
             network.set_multiplier(multiplier)
-        if self._pre_calculated:
-            for network in self._attached:
-                network.pre_calculation()
+        for folding in self._folding:
+            folding.pre_calculation()
         self._multipliers = multipliers
 
     def rewritten_layers(self) -> set[nn.Module]:
@@ -109,33 +125,43 @@ class Networks:
             return
         layers: dict[str, dict[LayerChange, int]] = {}
         for number, network in enumerate(self._attached):
-            for (model, path), change in network.changes.items():
-                if model == UNET:
+            # planning lets no other module's network come to regions
+            for (component, path), change in network.changes.items() if isinstance(network, LoraNetwork) else ():
+                if component == UNET:
                     layers.setdefault(path, {})[change] = number
         with ExitStack() as stack:
             for path, changes in layers.items():
+                layer = self._unet.get_submodule(path)
                 if (gate := make_gate(path, regions)) is not None:
-                    stack.enter_context(adapter_of(self._unet.get_submodule(path)).gated(gate, changes))
+                    stack.enter_context(adapter_of(layer).gated(gate, changes))
             yield
 
     @torch.no_grad()
     def _add(self, spec: NetworkSpec, state: State, models: Models, *, merge: bool) -> None:
         own = spec.module == OWN_MODULE
-        text_encoder = models.text_encoder if own else HuggingFaceNames(models.text_encoder)
+        text_encoder = _text_encoders(models.texts, own=own)
         network, state = _create(spec, state, models.vae, text_encoder, models.unet)
         if merge:
             _merge(network, spec, state, text_encoder, models.unet)
             return
-        if self._pre_calculated and not hasattr(network, "pre_calculation"):
+        folding = network if isinstance(network, FoldingNetwork) and self._pre_calculated else None
+        if self._pre_calculated and folding is None:
             raise InputError(f"--network_pre_calc with {spec.module}", "the module cannot do that; leave one out")
         _attach(network, spec, state, text_encoder, models.unet)
-        if self._pre_calculated:
-            network.backup_weights()
+        if folding is not None:
+            folding.backup_weights()
+            self._folding.append(folding)
         self._attached.append(network)
 
 
+def _text_encoders(texts: Sequence[TextEncoder], *, own: bool) -> TextEncoders:
+    """The text encoders as networks' modules expect them: one by itself, several as a list."""
+    models = [text.model if own else HuggingFaceNames(text.model) for text in texts]
+    return models[0] if len(models) == 1 else models
+
+
 def _create(
-    spec: NetworkSpec, state: State, vae: nn.Module, text_encoder: nn.Module, unet: nn.Module
+    spec: NetworkSpec, state: State, vae: nn.Module, text_encoder: TextEncoders, unet: UNet2DConditionModel
 ) -> tuple[Network, State]:
     """Let a network's module make it of its weights."""
     try:
@@ -164,17 +190,22 @@ def _in_one_line(problem: Exception) -> str:
     return f"{type(problem).__name__}: {problem}".splitlines()[0]
 
 
-def _merge(network: Network, spec: NetworkSpec, state: State, text_encoder: nn.Module, unet: nn.Module) -> None:
+def _merge(
+    network: Network, spec: NetworkSpec, state: State, text_encoder: TextEncoders, unet: UNet2DConditionModel
+) -> None:
     """Add a network to the weights for good."""
     option = f"--network_merge with {spec.module}"
-    if not hasattr(network, "merge_to") or not getattr(network, "is_mergeable", lambda: True)():
+    merge_to = getattr(network, "merge_to", None)
+    if merge_to is None or not getattr(network, "is_mergeable", lambda: True)():
         raise InputError(option, "the module cannot merge this network; leave out --network_merge")
     if spec.module.startswith(_NOT_MERGED):
         raise InputError(option, f"LyCORIS merges in another strength; use {OWN_MODULE}, which reads its files")
-    network.merge_to(text_encoder, unet, state, unet.dtype, unet.device)
+    merge_to(text_encoder, unet, state, unet.dtype, unet.device)
 
 
-def _attach(network: Network, spec: NetworkSpec, state: State, text_encoder: nn.Module, unet: nn.Module) -> None:
+def _attach(
+    network: Network, spec: NetworkSpec, state: State, text_encoder: TextEncoders, unet: UNet2DConditionModel
+) -> None:
     """Attach a network and fill in its weights; refuses one with no key that fits."""
     # sd-scripts and LyCORIS let a trainer choose the parts to attach
     choices = {"apply_text_encoder", "apply_unet"} & set(inspect.signature(network.apply_to).parameters)
@@ -185,7 +216,8 @@ def _attach(network: Network, spec: NetworkSpec, state: State, text_encoder: nn.
     if not _is_filled(held, state):
         network.load_state_dict(state, False)
     if isinstance(network, nn.Module):
-        network.requires_grad_(False).eval().to(unet.device)
+        network.requires_grad_(False).eval()
+        network.to(unet.device)
     subject, unmatched = f"--network_weights {spec.weights.path}", [key for key in state if key not in held]
     fits = f"{len(state) - len(unmatched)} of {len(state)} keys fit in {spec.module}"
     if len(unmatched) == len(state):

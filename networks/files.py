@@ -1,4 +1,4 @@
-"""Network files: found, opened and checked against the model's headers before anything is loaded. Knows no torch."""
+"""Network files: found, opened and checked against the model's headers before anything is loaded."""
 
 import importlib.util
 import json
@@ -7,28 +7,20 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from library.console import others_at_work
+from library.console import others_at_work, say
 from library.errors import InputError
+from library.files.families import FOREIGN_FAMILIES, name_of_width
 from library.files.model_files import ModelFiles, name_kind
 from library.files.weight_files import WeightFile, choose_weights, open_weights
-from networks.keys import LayerNames, Target, layer_names, layer_shapes, match_keys, text_width
+from library.settings.options import Options
+from networks.keys import LayerNames, Target, layer_shapes, match_keys, text_width
 from networks.kinds import Shape
 
-if TYPE_CHECKING:
-    import torch
-
-logger = logging.getLogger("library.networks")
+logger = logging.getLogger(__name__)
 
 OWN_MODULE = "networks.lora"
-_FAMILIES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}
-# Marks of families whose keys have no place in SD 1.x and 2.x
-_FOREIGN_MARKS = {
-    "SDXL": ("lora_te2_", "text_encoder_2."),
-    "Stable Diffusion 3": ("joint_blocks",),
-    "Flux": ("double_blocks", "single_transformer_blocks"),
-}
 
 
 @dataclass(frozen=True)
@@ -66,25 +58,6 @@ class NetworkPlan:
         return ", ".join(f"{spec.name}: {m:g}" for spec, m in zip(self.specs, [*merged, *multipliers]))
 
 
-def read_state(weights: WeightFile) -> "dict[str, torch.Tensor]":
-    """Read a file's tensors, with the alphas that PEFT keeps beside them.
-
-    Raises:
-        InputError: naming a tensor that holds NaN or infinite values.
-    """
-    import torch
-
-    state = {}
-    for key in weights.shapes:
-        tensor = weights.tensor(key).clone()
-        if tensor.is_floating_point() and not tensor.float().isfinite().all():
-            problem = f"{key!r} holds NaN or infinite values; the training went wrong, use another file"
-            raise InputError(str(weights.path), problem)
-        state[key] = tensor
-    weights.close()
-    return state | {key: torch.tensor(alpha) for key, alpha in _peft_alphas(weights).items()}
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # PEFT
 
@@ -103,7 +76,7 @@ def open_network(path: Path) -> WeightFile:
     return open_weights(path)
 
 
-def _peft_alphas(weights: WeightFile) -> dict[str, float]:
+def peft_alphas(weights: WeightFile) -> dict[str, float]:
     """The alphas of PEFT's LoRAs, which stand in a configuration, under the keys that they would have in the file.
 
     With `use_rslora` the scale is alpha / √rank (https://arxiv.org/abs/2312.03732), which is alpha·√rank / rank.
@@ -117,7 +90,7 @@ def _peft_alphas(weights: WeightFile) -> dict[str, float]:
             continue
         part = next((part for part in ("unet", "text_encoder") if f"{part}." in module and f"{part}.r" in config), "")
         settings = {name.removeprefix(f"{part}."): value for name, value in config.items()} if part else config
-        pattern = settings.get("alpha_pattern") or {}
+        pattern: dict[str, Any] = settings.get("alpha_pattern") or {}
         path = module.removeprefix("base_model.model.").removeprefix(f"{part}.")
         alpha = next((a for name, a in pattern.items() if f".{path}".endswith(f".{name}")), None)
         alpha = settings.get("lora_alpha") if alpha is None else alpha
@@ -126,7 +99,7 @@ def _peft_alphas(weights: WeightFile) -> dict[str, float]:
     return alphas
 
 
-def _peft_config(weights: WeightFile) -> dict[str, object]:
+def _peft_config(weights: WeightFile) -> dict[str, Any]:
     """PEFT's configuration of a file: in its metadata, as Diffusers writes it, or in a file beside it."""
     beside = weights.path.parent / "adapter_config.json"
     text = weights.metadata.get("lora_adapter_metadata")
@@ -143,7 +116,33 @@ def _peft_config(weights: WeightFile) -> dict[str, object]:
 # Options to specifications
 
 
-def plan_networks(
+def plan_networks(options: Options, model: ModelFiles) -> NetworkPlan:
+    """Check the networks that the options name, and decide which of them are merged.
+
+    Raises:
+        InputError: for options that do not go together.
+    """
+    modules = options.network_module or []
+    if not modules:
+        return NetworkPlan()
+    merged = len(modules) if options.network_merge else 0
+    if (first := options.network_merge_n_models) is not None:
+        if first > len(modules):
+            subject = f"--network_merge_n_models {first}"
+            raise InputError(subject, f"there are {len(modules)} networks; give at most that number")
+        merged = first
+    if merged and options.network_pre_calc:
+        raise InputError("--network_pre_calc", "is for networks that are not merged; leave out one of the two")
+    specs = find_networks(
+        modules, options.network_weights or [], options.network_mul or [], options.network_args or [], model
+    )
+    for spec in specs if options.network_show_meta else ():
+        for line in describe_metadata(spec):
+            say(line)
+    return NetworkPlan(specs, merged, options.network_pre_calc)
+
+
+def find_networks(
     modules: Sequence[str],
     weights: Sequence[str],
     multipliers: Sequence[float],
@@ -164,15 +163,15 @@ def plan_networks(
     for module in modules:
         _check_module(module)
     specs = []
-    shapes = layer_shapes(model) if modules else {}
-    names = layer_names(shapes, model.unet.config)
+    shapes = layer_shapes(model)
+    names = LayerNames(shapes, model.unet.config, model.family.encoders)
     for place, (module, path) in enumerate(zip(modules, weights)):
         multiplier = multipliers[place] if place < len(multipliers) else 1.0
         parsed = _parse_arguments(arguments[place]) if place < len(arguments) else {}
         if parsed and module == OWN_MODULE:
             logger.warning("--network_args: %s takes none, %s does nothing", module, ", ".join(parsed))
         spec = NetworkSpec(module, open_network(Path(path)), multiplier, parsed)
-        _check_file(spec, names, shapes, model.text_encoder.config["hidden_size"])
+        _check_file(spec, names, shapes, sum(text.config["hidden_size"] for text in model.texts))
         specs.append(spec)
     return tuple(specs)
 
@@ -208,13 +207,13 @@ def _check_file(spec: NetworkSpec, names: LayerNames, layers: Mapping[Target, Sh
     """Refuse a file of another family or with no key that fits; warn of keys that do not."""
     subject, shapes = f"--network_weights {spec.weights.path}", spec.weights.shapes
     match = match_keys(shapes, names, layers)
-    family = next((f for f, marks in _FOREIGN_MARKS.items() if any(m in k for k in shapes for m in marks)), None)
+    family = next((f.name for f in FOREIGN_FAMILIES if any(m in k for k in shapes for m in f.network_marks)), None)
     made_for = text_width(shapes)
     if family is None and made_for not in (None, width):
-        family = _FAMILIES.get(made_for, f"a model whose text is {made_for} wide")
+        family = name_of_width(made_for) or f"a model whose text is {made_for} wide"
     fits = f"{match.matched} of {len(shapes)} keys fit"
     if family is not None:
-        this = _FAMILIES.get(width, f"a model whose text is {width} wide")
+        this = name_of_width(width) or f"a model whose text is {width} wide"
         raise InputError(subject, f"{fits}; it is made for {family}, the model is {this}; use one made for it")
     if spec.module != OWN_MODULE:
         return  # what its keys mean is the module's to say

@@ -1,4 +1,4 @@
-"""Which layer each key of a network file is for, in every way of naming that is found in the wild. Knows no torch.
+"""Which layer each key of a network file is for, in every way of naming that is found in the wild.
 
 A key is a module's name and a part. Names are matched against those of the model's own layers, flattened with `_` for
 `.`: kohya's `lora_unet_…` and `lora_te_…`, also with the original checkpoints' U-Net names, and the paths of Diffusers
@@ -7,16 +7,16 @@ and PEFT.
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from library.files import checkpoint_layout as layout
+from library.files.families import TextEncoderKind
 from library.files.model_files import Component, ModelFiles
 from networks.kinds import KINDS, Kind, Shape, Shapes
 
 UNET = "unet"
-TEXT_ENCODER = "text_encoder"
-Target = tuple[str, str]  # UNET or TEXT_ENCODER, and the module's path in it
+Target = tuple[str, str]  # UNET or a text encoder's part, and the module's path in it
 
 # How a key ends → the part it holds
 _ENDINGS = {
@@ -44,10 +44,7 @@ _ENDINGS = {
     ".lora_magnitude_vector.default.weight": "dora_scale",
 }
 _ENDING = re.compile(f"(?P<module>.+?)(?P<ending>{'|'.join(sorted(map(re.escape, _ENDINGS), key=len, reverse=True))})")
-_PREFIXES = {
-    **dict.fromkeys(("lora_unet_", "oft_unet_", "unet_"), UNET),
-    **dict.fromkeys(("lora_te1_", "lora_te_", "oft_te_", "text_encoder_"), TEXT_ENCODER),
-}
+_UNET_PREFIXES = ("lora_unet_", "oft_unet_", "unet_")
 
 
 def split_key(key: str) -> tuple[str, str] | None:
@@ -65,29 +62,32 @@ class LayerNames:
     """Finds layers by the flat names of files.
 
     Args:
-        unet: the U-Net's module paths.
-        text_encoder: the text encoder's module paths, with or without the `text_model.` that files have and
+        targets: the model's layers; text encoders' paths with or without the `text_model.` that files have and
             transformers has given up.
         unet_config: tells the original's names of the U-Net's modules.
+        encoders: the kinds of the text encoders.
     """
 
-    def __init__(self, unet: Iterable[str], text_encoder: Iterable[str], unet_config: Mapping) -> None:
-        self._flat: dict[str, dict[str, str]] = {UNET: {}, TEXT_ENCODER: {}}
+    def __init__(self, targets: Iterable[Target], unet_config: Mapping, encoders: Sequence[TextEncoderKind]) -> None:
+        prefixes = {prefix: kind.part for kind in encoders for prefix in kind.lora_prefixes}
+        prefixes |= dict.fromkeys(_UNET_PREFIXES, UNET)
+        self._prefixes = dict(sorted(prefixes.items(), key=lambda item: -len(item[0])))  # one may begin another
+        self._flat: dict[str, dict[str, str]] = {UNET: {}, **{kind.part: {} for kind in encoders}}
         originals = layout.unet_modules(unet_config)
-        for path in unet:
-            self._flat[UNET][path.replace(".", "_")] = path
-            if original := layout.original_name(path, originals):
+        for component, path in targets:
+            flat = path.removeprefix("text_model.").replace(".", "_") if component != UNET else path.replace(".", "_")
+            self._flat[component][flat] = path
+            if component != UNET:
+                self._flat[component][f"text_model_{flat}"] = path
+            elif original := layout.original_name(path, originals):
                 self._flat[UNET][original.replace(".", "_")] = path
-        for path in text_encoder:
-            flat = path.removeprefix("text_model.").replace(".", "_")
-            self._flat[TEXT_ENCODER].update({flat: path, f"text_model_{flat}": path})
 
     def find(self, flat_name: str) -> Target | None:
-        """The layer of a flat module name; one without a prefix may be in either network."""
-        prefix = next((prefix for prefix in _PREFIXES if flat_name.startswith(prefix)), "")
-        networks = (_PREFIXES[prefix],) if prefix else (UNET, TEXT_ENCODER)
+        """The layer of a flat module name; one without a prefix may be in any component."""
+        prefix = next((prefix for prefix in self._prefixes if flat_name.startswith(prefix)), "")
+        components = (self._prefixes[prefix],) if prefix else tuple(self._flat)
         name = flat_name.removeprefix(prefix)
-        return next(((network, self._flat[network][name]) for network in networks if name in self._flat[network]), None)
+        return next(((part, self._flat[part][name]) for part in components if name in self._flat[part]), None)
 
 
 @dataclass
@@ -157,15 +157,10 @@ def text_width(shapes: Shapes) -> int | None:
 
 def layer_shapes(model: ModelFiles) -> dict[Target, Shape]:
     """The layers of a model that is not loaded yet, and the shapes of their weights."""
-    unet = {(UNET, path): shape for path, shape in _unet_shapes(model.unet)}
-    return unet | {(TEXT_ENCODER, path): shape for path, shape in _text_shapes(model.text_encoder.config)}
-
-
-def layer_names(layers: Iterable[Target], unet_config: Mapping) -> LayerNames:
-    """The names of layers, for looking them up."""
-    layers = list(layers)
-    paths = {network: [path for owner, path in layers if owner == network] for network in (UNET, TEXT_ENCODER)}
-    return LayerNames(paths[UNET], paths[TEXT_ENCODER], unet_config)
+    shapes = {(UNET, path): shape for path, shape in _unet_shapes(model.unet)}
+    for text in model.texts:
+        shapes |= {(text.kind.part, path): shape for path, shape in _text_shapes(text.config)}
+    return shapes
 
 
 def _unet_shapes(unet: Component) -> Iterator[tuple[str, Shape]]:

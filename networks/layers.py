@@ -14,6 +14,8 @@ from torch.utils.hooks import RemovableHandle
 
 from networks.kinds import BIAS_PARTS, LORA, Kind, low_rank_pair, weight_change
 
+Layer = nn.Linear | nn.Conv2d | nn.Embedding | nn.LayerNorm | nn.GroupNorm  # what has a weight in these models
+
 
 class LayerChange:
     """One network's change of one layer: its parts as they are in the file, and the multiplier."""
@@ -27,12 +29,12 @@ class LayerChange:
         """The parts in float32 on a device."""
         return {name: part.to(device, torch.float32) for name, part in self.parts.items()}
 
-    def is_pair(self, layer: nn.Module) -> bool:
+    def is_pair(self, layer: Layer) -> bool:
         """Whether this can run beside the layer as two small products."""
         return self.kind is LORA and "dora_scale" not in self.parts and isinstance(layer, nn.Linear | nn.Conv2d)
 
 
-def folded_values(layer: nn.Module, changes: list[LayerChange]) -> dict[str, torch.Tensor]:
+def folded_values(layer: Layer, changes: list[LayerChange]) -> dict[str, torch.Tensor]:
     """The layer's weight and bias with all of these changes, each worked out from the weight as it is, in float32."""
     weight = layer.weight.float()
     values = {"weight": weight.clone()}
@@ -41,7 +43,8 @@ def folded_values(layer: nn.Module, changes: list[LayerChange]) -> dict[str, tor
         values["weight"] += change.multiplier * weight_change(change.kind, parts, weight)
         for name in BIAS_PARTS:
             if name in parts:
-                bias = values.get("bias", torch.zeros(()) if layer.bias is None else layer.bias.float())
+                original = getattr(layer, "bias", None)
+                bias = values.get("bias", torch.zeros(()) if original is None else original.float())
                 values["bias"] = bias + change.multiplier * parts[name].flatten()
     return values
 
@@ -58,8 +61,7 @@ class LowRankStack:
     order of the changes; y += up(h).
     """
 
-    def __init__(self, layer: nn.Module, changes: list[LayerChange]) -> None:
-        self._layer_type = type(layer)
+    def __init__(self, layer: Layer, changes: list[LayerChange]) -> None:
         self._changes = changes
         device, dtype = layer.weight.device, layer.weight.dtype
         downs, self._ups = zip(*(low_rank_pair(change.wide_parts(device)) for change in changes))
@@ -83,13 +85,13 @@ class LowRankStack:
     def __call__(self, layer: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
         """Forward hook: add the pairs' effect to the layer's output, in place."""
         (x,) = inputs
-        if isinstance(layer, nn.Linear):
-            reduced = self._gated(F.linear(x, self._down))  # (..., ranks)
-            flat = output.view(-1, output.shape[-1])
-            flat.addmm_(reduced.reshape(-1, reduced.shape[-1]), self._up.T)
-            return output
-        reduced = F.conv2d(x, self._down, None, layer.stride, layer.padding, layer.dilation)  # (B, ranks, h, w)
-        return output.add_(F.conv2d(self._gated(reduced), self._up[:, :, None, None]))
+        if isinstance(layer, nn.Conv2d):
+            reduced = F.conv2d(x, self._down, None, layer.stride, layer.padding, layer.dilation)  # (B, ranks, h, w)
+            return output.add_(F.conv2d(self._gated(reduced), self._up[:, :, None, None]))
+        reduced = self._gated(F.linear(x, self._down))  # (..., ranks)
+        flat = output.view(-1, output.shape[-1])
+        flat.addmm_(reduced.reshape(-1, reduced.shape[-1]), self._up.T)
+        return output
 
     def _gated(self, reduced: torch.Tensor) -> torch.Tensor:
         return reduced if self._gate is None else self._gate(reduced, self._networks)
@@ -101,7 +103,7 @@ class GatedVersions:
     It is a forward hook, and takes two evaluations of the layer and more, which only gating is worth.
     """
 
-    def __init__(self, layer: nn.Module, networks: Mapping[LayerChange, int], gate: Gate) -> None:
+    def __init__(self, layer: Layer, networks: Mapping[LayerChange, int], gate: Gate) -> None:
         self._gate = gate
         self._versions = [
             (number, {name: nn.Parameter(v.to(layer.weight), False) for name, v in folded_values(layer, [c]).items()})
@@ -127,7 +129,7 @@ class GatedVersions:
 class LayerAdapter:
     """Everything that networks do to one layer. It comes with the first change and goes with the last."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: Layer) -> None:
         self._layer = layer
         self._pairs: list[LayerChange] = []
         self._stack: LowRankStack | None = None
@@ -210,26 +212,27 @@ class LayerAdapter:
         if self._hook is not None:
             self._hook.remove()
         self._pairs = pairs
-        self._stack = LowRankStack(self._layer, pairs) if pairs else None
-        self._hook = self._layer.register_forward_hook(self._stack) if pairs else None
+        self._stack = stack = LowRankStack(self._layer, pairs) if pairs else None
+        self._hook = self._layer.register_forward_hook(stack) if stack else None
 
 
 _ATTRIBUTE = "network_adapter"  # where a layer keeps its adapter, so that both go together
 
 
-def adapter_of(layer: nn.Module) -> LayerAdapter:
+def adapter_of(layer: Layer) -> LayerAdapter:
     """The layer's adapter, a new one if it has none."""
     if not hasattr(layer, _ATTRIBUTE):
         setattr(layer, _ATTRIBUTE, LayerAdapter(layer))
     return getattr(layer, _ATTRIBUTE)
 
 
-def is_rewritten(layer: nn.Module) -> bool:
-    """Whether networks exchange the layer's weights."""
-    return hasattr(layer, _ATTRIBUTE) and adapter_of(layer).rewrites
+def is_rewritten(module: nn.Module) -> bool:
+    """Whether it is a layer whose weights networks exchange."""
+    adapter = getattr(module, _ATTRIBUTE, None)
+    return adapter is not None and adapter.rewrites
 
 
-def remove_change(layer: nn.Module, change: LayerChange) -> None:
+def remove_change(layer: Layer, change: LayerChange) -> None:
     """Take a change off a layer, and the adapter with the last one."""
     adapter = adapter_of(layer)
     adapter.remove(change)

@@ -4,27 +4,30 @@ A network module is any one with `create_network_from_weights`; a network answer
 relative a file holds is told from its keys, layer by layer (`networks.kinds`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from diffusers import UNet2DConditionModel
 from torch import nn
 
 from library.errors import InputError
-from networks.files import open_network, read_state
-from networks.keys import TEXT_ENCODER, UNET, Target, layer_names, match_keys
-from networks.layers import LayerChange, adapter_of, folded_values, remove_change
+from library.files.families import encoder_kinds
+from networks.files import open_network
+from networks.keys import UNET, LayerNames, Target, match_keys
+from networks.layers import Layer, LayerChange, adapter_of, folded_values, remove_change
+from networks.states import State, read_state
 
-State = Mapping[str, torch.Tensor]
+TextEncoders = nn.Module | Sequence[nn.Module]  # a model's one, or all of them in its family's order
 
 
 def create_network_from_weights(
     multiplier: float,
     file: str,
     vae: nn.Module | None,
-    text_encoder: nn.Module,
-    unet: nn.Module,
+    text_encoder: TextEncoders,
+    unet: UNet2DConditionModel,
     weights_sd: State | None = None,
     for_inference: bool = False,
     **arguments: str,
@@ -35,7 +38,7 @@ def create_network_from_weights(
         multiplier: how strongly it acts.
         file: where the weights are; not read when they are given.
         vae: not changed by any relative of LoRA; part of the contract.
-        text_encoder: whose layers the keys are matched against.
+        text_encoder: whose layers the keys are matched against; a family's several are given as a list.
         unet: likewise.
         weights_sd: the weights.
         for_inference: part of the contract; this network does nothing else.
@@ -64,15 +67,18 @@ class LoraNetwork:
     so. Attaching and `detach` leave the model bit for bit as it was, in whatever order networks come and go.
     """
 
-    def __init__(self, text_encoder: nn.Module, unet: nn.Module, multiplier: float) -> None:
+    def __init__(self, text_encoder: TextEncoders, unet: UNet2DConditionModel, multiplier: float) -> None:
         self.multiplier = multiplier
-        self._layers: dict[Target, nn.Module] = {
-            (network, path): layer
-            for network, model in ((UNET, unet), (TEXT_ENCODER, text_encoder))
+        encoders = [text_encoder] if isinstance(text_encoder, nn.Module) else list(text_encoder)
+        kinds = encoder_kinds(len(encoders))
+        components = {UNET: unet} | {kind.part: encoder for kind, encoder in zip(kinds, encoders)}
+        self._layers: dict[Target, Layer] = {
+            (component, path): layer
+            for component, model in components.items()
             for path, layer in model.named_modules()
-            if isinstance(getattr(layer, "weight", None), torch.Tensor)
+            if isinstance(layer, Layer)
         }
-        self._names = layer_names(self._layers, unet.config)
+        self._names = LayerNames(self._layers, unet.config, kinds)
         self._changes: dict[Target, LayerChange] = {}
         self._attached = False
         self._pre_calculated = False
@@ -99,7 +105,7 @@ class LoraNetwork:
             self._attach()
         return LoadedKeys([], list(match.unmatched))
 
-    def apply_to(self, text_encoder: nn.Module, unet: nn.Module) -> None:
+    def apply_to(self, text_encoder: TextEncoders, unet: nn.Module) -> None:
         """Attach the network to the models that it was made for.
 
         Raises:
@@ -133,7 +139,7 @@ class LoraNetwork:
     @torch.no_grad()
     def merge_to(
         self,
-        text_encoder: nn.Module,
+        text_encoder: TextEncoders,
         unet: nn.Module,
         weights_sd: State | None = None,
         dtype: torch.dtype | None = None,
@@ -186,7 +192,7 @@ class LoraNetwork:
         """What it changes, by the model's part and the layer's path in it."""
         return self._changes
 
-    def _layer_changes(self) -> list[tuple[nn.Module, LayerChange]]:
+    def _layer_changes(self) -> list[tuple[Layer, LayerChange]]:
         return [(self._layers[target], change) for target, change in self._changes.items()]
 
     @torch.no_grad()

@@ -54,8 +54,8 @@ def _in_own_outcome(effect: torch.Tensor, regions: Regions) -> torch.Tensor:
 
 def _in_own_region(effect: torch.Tensor, regions: Regions) -> torch.Tensor:
     """A network acts where its region is, in all branches: (networks, branches * pictures, places)."""
-    size = tuple(effect.shape[2:]) if effect.dim() == 4 else regions.token_size
-    return regions.masks(size)[: regions.networks].flatten(2).repeat(1, len(effect) // regions.pictures, 1)
+    height, width = effect.shape[2:] if effect.dim() == 4 else regions.token_size
+    return regions.masks((height, width))[: regions.networks].flatten(2).repeat(1, len(effect) // regions.pictures, 1)
 
 
 def _among_others(shares: torch.Tensor, rows: int, regions: Regions) -> torch.Tensor:

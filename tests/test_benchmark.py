@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from library.files.families import SD1
 from tools.benchmark import DIFFUSERS, PROGRAM, ROWS
 from tools.benchmark_child import Case, step_operations
-from tools.random_model import configurations
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--W", 64, "--H", 64, "--steps", 2, "--rounds", 1, "--fp32", "--device", "cpu"]
@@ -54,7 +54,7 @@ def test_operations_of_a_step_are_counted(tmp_path):
     """1.61 TFLOP for 512 x 512 pixels and two samples; a ControlNet is about the encoder, a third to a half of that."""
     for part in ("unet", "control_net"):
         (tmp_path / part).mkdir()
-    unet = configurations("sd1", tiny=False)["unet"]
+    unet = SD1.config("unet")
     (tmp_path / "unet" / "config.json").write_text(json.dumps(unet))
     names = ("in_channels", "block_out_channels", "down_block_types", "cross_attention_dim", "attention_head_dim")
     shared = {name: unet[name] for name in names if name in unet}

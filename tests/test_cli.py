@@ -236,10 +236,11 @@ def test_an_xformers_that_does_not_load(monkeypatch, caplog):
     broken = types.ModuleType("xformers")
     monkeypatch.setitem(sys.modules, "xformers", broken)
     monkeypatch.delitem(sys.modules, "xformers.ops", raising=False)
-    from library.draw.attention import sdpa
+    from library.machine.attention import sdpa
 
+    machine = devices.Machine(torch.device("cuda"), torch.float16, channels_last=False)
     with caplog.at_level(logging.WARNING):
-        assert devices.choose_attention(torch.device("cuda"), torch.float16, xformers=True) is sdpa
+        assert devices.choose_attention(machine, xformers=True) is sdpa
     assert "xFormers cannot be used" in caplog.text
 
 

@@ -12,7 +12,7 @@ import pytest
 from conftest import pictures_in
 
 import gen_img_diffusers
-from library.plan.config import as_said, settings_toml, with_config
+from library.plan.config import settings_toml, with_config
 from library.settings.samplers import SAMPLERS
 from library.version import VERSION
 
@@ -126,10 +126,10 @@ def test_the_settings_of_a_run_make_it_again(sd1, generate, config, tmp_path):
 )
 def test_values_read_back_as_they_were_written(config, value):
     parser = gen_img_diffusers.make_parser()
-    said = as_said([f"--prompt={value}", "--bf16", "--network_weights", "a", "b 1"], parser)
+    said = parser.said([f"--prompt={value}", "--bf16", "--network_weights", "a", "b 1"])
     assert said == {"prompt": value, "bf16": True, "network_weights": ["a", "b 1"]}
     file = config(settings_toml(said))
-    again = as_said(with_config(["--config", str(file)], parser), parser)
+    again = parser.said(with_config(["--config", str(file)], parser))
     assert again == said | {"config": str(file)}
 
 

@@ -9,9 +9,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from library.draw import control_net
+from library.draw.attention import use_kernel
+from library.draw.samplers import make_scheduler
+from library.draw.text_conditions import TextConditions
 from library.files import checkpoint_layout as layout
 from library.files.model_files import find_model
-from library.settings.samplers import SAMPLERS, make_scheduler
+from library.machine.attention import sdpa
+from library.settings.samplers import SAMPLERS
 from networks.keys import layer_shapes
 from tools.random_network import random_lora
 
@@ -308,12 +312,14 @@ def test_with_gradual_latent_and_regions(sd1, net1, generate, guides, tmp_path):
 
 def test_features_follow_latents_of_other_sizes(sd1, net1):
     """While Gradual Latent draws small, the guide's features shrink along."""
-    from library.settings.control_net import ControlNetSpec, find_control_net
+    from library.files.control_net import find_control_net
+    from library.settings.control_net import ControlNetSpec
 
     unet = UNet2DConditionModel.from_pretrained(sd1.folder / "unet").requires_grad_(False)
     files = find_control_net(str(net1 / "bare.safetensors"), unet.config)
     net = control_net.load_control_net(ControlNetSpec(*files, None, 1.0, 0.0, 1.0), unet)
-    text, timestep = torch.zeros(2, 77, unet.config.cross_attention_dim), torch.tensor(500)
+    use_kernel(net.model, sdpa)
+    text, timestep = TextConditions(torch.zeros(2, 77, unet.config.cross_attention_dim)), torch.tensor(500)
     with torch.inference_mode():
         features = net.embed(np.full((128, 64, 3), 255, np.uint8))
         down, middle = net.residuals(torch.zeros(2, 4, 24, 16), timestep, text, features)

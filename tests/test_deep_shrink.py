@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from PIL import Image
 
-from library.settings.deep_shrink import DeepShrink, Shrinker
+from library.draw.deep_shrink import Shrinker
+from library.settings.deep_shrink import DeepShrink
 
 ONE_LEVEL = 1  # float32 sums in another order, rounded
 

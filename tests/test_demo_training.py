@@ -11,7 +11,8 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from transformers import CLIPTokenizer
 
-from library.draw.text_encoding import PromptEncoder
+from library.files.families import SD1
+from library.plan.tokens import PromptTokens
 from tools.demo import export, latents, train_unet
 from tools.demo.drawing import Drawer
 from tools.demo.emphasis import padded
@@ -44,8 +45,8 @@ def test_training_goes_on_from_the_shipped_weights(work: Path) -> None:
 
 def lessons(work: Path, *options: str) -> train_unet.Batches:
     args = train_unet.options().parse_args(["--work", str(work), "--batch", "8", *options])
-    tokenizer, text_encoder, _, _ = load_frozen(MODEL)
-    return train_unet.Batches(work / "latents.pt", PromptEncoder(tokenizer, text_encoder), args)
+    tokenizer, *_ = load_frozen(MODEL)
+    return train_unet.Batches(work / "latents.pt", PromptTokens(tokenizer, SD1.encoders, len(tokenizer)), args)
 
 
 def test_a_lesson_in_guidance_compares_without_words_and_with_them(work: Path) -> None:
@@ -92,12 +93,13 @@ def test_a_lesson_in_weights_lightens_only_words_that_are_not_in_the_picture(wor
 
 
 def test_padded_texts_keep_each_tokens_weight() -> None:
-    tokenizer, text_encoder, _, _ = load_frozen(MODEL)
-    text = PromptEncoder(tokenizer, text_encoder).tokenize("a (red:1.5) circle")
-    ids, weights = padded(tokenizer, [text, text], 8)
+    tokenizer, *_ = load_frozen(MODEL)
+    prompts = PromptTokens(tokenizer, SD1.encoders, len(tokenizer))
+    text = prompts.tokenize("a (red:1.5) circle")
+    ids, weights = padded(prompts, [text, text], 8)
     assert ids[0].tolist() == tokenizer("a red circle", padding="max_length", max_length=8).input_ids
     assert weights[1].tolist() == [1, 1, 1.5, 1, 1, 1, 1, 1]
-    short, its_weights = padded(tokenizer, [text], 4)
+    short, its_weights = padded(prompts, [text], 4)
     assert short[0].tolist() == [tokenizer.bos_token_id, *text.ids[:2], tokenizer.eos_token_id]
     assert its_weights[0].tolist() == [1, 1, 1.5, 1]
 

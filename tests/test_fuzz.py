@@ -18,11 +18,14 @@ from hypothesis import strategies as st
 import gen_img_diffusers
 from library.errors import InputError
 from library.files.weight_files import open_weights
+from library.plan.earlier_runs import read_runs
 from library.plan.file_names import FileNames
-from library.plan.jobs import JobMaker, JobSettings, SeedSource, SourceLine, count_pictures, plan_jobs
+from library.plan.job import JobSettings
+from library.plan.job_maker import JobMaker, count_pictures, plan_jobs
+from library.plan.line_text import prompt_line
 from library.plan.prompts import PROMPT_OPTIONS, one_line, parse_emphasis
-from library.run.manifest import read_runs
-from library.run.report import prompt_line
+from library.plan.seeds import SeedSource
+from library.plan.sources import SourceLine
 from library.settings.samplers import SAMPLERS
 
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
@@ -74,8 +77,8 @@ def make_jobs(text: str):
     if pictures > 1000:
         return []
     names = FileNames(Path("does-not-exist"), sequential=True, now=datetime(2026, 11, 23))
-    maker = JobMaker(JobSettings(), 2, SeedSource(1, pictures), names.next, SAMPLERS["euler_a"])
-    return plan_jobs([line], maker, 1)
+    maker = JobMaker(JobSettings(), 2, SAMPLERS["euler_a"], 512)
+    return plan_jobs([line], maker, SeedSource(1, pictures), names.next, 1)
 
 
 @fuzz
@@ -105,9 +108,9 @@ def test_the_line_of_a_job_gives_the_job_again(text):
     except InputError:
         return
     for job in jobs:
-        (again, *_) = make_jobs(prompt_line(job, JobSettings()))
+        (again, *_) = make_jobs(prompt_line(job, JobSettings(), 512))
         for name in ("prompt", "negative_prompt", "seed", "width", "height", "steps", "guidance_scale", "deep_shrink"):
-            assert getattr(again, name) == getattr(job, name), prompt_line(job, JobSettings())
+            assert getattr(again, name) == getattr(job, name), prompt_line(job, JobSettings(), 512)
 
 
 def known_options() -> list[str]:

@@ -16,9 +16,10 @@ import pytest
 from conftest import pictures_in
 from PIL import Image, ImageFont
 
-from library.plan.jobs import Job, JobSettings
+from library.plan.job import Job, JobSettings
 from library.results.contact_sheet import wrap
-from library.results.web_page import MadePicture, make_page
+from library.results.made_picture import MadePicture
+from library.results.web_page import Command, make_page
 
 CHROMIUM = shutil.which("chromium")
 
@@ -134,7 +135,7 @@ def write_site(folder: Path, pictures: int) -> None:
         prompt = f"<b>cat</b> & 'dog' {number} 猫"
         job = Job(prompt=prompt, seed=number, raw_prompt=prompt, where="", file=file, width=64, height=64)
         made.append(MadePicture(job, file, {"Seed": str(number)}))
-    page = make_page(made, "a <title>", {"ckpt": "model"}, JobSettings(), "mark")
+    page = make_page(made, "a <title>", Command({"ckpt": "model"}, JobSettings(), 512), "mark")
     (folder / "index.html").write_text(page, encoding="utf-8")
 
 

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from library.draw.gradual_latent import gaussian_blur, sharpen, shrink_start
+from library.draw.samplers import make_scheduler
 from library.settings.gradual_latent import GradualLatent, Unsharp, ancestral_timesteps
-from library.settings.samplers import SAMPLERS, make_scheduler
+from library.settings.samplers import SAMPLERS
 
 GROW = ["--sampler", "euler_a", "--gradual_latent_timesteps", 750, "--gradual_latent_every_n_steps", 1]
 ONE_LEVEL = 1  # float32 sums in another order, rounded

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel
 
 import gen_img_diffusers
-from library.draw.attention import sdpa, use_kernel
+from library.draw.attention import use_kernel
 from library.draw.loss_guidance import (
     Clip,
     LossGuidance,
@@ -23,13 +23,18 @@ from library.draw.loss_guidance import (
     noise_levels,
     spherical_distance,
 )
+from library.draw.samplers import make_scheduler
+from library.draw.sources import pixels_to_tensor
 from library.draw.text_conditions import TextConditions
 from library.errors import InputError
-from library.plan.jobs import Job
+from library.files import loss_guidance as guidance_files
+from library.files.families import SD1
+from library.files.loss_guidance import VGG16_LAYERS, find_clip, find_vgg16
+from library.machine.attention import sdpa
+from library.plan.job import Job
 from library.plan.planning import make_plan
-from library.settings import loss_guidance as guidance_files
-from library.settings.loss_guidance import GUIDED_SAMPLERS, VGG16_LAYERS, find_clip, find_vgg16
-from library.settings.samplers import SAMPLERS, make_scheduler
+from library.settings.loss_guidance import GUIDED_SAMPLERS
+from library.settings.samplers import SAMPLERS
 from tools import random_model
 
 CPU = torch.device("cpu")
@@ -90,7 +95,7 @@ def largest(first, second) -> int:
 @pytest.fixture(scope="module")
 def exact_models():
     """A tiny U-Net and VAE in float64."""
-    networks = random_model.random_networks("sd1", tiny=True, seed=3)
+    networks = random_model.random_components(SD1, tiny=True, seed=3)
     use_kernel(networks["unet"], sdpa)
     return [networks[part].double().eval().requires_grad_(False) for part in ("unet", "vae")]
 
@@ -266,11 +271,11 @@ def test_guides_are_resized_to_the_nearest_pixels(clip_folder):
     clip = load_clip(*find_clip(str(clip_folder)), CPU)
     large = Image.effect_noise((448, 300), 80).convert("RGB")
     nearest = large.resize((224, 224), Image.Resampling.NEAREST)
-    picture = gen_img_diffusers.pixels_to_tensor(nearest)
+    picture = pixels_to_tensor(nearest)
     with torch.no_grad():
         # the arcsine of a rounding error in float32
-        assert float(clip.loss(clip.embed_guide(large), 1.0)(picture)) < 1e-6
-        assert float(clip.loss(clip.embed_guide(Image.new("RGB", (9, 9), "red")), 1.0)(picture)) > 1e-3
+        assert float(clip.loss(clip.embed_goal(large), 1.0)(picture)) < 1e-6
+        assert float(clip.loss(clip.embed_goal(Image.new("RGB", (9, 9), "red")), 1.0)(picture)) > 1e-3
 
 
 def test_vgg16_looks_at_a_quarter_of_the_size(vgg16_file):
@@ -305,7 +310,7 @@ def test_vgg16_layers_are_torchvisions(vgg16_file, layer):
 
 
 def make_job(prompt, **settings):
-    return Job(prompt=prompt, seed=1, raw_prompt=prompt, where="", file=None, **settings)
+    return Job(prompt=prompt, seed=1, raw_prompt=prompt, where="", file=None, width=512, height=512, **settings)
 
 
 def test_the_text_for_clip(clip_folder):
@@ -375,7 +380,7 @@ def test_guidance_brings_pictures_nearer(sd1, generate, clip_folder, vgg16_file,
     guide = Image.open(guides / "g0.png")
     kinds = {
         "clip": (clip.loss(clip.embed_text(["a cat"]), 1.0), ("--clip_guidance_scale", 100)),
-        "clip_image": (clip.loss(clip.embed_guide(guide), 1.0), ("--clip_image_guidance_scale", 100)),
+        "clip_image": (clip.loss(clip.embed_goal(guide), 1.0), ("--clip_image_guidance_scale", 100)),
         "vgg16": (vgg16.loss(guide, 1.0, (128, 128)), ("--vgg16_guidance_scale", 30)),
     }
     common = (*SIZE, "--prompt", "a cat", "--images_per_prompt", 6, "--seed", 4, "--steps", 6)
@@ -493,7 +498,7 @@ def test_weights_get_no_gradients(sd1, by_clip, tmp_path):
     plan = make_plan(gen_img_diffusers.make_parser().parse([str(option) for option in options]))
     pipeline = gen_img_diffusers.load_pipeline(plan)
     pipeline.draw(plan.jobs, iter)
-    for model in (pipeline.unet, pipeline.vae, pipeline.encoder.text_encoder):
+    for model in (pipeline.unet, pipeline.vae, pipeline.texts[0].model):
         assert all(not p.requires_grad and p.grad is None for p in model.parameters())
 
 

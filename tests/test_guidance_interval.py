@@ -14,7 +14,7 @@ from test_control_net import write_control_net
 from test_regional_networks import write_network
 
 from library.files.textual_inversion import XTI_LAYERS
-from library.settings.cfg_interval import WHOLE_RUN, GuidanceInterval
+from library.settings.cfg_interval import WHOLE_RUN, CfgInterval
 
 # at 64 pixels the tiny model normalises groups of two numbers, which makes a rounding error a change of sign
 SIZE = ("--W", 128, "--H", 128)
@@ -30,12 +30,12 @@ def largest(first, second) -> int:
     ("interval", "evaluations", "order", "guided"),
     [
         (WHOLE_RUN, 4, 1, [True] * 4),
-        (GuidanceInterval(0.0, 0.0), 4, 1, [False] * 4),
-        (GuidanceInterval(0.25, 0.75), 4, 1, [False, True, True, False]),
-        (GuidanceInterval(0.2, 1.0), 10, 1, [False] * 2 + [True] * 8),
-        (GuidanceInterval(0.0, 0.3), 10, 1, [True] * 3 + [False] * 7),
+        (CfgInterval(0.0, 0.0), 4, 1, [False] * 4),
+        (CfgInterval(0.25, 0.75), 4, 1, [False, True, True, False]),
+        (CfgInterval(0.2, 1.0), 10, 1, [False] * 2 + [True] * 8),
+        (CfgInterval(0.0, 0.3), 10, 1, [True] * 3 + [False] * 7),
         # samplers of order 2 evaluate twice a step, but for the last
-        (GuidanceInterval(0.25, 0.75), 7, 2, [False] * 2 + [True] * 4 + [False]),
+        (CfgInterval(0.25, 0.75), 7, 2, [False] * 2 + [True] * 4 + [False]),
     ],
 )
 def test_which_steps_are_guided(interval, evaluations, order, guided):

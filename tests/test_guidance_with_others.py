@@ -12,9 +12,10 @@ from test_guidance import CPU, exact_models, guide_steps, vgg16_tensors
 
 from library.draw.loss_guidance import load_vgg16
 from library.draw.text_conditions import TextConditions
+from library.files.loss_guidance import find_vgg16
 from library.files.model_files import find_model
 from library.files.textual_inversion import XTI_LAYERS
-from library.settings.loss_guidance import GUIDED_SAMPLERS, find_vgg16
+from library.settings.loss_guidance import GUIDED_SAMPLERS
 from networks.keys import UNET, layer_shapes
 from networks.kinds import low_rank_pair
 from networks.lora import LoraNetwork

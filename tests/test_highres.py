@@ -10,7 +10,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from library.errors import InputError
-from library.settings.highres import UpscalerSpec, check_upscaler, first_stage_name, upscaler_arguments
+from library.plan.stages import first_stage_name
+from library.settings.highres import UpscalerSpec, check_upscaler, upscaler_arguments
 from tools.latent_upscaler import LatentUpscaler, create_upscaler
 
 HIGHRES = ["--W", 128, "--H", 64, "--steps", 4, "--strength", 0.5]

@@ -6,6 +6,8 @@ import torch
 from PIL import Image
 
 import gen_img_diffusers
+from library.draw.sources import encode, pixels_to_tensor
+from library.files.pictures import load_source
 from library.plan.planning import make_plan
 
 WHOLE = ("--W", 64, "--H", 64)
@@ -44,7 +46,7 @@ def test_weak_strength_is_nearly_the_vaes_round_trip(sd1, generate, folder):
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL.from_pretrained(sd1.folder / "vae")
-    source = gen_img_diffusers.pixels_to_tensor(Image.open(folder / "p0.png"))
+    source = pixels_to_tensor(Image.open(folder / "p0.png"))
     trip = vae.decode(vae.encode(source * 2 - 1).latent_dist.mean).sample[0].detach()
     trip = ((trip / 2 + 0.5).clamp(0, 1) * 255).permute(1, 2, 0).numpy()
     distances = []
@@ -152,8 +154,8 @@ def test_outside_the_mask_the_latent_is_the_sources(sd1, folder, half_mask, samp
     argv += ["--steps", 5, "--strength", 0.9, "--sampler", sampler]
     plan = make_plan(gen_img_diffusers.make_parser().parse([str(argument) for argument in argv]))
     pipeline = gen_img_diffusers.load_pipeline(plan)
-    latents = pipeline._denoise(plan.jobs, pipeline._encode_sources(plan.jobs), iter)[0]
-    source = pipeline._encode_source(folder / "p0.png", (64, 64))
+    latents = pipeline._denoise(plan.jobs, pipeline.sources.of(plan.jobs), iter)[0]
+    source = encode(pipeline.vae, load_source(folder / "p0.png", (64, 64)))
     # the mask is soft where its border, resized, reaches across cells
     assert torch.equal(latents[:, :, :3], source[:, :, :3])
     assert (latents[:, :, 5:] - source[:, :, 5:]).abs().mean() > 0.1

@@ -7,13 +7,15 @@ import socket
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from loading import load_all, load_one
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from library.errors import InputError
-from library.files import model_files
+from library.files.families import SD2
 from library.files.model_files import find_model
-from library.models.models import load_models, load_text_encoder, load_tokenizer, load_unet, load_vae
+from library.files.tokenizers import SHIPPED_TOKENIZER, load_tokenizer
+from library.models.models import load_text_encoder, load_unet, load_vae
 from tools import random_model
 
 CPU = torch.device("cpu")
@@ -31,14 +33,15 @@ def family(request):
 
 @pytest.mark.parametrize("layout", ["folder", "safetensors", "ckpt"])
 def test_every_layout_gives_the_published_networks(family, layout):
-    loaded = load_models(find(family, getattr(family, layout)), CPU, torch.float32)
+    loaded = load_all(find(family, getattr(family, layout)))
     expected = {
         "unet": UNet2DConditionModel.from_pretrained(family.folder / "unet"),
         "vae": AutoencoderKL.from_pretrained(family.folder / "vae"),
         "text_encoder": CLIPTextModel.from_pretrained(family.folder / "text_encoder"),
     }
     for part, network in expected.items():
-        ours, theirs = getattr(loaded, part).state_dict(), network.state_dict()
+        component = loaded.texts[0].model if part == "text_encoder" else getattr(loaded, part)
+        ours, theirs = component.state_dict(), network.state_dict()
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs), part
     for name in ("attention_head_dim", "use_linear_projection", "cross_attention_dim", "norm_num_groups"):
@@ -46,15 +49,15 @@ def test_every_layout_gives_the_published_networks(family, layout):
         heads = len(expected["unet"].config.block_out_channels)
         assert ours == theirs or [ours] * heads == list(theirs) or list(ours) == [theirs] * heads
     for name in ("hidden_act", "num_attention_heads", "num_hidden_layers", "intermediate_size"):
-        assert getattr(loaded.text_encoder.config, name) == getattr(expected["text_encoder"].config, name)
+        assert getattr(loaded.texts[0].model.config, name) == getattr(expected["text_encoder"].config, name)
     assert loaded.vae.config.scaling_factor == expected["vae"].config.scaling_factor
     assert not any(p.is_meta or p.requires_grad for p in loaded.unet.parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_weights_are_cast_as_they_are_read(sd1, dtype):
-    unet = load_unet(find(sd1, sd1.safetensors).unet, CPU, dtype)
-    whole = load_unet(find(sd1, sd1.folder).unet, CPU, torch.float32)
+    unet = load_one(load_unet, find(sd1, sd1.safetensors).unet, dtype)
+    whole = load_one(load_unet, find(sd1, sd1.folder).unet)
     assert all(torch.equal(a, b.to(dtype)) for a, b in zip(unet.parameters(), whole.parameters()))
 
 
@@ -73,11 +76,11 @@ def test_variants_and_pickles_in_folders(sd1, tmp_path):
         else:
             save_file({k: v.half() for k, v in state.items()}, file.with_name(f"{stem}.fp16.safetensors"))
     found = find(sd1, tmp_path)
-    assert load_unet(found.unet, CPU, torch.float32).dtype == torch.float32
-    text_encoder = load_text_encoder(found.text_encoder, CPU, torch.float32)
+    assert load_one(load_unet, found.unet).dtype == torch.float32
+    text_encoder = load_one(load_text_encoder, found.texts[0]).model
     expected = CLIPTextModel.from_pretrained(sd1.folder / "text_encoder").state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in text_encoder.state_dict().items())
-    assert load_tokenizer(found).pad_token_id == 49407
+    assert load_tokenizer(found.tokenizer, found.family).pad_token_id == 49407
 
 
 def test_checkpoints_without_the_text_model_level(sd1, tmp_path):
@@ -85,8 +88,8 @@ def test_checkpoints_without_the_text_model_level(sd1, tmp_path):
     state["cond_stage_model.transformer.embeddings.position_ids"] = torch.arange(77.0)[None]
     save_file(state, tmp_path / "x.safetensors")
     found = find(sd1, tmp_path / "x.safetensors")
-    ours = load_text_encoder(found.text_encoder, CPU, torch.float32)
-    expected = load_text_encoder(find(sd1, sd1.folder).text_encoder, CPU, torch.float32)
+    ours = load_one(load_text_encoder, found.texts[0]).model
+    expected = load_one(load_text_encoder, find(sd1, sd1.folder).texts[0]).model
     ids = torch.tensor([[49406, 320, 2368, 49407]])
     assert torch.equal(ours(ids).last_hidden_state, expected(ids).last_hidden_state)
 
@@ -122,7 +125,7 @@ def test_every_format_of_a_vae(sd1, tmp_path):
     expected = AutoencoderKL.from_pretrained(sd1.folder / "vae").state_dict()
     for name in [*vae_files(sd1, tmp_path), sd1.folder]:
         found = find(sd1, sd1.folder, vae=str(tmp_path / name))
-        ours = load_vae(found.vae, CPU, torch.float32).state_dict()
+        ours = load_one(load_vae, found.vae).state_dict()
         assert ours.keys() == expected.keys()
         assert all(torch.equal(ours[k], expected[k]) for k in expected), name
 
@@ -224,7 +227,7 @@ def test_weights_that_are_no_numbers_are_named(sd1, tmp_path, value):
     state[name][3] = value
     save_file(state, tmp_path / "x.safetensors")
     with pytest.raises(InputError, match=f"{name}.*NaN or infinite"):
-        load_unet(find(sd1, tmp_path / "x.safetensors").unet, CPU, torch.float32)
+        load_one(load_unet, find(sd1, tmp_path / "x.safetensors").unet)
 
 
 def test_missing_and_misshapen_tensors_are_named(sd1, tmp_path):
@@ -235,9 +238,9 @@ def test_missing_and_misshapen_tensors_are_named(sd1, tmp_path):
     save_file(state, tmp_path / "x.safetensors")
     found = find(sd1, tmp_path / "x.safetensors")
     with pytest.raises(InputError, match="lacks 1 tensors of the UNet2DConditionModel, 'conv_out.bias' first"):
-        load_unet(found.unet, CPU, torch.float32)
+        load_one(load_unet, found.unet)
     with pytest.raises(InputError, match="conv_out.weight' has the shape"):
-        load_vae(found.vae, CPU, torch.float32)
+        load_one(load_vae, found.vae)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -304,7 +307,7 @@ def test_a_model_of_the_hubs_cache_needs_no_network(sd1, no_network, tmp_path, m
         link.symlink_to(blobs / str(number))
     found = find(sd1, "someone/shapes")
     assert found.name == "shapes"
-    load_unet(found.unet, CPU, torch.float32)
+    load_one(load_unet, found.unet)
     assert no_network == []
 
 
@@ -318,21 +321,21 @@ def test_a_model_that_is_nowhere_names_the_file(sd1, no_network, tmp_path, monke
 
 def test_the_tokenizer_folder_is_filled_once_and_then_used(sd2, tmp_path):
     found = find(sd2, sd2.safetensors)
-    assert found.tokenizer == model_files.SHIPPED_TOKENIZER
-    tokenizer = load_tokenizer(found, tmp_path)
+    assert found.tokenizer == SHIPPED_TOKENIZER
+    tokenizer = load_tokenizer(found.tokenizer, found.family, tmp_path)
     assert (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 49406, 49407)
     kept = tmp_path / "stable-diffusion-2"
     config = next(kept.glob("tokenizer_config.json"))
     config.write_text(json.dumps(json.loads(config.read_text()) | {"pad_token": "?"}))
-    assert load_tokenizer(found, tmp_path).pad_token == "?"
+    assert load_tokenizer(found.tokenizer, found.family, tmp_path).pad_token == "?"
 
 
 def test_random_models_write_what_their_options_say(tmp_path):
-    networks = random_model.random_networks("sd2", tiny=True, seed=3)
-    state = random_model.original_state_dict(networks, ema=True)
+    components = random_model.random_components(SD2, tiny=True, seed=3)
+    state = random_model.original_state_dict(SD2, components, ema=True)
     assert any(name.startswith("model_ema.") for name in state)
     layers = {name.split(".")[4] for name in state if "resblocks" in name}
-    assert len(layers) == networks["text_encoder"].config.num_hidden_layers + 1
+    assert len(layers) == components["text_encoder"].config.num_hidden_layers + 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -347,7 +350,7 @@ def test_heads_follow_the_family_and_not_the_kind_of_projection(sd1, sd2, tmp_pa
                 state[name] = change(state[name]).contiguous()
         save_file(state, tmp_path / "x.safetensors")
         changed, usual = find(models, tmp_path / "x.safetensors"), find(models, models.safetensors)
-        assert changed.v2 == usual.v2
+        assert changed.family is usual.family
         assert changed.unet.config["attention_head_dim"] == usual.unet.config["attention_head_dim"]
 
 
@@ -413,7 +416,7 @@ def test_float16_holds_large_weights_of_both_signs(sd1, tmp_path):
     state = load_file(sd1.safetensors)
     state["model.diffusion_model.out.2.weight"].flatten()[:2] = torch.tensor([40_000.0, -40_000.0])
     save_file(state, tmp_path / "x.safetensors")
-    load_unet(find(sd1, tmp_path / "x.safetensors").unet, CPU, torch.float16)
+    load_one(load_unet, find(sd1, tmp_path / "x.safetensors").unet, torch.float16)
 
 
 def test_paths_that_are_none(sd1):

@@ -7,17 +7,18 @@ import sys
 import numpy as np
 import pytest
 import torch
+from loading import load_all
 from lycoris import kohya
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from library.files.checkpoint_layout import original_name, unet_modules
 from library.files.model_files import find_model
-from library.models.models import load_models
 from networks import lora
 from networks.attach import HuggingFaceNames
-from networks.files import open_network, read_state
-from networks.keys import TEXT_ENCODER, UNET, layer_shapes
+from networks.files import open_network
+from networks.keys import UNET, layer_shapes
+from networks.states import read_state
 from tools.random_network import kohya_name, random_lora
 
 OWN = ("--network_module", "networks.lora")
@@ -117,7 +118,7 @@ def test_networks_work_in_half_precision(sd1, files, generate, precision):
 
 def test_sd2_text_encoders_are_under_the_same_names(sd2, generate, tmp_path):
     layers = layer_shapes(find(sd2))
-    for network in (UNET, TEXT_ENCODER):
+    for network in (UNET, "text_encoder"):
         part = {target: shape for target, shape in layers.items() if target[0] == network}
         file = tmp_path / f"{network}.safetensors"
         save_file(random_lora(part, 4, alpha=None, convolutions=True, seed=1), file)
@@ -142,7 +143,7 @@ def ldm_name(sd1):
     modules = unet_modules(find(sd1).unet.config)
 
     def rename(target, part):
-        if target[0] == TEXT_ENCODER:
+        if target[0] == "text_encoder":
             return f"{kohya_name(target)}.{part}.weight"
         return f"lora_unet_{original_name(target[1], modules).replace('.', '_')}.{part}.weight"
 
@@ -158,7 +159,7 @@ PEFT = {"lora_down": "lora_A", "lora_up": "lora_B"}
 
 
 def old_diffusers_name(target, part):
-    if target[0] == TEXT_ENCODER:
+    if target[0] == "text_encoder":
         return f"text_encoder.{full_path(target)}.lora_linear_layer.{DIFFUSERS[part]}.weight"
     block, _, projection = target[1].removesuffix(".0").rpartition(".")
     return f"unet.{block}.processor.{projection}_lora.{DIFFUSERS[part]}.weight"
@@ -213,18 +214,19 @@ def test_peft_keeps_alpha_apart(tmp_path, place):
 
 
 def weights_of(models):
+    components = {"unet": models.unet, "text_encoder": models.texts[0].model}
     return {
         f"{part}.{name}": tensor.clone()
-        for part in ("unet", "text_encoder")
-        for name, tensor in getattr(models, part).state_dict().items()
+        for part, component in components.items()
+        for name, tensor in component.state_dict().items()
     }
 
 
 def make_network(models, file, multiplier=1.0):
     network, state = lora.create_network_from_weights(
-        multiplier, str(file), models.vae, models.text_encoder, models.unet, for_inference=True
+        multiplier, str(file), models.vae, models.texts[0].model, models.unet, for_inference=True
     )
-    network.apply_to(models.text_encoder, models.unet)
+    network.apply_to(models.texts[0].model, models.unet)
     network.load_state_dict(state, False)
     return network
 
@@ -233,16 +235,17 @@ def make_network(models, file, multiplier=1.0):
 def predict(models):
     from library.draw.text_conditions import TextConditions
 
-    text = models.text_encoder(torch.arange(77)[None]).last_hidden_state
+    text = models.texts[0].model(torch.arange(77)[None]).last_hidden_state
     sample = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     return models.unet(sample, 10, encoder_hidden_states=TextConditions(text)).sample
 
 
 @pytest.fixture
 def loaded(sd1):
-    from library.draw.attention import sdpa, use_kernel
+    from library.draw.attention import use_kernel
+    from library.machine.attention import sdpa
 
-    models = load_models(find(sd1), torch.device("cpu"), torch.float32)
+    models = load_all(find(sd1))
     use_kernel(models.unet, sdpa)
     return models
 
@@ -286,7 +289,7 @@ def test_pre_calculation_accumulates_nothing(loaded, files):
 def test_attaching_twice_is_an_error(loaded, files):
     network = make_network(loaded, files["style"])
     with pytest.raises(RuntimeError, match="attached already"):
-        network.apply_to(loaded.text_encoder, loaded.unet)
+        network.apply_to(loaded.texts[0].model, loaded.unet)
 
 
 # What LyCORIS trains with, as sd-scripts calls it; its preset `full` fails on any U-Net of diffusers in version 4.1
@@ -304,7 +307,7 @@ LYCORIS = {
 @torch.no_grad()
 def write_lycoris_file(models, file, **settings):
     """A file that LyCORIS' trainer wrote, of random weights."""
-    text_encoder = HuggingFaceNames(models.text_encoder)
+    text_encoder = HuggingFaceNames(models.texts[0].model)
     network = kohya.create_network(1, 4, 2, models.vae, text_encoder, models.unet, preset="attn-mlp", **settings)
     network.apply_to(text_encoder, models.unet, True, True)
     generator = torch.Generator().manual_seed(0)

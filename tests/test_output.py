@@ -13,8 +13,8 @@ from PIL import Image
 
 from library.errors import EnvironmentFault
 from library.files.picture_files import save_whole
-from library.plan.jobs import Job
-from library.results.output import FileHash, RunFacts, metadata
+from library.plan.job import Job
+from library.results.metadata import FileHash, RunFacts, metadata
 from library.settings.samplers import SAMPLERS
 
 FACTS = RunFacts(SAMPLERS["euler_a"], "my model", 2, lambda: "0123456789")
@@ -22,7 +22,7 @@ FACTS = RunFacts(SAMPLERS["euler_a"], "my model", 2, lambda: "0123456789")
 
 def make_job(**changes) -> Job:
     values = {"prompt": "a (cat:1.2)", "seed": 7, "raw_prompt": "raw", "where": "f:1", "file": Path("x.png")}
-    return Job(**(values | changes))
+    return Job(**(values | {"width": 512, "height": 512} | changes))
 
 
 def test_metadata_in_both_forms():

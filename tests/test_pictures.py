@@ -11,7 +11,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from library.errors import InputError
-from library.files.pictures import check_picture, find_pictures, load_mask, load_source, read_picture, read_prompt
+from library.files.pictures import check_picture, find_pictures, load_mask, load_source, read_picture
+from library.plan.picture_prompts import read_prompt
 
 OPTION = "--image_path"
 PARAMETERS = (

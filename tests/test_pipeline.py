@@ -7,13 +7,18 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 
 import gen_img_diffusers
-from library.draw.attention import keep_text, sdpa, use_kernel
-from library.draw.denoiser import Guidance
+from library.draw import samplers
+from library.draw.attention import keep_text, use_kernel
+from library.draw.denoiser import Cfg
+from library.draw.samplers import draw_noise, make_scheduler
+from library.draw.sources import encode
 from library.draw.text_conditions import TextConditions
+from library.files.pictures import load_source
+from library.machine.attention import sdpa
 from library.machine.vae_slices import slice_resnets
-from library.plan.jobs import Job
+from library.plan.job import Job
 from library.plan.planning import make_plan
-from library.settings.samplers import SAMPLERS, SECOND_NAMES, draw_noise, make_scheduler
+from library.settings.samplers import SAMPLERS, SECOND_NAMES
 
 PROMPTS = """a cat --d 1
 a (dog:1.3) --d 2 --n fog
@@ -113,7 +118,7 @@ def test_lcm_draws_as_its_paper_says(sd1, generate, tmp_path):
         if strength is not None:
             Image.effect_noise((128, 128), 90).convert("RGB").save(tmp_path / "source.png")
             options += ["--image_path", tmp_path / "source.png", "--strength", strength]
-            source = pipeline._encode_source(tmp_path / "source.png", (128, 128))
+            source = encode(pipeline.vae, load_source(tmp_path / "source.png", (128, 128)))
             noise = torch.randn((1, 4, 16, 16), generator=generator)
             latents = shares[499].sqrt() * source + (1 - shares[499]).sqrt() * noise
         with torch.inference_mode():
@@ -147,7 +152,7 @@ def test_noise_is_the_same_in_every_precision(sd1, monkeypatch):
         drawn.append(noise.start.clone())
         return noise
 
-    monkeypatch.setattr(gen_img_diffusers, "draw_noise", remember)
+    monkeypatch.setattr(samplers, "draw_noise", remember)
     options = ("--ckpt", sd1.folder, "--prompt", "a", "--W", 64, "--H", 64, "--steps", 1, "--seed", 5, "--outdir", "x")
     for precision in ([], ["--bf16"]):
         pipeline = load(*options, *precision)
@@ -173,9 +178,18 @@ def test_without_guidance_there_is_one_branch(sd1, generate):
 def test_negative_scale_joins_three_branches():
 
     job = Job(
-        prompt="p", negative_prompt="n", seed=1, raw_prompt="p", where="", file=None, guidance_scale=7, negative_scale=3
+        prompt="p",
+        negative_prompt="n",
+        seed=1,
+        raw_prompt="p",
+        where="",
+        file=None,
+        width=512,
+        height=512,
+        guidance_scale=7,
+        negative_scale=3,
     )
-    guidance = Guidance([job, job], torch.device("cpu"))
+    guidance = Cfg([job, job], torch.device("cpu"))
     assert guidance.texts == ["n", "n", "p", "p", "", ""]
     negative, prompt, empty = torch.randn(3, 2, 4, 8, 8)
     expected = empty + 7 * (prompt - empty) - 3 * (negative - empty)
@@ -267,7 +281,7 @@ def test_a_vae_that_overflows_decodes_in_float32(sd1, generate, monkeypatch):
 @pytest.mark.parametrize("size", [(5, 5), (65, 65), (1, 3), (8, 8)])
 def test_noises_are_drawn_one_by_one(size):
     """torch's generator uses up another amount for one large draw than for many small ones, unless they are round."""
-    job = Job(prompt="", seed=3, raw_prompt="", where="", file=None, steps=4)
+    job = Job(prompt="", seed=3, raw_prompt="", where="", file=None, width=512, height=512, steps=4)
     for sampler in ("euler_a", "dpm_2_a"):
         noise = draw_noise([3, 4], (4, *size), SAMPLERS[sampler], job)
         generator = torch.Generator().manual_seed(3)

@@ -7,18 +7,12 @@ from pathlib import Path
 import pytest
 
 from library.errors import InputError
+from library.plan.batches import group_into_batches
 from library.plan.file_names import FileNames
-from library.plan.jobs import (
-    Job,
-    JobMaker,
-    JobSettings,
-    SeedSource,
-    SourceLine,
-    count_pictures,
-    group_into_batches,
-    plan_jobs,
-)
-from library.plan.planning import read_prompt_file, typed_line
+from library.plan.job import Job, JobSettings
+from library.plan.job_maker import JobMaker, count_pictures, plan_jobs
+from library.plan.seeds import SeedSource
+from library.plan.sources import SourceLine, read_prompt_file, typed_line
 from library.settings.samplers import SAMPLERS
 
 NOW = datetime(2026, 11, 23, 4, 5, 6)
@@ -28,7 +22,8 @@ def make_jobs(lines, seed=None, images=1, iterations=1, same=False, shuffle=None
     lines = [SourceLine(text, f"f:{number}") for number, text in enumerate(lines, 1)]
     seeds = SeedSource(seed, count_pictures(lines, images, iterations), same_in_iteration=same)
     names = FileNames(Path("does-not-exist"), sequential=True, now=NOW)
-    return plan_jobs(lines, JobMaker(JobSettings(), images, seeds, names.next, SAMPLERS["ddim"]), iterations, shuffle)
+    maker = JobMaker(JobSettings(), images, SAMPLERS["ddim"], 512)
+    return plan_jobs(lines, maker, seeds, names.next, iterations, shuffle)
 
 
 def test_prompt_files_keep_line_numbers(tmp_path):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from library.errors import InputError
-from library.plan.jobs import JobSettings
+from library.plan.job import JobSettings
 from library.plan.prompts import (
     BREAK,
     MAX_WEIGHT,

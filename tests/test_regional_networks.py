@@ -4,14 +4,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from loading import prompt_encoder
 from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPTextModel
 
 import gen_img_diffusers
-from library.draw.text_encoding import PromptEncoder
 from library.files.model_files import find_model
-from library.models.models import load_text_encoder, load_tokenizer
 from library.plan.planning import make_plan
 
 # at 64 pixels the tiny model normalises groups of two numbers, which makes a rounding error a change of sign
@@ -135,9 +134,8 @@ def test_a_text_sees_its_own_parts_network(sd1, networks, halves):
 def test_a_text_is_encoded_with_its_multipliers(sd1):
     """The same text with other multipliers is another one, also among those that are kept."""
     files = find_model(str(sd1.folder), v2=False, v_parameterization=False)
-    text_encoder = load_text_encoder(files.text_encoder, torch.device("cpu"), torch.float32)
     used = []
-    encoder = PromptEncoder(load_tokenizer(files), text_encoder, use_multipliers=used.append)
+    encoder = prompt_encoder(files, use_multipliers=used.append)
     encoder.encode(["a", "b", "a"], 1, [(0.0,), (1.0,), (1.0,)])
     assert used == [(0.0,), (1.0,)]
     encoder.encode(["b", "a"], 1, [(1.0,), (0.0,)])

@@ -6,9 +6,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from PIL import Image
 
-from library.draw.attention import AttentionProcessor, sdpa, use_kernel
+from library.draw.attention import AttentionProcessor, use_kernel
 from library.draw.regions import Regions, load_regions
 from library.draw.text_conditions import TextConditions
+from library.machine.attention import sdpa
 
 # at 64 pixels the tiny model normalises groups of two numbers, which makes a rounding error a change of sign
 SIZE = ("--W", 128, "--H", 128, "--steps", 2)

@@ -14,8 +14,10 @@ from conftest import pictures_in
 from PIL import Image
 
 import gen_img_diffusers
-from library.results import output
-from library.run.manifest import Manifest, read_runs
+from library.files.families import SD1
+from library.plan.earlier_runs import read_runs
+from library.results import writer
+from library.run.manifest import Manifest
 
 LINES = "a cat\na dog --n fog\n{red|green|blue} house --w 72\n"
 
@@ -183,7 +185,7 @@ def test_another_model_is_named(command, generate, tmp_path):
     from tools import random_model
 
     random_model.write_folder(
-        random_model.random_networks("sd1", tiny=True, seed=1), tmp_path / "sd1", "epsilon", variant=None
+        SD1, random_model.random_components(SD1, tiny=True, seed=1), tmp_path / "sd1", "epsilon", variant=None
     )
     generate(*command)
     result = generate(tmp_path / "sd1", *command[1:], "--resume")
@@ -291,14 +293,14 @@ def test_a_full_disk_leaves_a_run_that_can_be_resumed(command, generate, tmp_pat
 def test_pictures_are_written_after_their_first_stages(sd1, generate, monkeypatch):
     """Else a run that is cut off between the two would be gone on with as if the first stage were there."""
     saved = []
-    save_whole = output.save_whole
+    save_whole = writer.save_whole
 
     def slow_for_first_stages(content, file):
         time.sleep(0 if file.stem.startswith("im_1") else 0.3)
         saved.append(file.stem)
         return save_whole(content, file)
 
-    monkeypatch.setattr(output, "save_whole", slow_for_first_stages)
+    monkeypatch.setattr(writer, "save_whole", slow_for_first_stages)
     highres = ("--highres_fix_scale", 0.5, "--highres_fix_steps", 2, "--highres_fix_save_1st")
     command = (sd1.folder, "--prompt", "a", "--images_per_prompt", 2, "--sequential_file_name")
     assert generate(*command, *highres).status == 0
@@ -311,7 +313,7 @@ def test_first_stages_are_not_saved_twice(sd1, generate, tmp_path):
     command = (sd1.folder, "--prompt", "a", "--seed", 1, "--images_per_prompt", 2, "--sequential_file_name", *highres)
     generate(*command, outdir=tmp_path / "whole")
     out = tmp_path / "out"
-    assert killed(kill_at(output, "save_whole", 1, after=True), *command, outdir=out) == signal.SIGKILL
+    assert killed(kill_at(writer, "save_whole", 1, after=True), *command, outdir=out) == signal.SIGKILL
     assert len(contents(out)) in (1, 2)  # two writers
     result = generate(*command, "--resume")
     assert result.status == 0

@@ -7,19 +7,19 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from loading import load_one
 from safetensors.torch import load_file, save_file
 
-from library.draw.attention import sdpa
 from library.errors import InputError
 from library.files.model_files import find_model
 from library.machine import devices, malloc
+from library.machine.attention import sdpa
 from library.machine.matmul_attention import matmul_attention
 from library.machine.packed_layers import can_pack, pack_layers
 from library.models.models import load_unet
@@ -171,6 +171,10 @@ def test_attention_of_a_head_is_its_own():
     assert both.isfinite().all()
 
 
+def machine(dtype: torch.dtype) -> devices.Machine:
+    return devices.Machine(CPU, dtype, channels_last=True)
+
+
 def test_the_kernel_follows_the_machine(monkeypatch):
     for capabilities, dtype, expected in (
         ({"avx512_bf16": True, "amx_bf16": False}, torch.bfloat16, matmul_attention),
@@ -180,17 +184,18 @@ def test_the_kernel_follows_the_machine(monkeypatch):
         ({}, torch.bfloat16, sdpa),
     ):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda capabilities=capabilities: capabilities)
-        assert devices.choose_attention(CPU, dtype, xformers=False) is expected
+        assert devices.choose_attention(machine(dtype), xformers=False) is expected
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    assert devices.choose_attention(CPU, torch.bfloat16, xformers=False, gradients=True) is sdpa
+    assert devices.choose_attention(machine(torch.bfloat16), xformers=False, gradients=True) is sdpa
 
 
 @pytest.mark.parametrize("layout", ["folder", "safetensors", "ckpt"])
 def test_weights_read_ahead_are_the_same(sd1, layout):
     files = find_model(str(getattr(sd1, layout)), v2=False, v_parameterization=False, vae=None)
-    plain = load_unet(files.unet, CPU, torch.bfloat16).state_dict()
+    plain = load_one(load_unet, files.unet, torch.bfloat16).state_dict()
     again = find_model(str(getattr(sd1, layout)), v2=False, v_parameterization=False, vae=None)
-    ahead = load_unet(read_ahead(again, CPU, torch.bfloat16, channels_last=True).unet, CPU, torch.bfloat16).state_dict()
+    weights = read_ahead(again, CPU, torch.bfloat16, channels_last=True)
+    ahead = load_unet(again.unet, weights.unet).state_dict()
     assert plain.keys() == ahead.keys()
     assert all(torch.equal(plain[name], ahead[name]) for name in plain)
 
@@ -223,7 +228,7 @@ def test_a_nan_read_ahead_is_named(sd1, tmp_path):
     save_file(state, tmp_path / "x.safetensors")
     files = find_model(str(tmp_path / "x.safetensors"), v2=False, v_parameterization=False, vae=None)
     with pytest.raises(InputError, match=f"{name}.*NaN"):
-        load_unet(read_ahead(files, CPU, torch.float32, channels_last=True).unet, CPU, torch.float32)
+        load_unet(files.unet, read_ahead(files, CPU, torch.float32, channels_last=True).unet)
 
 
 def test_compiled_pictures(sd1, generate, monkeypatch, tmp_path):
@@ -272,9 +277,3 @@ def test_lowvram_moves_models_away(monkeypatch):
     with pytest.raises(ZeroDivisionError), devices.on_device(model, torch.device("meta"), leave=True):
         raise ZeroDivisionError
     assert moves == [torch.device("meta"), "cpu"]
-
-
-def test_files_are_replaced_whole(sd1):
-    files = find_model(str(sd1.folder), v2=False, v_parameterization=False, vae=None)
-    ahead = read_ahead(files, CPU, torch.float32, channels_last=False)
-    assert replace(ahead, unet=files.unet, vae=files.vae, text_encoder=files.text_encoder) == files

@@ -7,20 +7,20 @@ import re
 import numpy as np
 import pytest
 import torch
+from loading import prompt_encoder
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 
 import gen_img_diffusers
-from library.draw.text_encoding import CHUNK_TOKENS, PromptEncoder
+from library.draw.text_encoding import PromptEncoder
 from library.files.checkpoint_layout import original_name, unet_modules
 from library.files.model_files import find_model
 from library.files.textual_inversion import XTI_LAYERS, Embedding, find_embeddings
-from library.models.models import load_text_encoder, load_tokenizer
 from library.plan.planning import make_plan
+from library.plan.tokens import CHUNK_TOKENS, PADDING
 
 WIDTH = 64
-PAD = 49407
 
 
 def vectors(number: int = 2, seed: int = 0) -> torch.Tensor:
@@ -29,12 +29,15 @@ def vectors(number: int = 2, seed: int = 0) -> torch.Tensor:
 
 def make_encoder(models, *embeddings: Embedding, **settings) -> PromptEncoder:
     files = find_model(str(models.folder), v2=bool(models.options), v_parameterization=bool(models.options))
-    text_encoder = load_text_encoder(files.text_encoder, torch.device("cpu"), torch.float32)
-    return PromptEncoder(load_tokenizer(files), text_encoder, embeddings=embeddings, **settings)
+    return prompt_encoder(files, embeddings=embeddings, **settings)
+
+
+def embedding(word: str, *layers: torch.Tensor) -> Embedding:
+    return Embedding(word, (layers,))
 
 
 def ids_of(encoder: PromptEncoder, text: str) -> list[int]:
-    return encoder.tokenizer(text, add_special_tokens=False).input_ids
+    return encoder.tokens.tokenizer(text, add_special_tokens=False).input_ids
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -77,7 +80,7 @@ def test_every_format(sd1, tmp_path, name):
     model = find_model(str(sd1.folder), v2=False, v_parameterization=False)
     (embedding,) = find_embeddings([str(tmp_path / f"myword{suffix}")], [], model)
     assert embedding.word == "myword"
-    torch.testing.assert_close(embedding.vectors[0], expected)
+    torch.testing.assert_close(embedding.vectors, ((expected,),))
 
 
 def test_words_act_in_prompt_and_negative_prompt(sd1, generate, tmp_path):
@@ -96,20 +99,20 @@ def test_words_act_in_prompt_and_negative_prompt(sd1, generate, tmp_path):
 
 
 def test_vectors_take_the_place_of_the_word(sd1):
-    encoder = make_encoder(sd1, Embedding("my-Word", (vectors(3),)))
-    first = encoder.tokenizer.vocab_size
-    tokens = encoder.tokenize("a (MY-word:1.3), cat")
+    encoder = make_encoder(sd1, embedding("my-Word", vectors(3)))
+    first = encoder.tokens.tokenizer.vocab_size
+    tokens = encoder.tokens.tokenize("a (MY-word:1.3), cat")
     assert tokens.ids == (*ids_of(encoder, "a"), first, first + 1, first + 2, *ids_of(encoder, ", cat"))
     assert tokens.weights == (1, 1.3, 1.3, 1.3, 1, 1)
-    table = encoder.text_encoder.get_input_embeddings()
+    table = encoder.texts[0].model.get_input_embeddings()
     assert torch.equal(table(torch.tensor([first, first + 1, first + 2])), vectors(3))
 
 
 def test_encoded_like_the_vectors_themselves(sd1):
     """A word whose vectors are those of "red cat" is encoded as "red cat" is."""
     plain = make_encoder(sd1)
-    table = plain.text_encoder.get_input_embeddings().weight
-    encoder = make_encoder(sd1, Embedding("zzyzx", (table[ids_of(plain, "red cat")].clone(),)))
+    table = plain.texts[0].model.get_input_embeddings().weight
+    encoder = make_encoder(sd1, embedding("zzyzx", table[ids_of(plain, "red cat")].clone()))
     ours, expected = encoder.encode(["a zzyzx, night"], 1), plain.encode(["a red cat, night"], 1)
     assert torch.equal(ours.embeddings, expected.embeddings)
     assert not ours.per_layer
@@ -117,11 +120,9 @@ def test_encoded_like_the_vectors_themselves(sd1):
 
 @pytest.mark.parametrize("family", ["sd1", "sd2"])
 def test_longest_and_whole_words_only(request, family):
-    words = [
-        Embedding(word, (vectors(1, seed),)) for seed, word in enumerate(["badhands", "badhands-v2", "Two  Words"])
-    ]
+    words = [embedding(word, vectors(1, seed)) for seed, word in enumerate(["badhands", "badhands-v2", "Two  Words"])]
     encoder = make_encoder(request.getfixturevalue(family), *words)
-    first = encoder.tokenizer.vocab_size
+    first = encoder.tokens.tokenizer.vocab_size
     for text, expected in (
         ("badhands", [first]),
         ("badhands-v2", [first + 1]),
@@ -131,31 +132,31 @@ def test_longest_and_whole_words_only(request, family):
         ("mybadhands", ids_of(encoder, "mybadhands")),
         ("badhandsome", ids_of(encoder, "badhandsome")),
     ):
-        assert encoder.tokenize(text).ids == tuple(expected), text
+        assert encoder.tokens.tokenize(text).ids == tuple(expected), text
 
 
 @pytest.mark.parametrize(("before", "number"), [(74, 2), (70, 8), (1, 75), (149, 3)])
 def test_vectors_are_not_split_between_chunks(sd1, before, number):
-    encoder = make_encoder(sd1, Embedding("zzyzx", (vectors(number),)), max_chunks=3)
-    tokens = encoder.tokenize("cat " * before + "(zzyzx:1.5) dog")
-    first = encoder.tokenizer.vocab_size
+    encoder = make_encoder(sd1, embedding("zzyzx", vectors(number)), max_chunks=3)
+    tokens = encoder.tokens.tokenize("cat " * before + "(zzyzx:1.5) dog")
+    first = encoder.tokens.tokenizer.vocab_size
     start = tokens.ids.index(first)
     assert start % CHUNK_TOKENS == 0
-    assert tokens.ids[before:start] == (PAD,) * (start - before)
+    assert tokens.ids[before:start] == (PADDING,) * (start - before)
     assert tokens.ids[start : start + number] == tuple(range(first, first + number))
     assert tokens.weights[before : start + number] == (1.0,) * (start - before) + (1.5,) * number
 
 
 def test_vectors_that_fit_are_not_moved(sd1):
-    encoder = make_encoder(sd1, Embedding("zzyzx", (vectors(5),)), Embedding("qqq", (vectors(80),)), max_chunks=3)
-    first = encoder.tokenizer.vocab_size
-    assert encoder.tokenize("cat " * 70 + "zzyzx").ids[70] == first  # to the very end of a chunk
-    assert encoder.tokenize("cat qqq").ids[1] == first + 5  # more than a chunk holds
+    encoder = make_encoder(sd1, embedding("zzyzx", vectors(5)), embedding("qqq", vectors(80)), max_chunks=3)
+    first = encoder.tokens.tokenizer.vocab_size
+    assert encoder.tokens.tokenize("cat " * 70 + "zzyzx").ids[70] == first  # to the very end of a chunk
+    assert encoder.tokens.tokenize("cat qqq").ids[1] == first + 5  # more than a chunk holds
 
 
 def test_a_word_that_is_cut_off_is_named(sd1, caplog):
-    encoder = make_encoder(sd1, Embedding("zzyzx", (vectors(3),)))
-    encoder.tokenize("cat " * 75 + "zzyzx dog")
+    encoder = make_encoder(sd1, embedding("zzyzx", vectors(3)))
+    encoder.tokens.tokenize("cat " * 75 + "zzyzx dog")
     assert "4 of them are cut off: 'zzyzx dog'" in caplog.text
 
 
@@ -164,23 +165,23 @@ def test_a_word_that_is_cut_off_is_named(sd1, caplog):
 
 
 def xti(word: str, number: int = 1) -> Embedding:
-    return Embedding(word, tuple(vectors(number, seed) for seed in range(len(XTI_LAYERS))))
+    return embedding(word, *(vectors(number, seed) for seed in range(len(XTI_LAYERS))))
 
 
 def test_each_layer_has_its_own_encoding(sd1):
-    extended, plain = xti("exty", 2), Embedding("plainy", (vectors(3, 50),))
+    extended, plain = xti("exty", 2), embedding("plainy", vectors(3, 50))
     texts = ["a plainy dog", "an (exty:1.2) plainy cat"]
     conditions = make_encoder(sd1, plain, extended).encode(texts, 1)
     assert list(conditions.per_layer) == list(XTI_LAYERS)
-    for layer, own in zip(XTI_LAYERS, extended.vectors):
-        expected = make_encoder(sd1, plain, Embedding("exty", (own,))).encode(texts, 1).embeddings
+    for layer, own in zip(XTI_LAYERS, extended.vectors[0]):
+        expected = make_encoder(sd1, plain, embedding("exty", own)).encode(texts, 1).embeddings
         torch.testing.assert_close(conditions.for_layer(layer), expected, rtol=1e-5, atol=1e-5)  # sums in another batch
 
 
 def test_every_cross_attention_sees_its_own_text(sd1, tmp_path, monkeypatch):
     """Each of the 16 layers of the U-Net, under the original's names, computes its keys from its own text."""
     extended = xti("exty")
-    save_file(dict(zip(XTI_LAYERS, extended.vectors)), tmp_path / "exty.safetensors")
+    save_file(dict(zip(XTI_LAYERS, extended.vectors[0])), tmp_path / "exty.safetensors")
     save_file({"emb_params": vectors(2, 70)}, tmp_path / "plainy.safetensors")
     argv = [
         "--ckpt",
@@ -209,8 +210,8 @@ def test_every_cross_attention_sees_its_own_text(sd1, tmp_path, monkeypatch):
     for path, text in seen.items():
         block, number = re.match(r"(input|middle|output)_blocks?\.(\d+)", original_name(path, modules)).groups()
         layer = "MID" if block == "middle" else f"{'IN' if block == 'input' else 'OUT'}{int(number):02d}"
-        own = Embedding("exty", (extended.vectors[XTI_LAYERS.index(layer)],))
-        encoder = make_encoder(sd1, Embedding("plainy", (vectors(2, 70),)), own)
+        own = embedding("exty", extended.vectors[0][XTI_LAYERS.index(layer)])
+        encoder = make_encoder(sd1, embedding("plainy", vectors(2, 70)), own)
         expected = encoder.encode(["", "an exty plainy cat"], 1).embeddings
         torch.testing.assert_close(text, expected, rtol=1e-5, atol=1e-5)  # sums in another batch
         layers.add(layer)

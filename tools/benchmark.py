@@ -22,6 +22,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -57,6 +58,7 @@ class Ended:
 
     def figures(self) -> dict[str, float]:
         """What is known of a whole process from outside."""
+        assert self.start_s is not None  # as of every process that draws
         return {"process_s": self.process_s, "start_s": self.start_s, "peak_gb": self.peak_gb}
 
 
@@ -71,6 +73,7 @@ def run_process(command: Sequence[object], environment: Mapping[str, str]) -> En
     with subprocess.Popen(
         arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
+        assert process.stdout is not None and process.stderr is not None  # they are pipes
         for line in process.stderr:
             if first_step is None and FIRST_STEP in line:
                 first_step = time.perf_counter() - start
@@ -100,7 +103,7 @@ class Bench:
         """A process of tools/benchmark_child.py."""
         return self._run(measurement, "tools/benchmark_child.py", measurement, json.dumps(asdict(self._case)))
 
-    def ask(self, measurement: str) -> dict[str, object]:
+    def ask(self, measurement: str) -> dict[str, Any]:
         """What a measurement of tools/benchmark_child.py gives."""
         return json.loads(self.child(measurement).output.splitlines()[-1])
 
@@ -169,8 +172,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=values.whole_number(1), default=1, metavar="N")
     precision = parser.add_mutually_exclusive_group()
     for name in ("bf16", "fp16", "fp32"):
-        default = {"default": "bf16"} if name == "bf16" else {}
-        precision.add_argument(f"--{name}", dest="precision", action="store_const", const=name, **default)
+        precision.add_argument(f"--{name}", dest="precision", action="store_const", const=name, default="bf16")
     parser.add_argument("--lora", action="store_true", help="with a LoRA of rank 32; diffusers needs peft for it")
     parser.add_argument("--control_net", action="store_true", help="with a ControlNet")
     parser.add_argument("--compile", action="store_true", help="this program's --compile; torch.compile for diffusers")

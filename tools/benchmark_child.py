@@ -12,7 +12,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,16 +60,18 @@ class Case:
         options += ["--compile"] if self.compile else []
         options += ["--network_module", "networks.lora", "--network_weights", self.lora] if self.lora else []
         if self.control_net:
+            assert self.guide is not None  # both are given or none
             options += ["--control_net_models", self.control_net, "--guide_image_path", self.guide]
         return [*options, *self.also]
 
 
 def placement(case: Case) -> tuple[torch.device, torch.dtype]:
     """The device and the type that this program chooses, for both programs."""
-    from library.machine.devices import choose_device, choose_dtype
+    from library.machine.devices import choose_machine
+    from library.settings.computing import Computing
 
-    device = choose_device()
-    return device, choose_dtype(device, fp16=case.precision == "fp16", bf16=case.precision == "bf16")
+    machine = choose_machine(Computing(fp16=case.precision == "fp16", bf16=case.precision == "bf16"))
+    return machine.device, machine.dtype
 
 
 def now() -> float:
@@ -123,12 +125,11 @@ def program_steady(case: Case) -> dict[str, float]:
     """This program's figures with the model loaded."""
     import gen_img_diffusers as program
 
-    options, _ = program.parse_options(case.command_line())
-    plan = program.make_plan(options)
+    plan = program.make_plan(program.parse_options(case.command_line()))
     pipeline = program.load_pipeline(plan)
 
     def draw(steps: int, step_ended: Callable[[int], None]) -> None:
-        def clocked(timesteps: torch.Tensor) -> Iterator[torch.Tensor]:
+        def clocked(timesteps: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
             for index, timestep in enumerate(timesteps):
                 yield timestep
                 step_ended(index)
@@ -150,9 +151,10 @@ def load_diffusers(case: Case) -> tuple[DiffusionPipeline, dict[str, object]]:
     diffusers.utils.logging.disable_progress_bar()
     device, dtype = placement(case)
     cls, parts = StableDiffusionPipeline, {}
-    arguments = {"prompt": PROMPT, "guidance_scale": GUIDANCE_SCALE, "num_images_per_prompt": case.batch_size}
-    arguments |= {"width": case.width, "height": case.height}
+    arguments: dict[str, object] = {"prompt": PROMPT, "guidance_scale": GUIDANCE_SCALE}
+    arguments |= {"num_images_per_prompt": case.batch_size, "width": case.width, "height": case.height}
     if case.control_net:
+        assert case.guide is not None  # both are given or none
         cls = StableDiffusionControlNetPipeline
         parts = {"controlnet": ControlNetModel.from_pretrained(case.control_net, torch_dtype=dtype)}
         arguments["image"] = Image.open(case.guide)
@@ -262,6 +264,7 @@ def make_control_net(case: Case) -> dict[str, object]:
     from diffusers import ControlNetModel, UNet2DConditionModel
     from PIL import Image
 
+    assert case.guide is not None  # as with every ControlNet
     unet = UNet2DConditionModel.from_pretrained(case.ckpt, subfolder="unet")
     ControlNetModel.from_unet(unet).save_pretrained(case.control_net)
     noise = np.random.default_rng(0).integers(0, 256, (case.height, case.width, 3), np.uint8)

@@ -12,7 +12,9 @@ import copy
 import json
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -23,9 +25,10 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from library.files import checkpoint_layout as layout
-from library.files.model_files import SD2_PAD_TOKEN, SHIPPED_TOKENIZER
+from library.files.families import FAMILIES, Family, TextEncoderKind
+from library.files.tokenizers import SHIPPED_TOKENIZER
 
-CONFIGS = SHIPPED_TOKENIZER.parent / "configs"
+BY_NAME = {family.configs: family for family in FAMILIES}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # Widths small enough for tests; head sizes as in the published models, so that both layouts mean the same model
 TINY = {
@@ -34,38 +37,43 @@ TINY = {
     "text_encoder": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 1},
 }
 StateDict = dict[str, torch.Tensor]
+Components = dict[str, Any]  # diffusers' and transformers' models, by their folders' names
 
 
-def configurations(family: str, *, tiny: bool) -> dict[str, dict[str, object]]:
-    """The three networks' configurations of a family, `sd1` or `sd2`."""
-    configs = json.loads((CONFIGS / f"{family}.json").read_text(encoding="utf-8"))
+def configurations(family: Family, *, tiny: bool) -> dict[str, dict[str, Any]]:
+    """The configurations of a family's components, by their parts."""
+    text_parts = [kind.part for kind in family.encoders]
+    configs = {part: family.config(part) for part in ("unet", "vae", *text_parts)}
     if tiny:
-        for part, sizes in TINY.items():
-            configs[part] |= copy.deepcopy(sizes)
-        configs["unet"]["cross_attention_dim"] = configs["text_encoder"]["hidden_size"]
-        if family == "sd2":
-            configs["unet"]["attention_head_dim"] = [max(1, w // 64) for w in configs["unet"]["block_out_channels"]]
+        for part, config in configs.items():
+            config |= copy.deepcopy(TINY["text_encoder" if part in text_parts else part])
+        unet = configs["unet"]
+        unet["cross_attention_dim"] = sum(configs[part]["hidden_size"] for part in text_parts)
+        if family.head_size is not None:
+            unet["attention_head_dim"] = [max(1, w // family.head_size) for w in unet["block_out_channels"]]
     return configs
 
 
-def random_networks(family: str, *, tiny: bool, seed: int) -> dict[str, torch.nn.Module]:
-    """Networks with the random weights their classes start from."""
+def random_components(family: Family, *, tiny: bool, seed: int) -> Components:
+    """A family's components with the random weights their classes start from, by their parts."""
     configs = configurations(family, tiny=tiny)
     torch.manual_seed(seed)
     return {
-        "unet": UNet2DConditionModel.from_config(configs["unet"]),
-        "vae": AutoencoderKL.from_config(configs["vae"]),
-        "text_encoder": CLIPTextModel(CLIPTextConfig(**configs["text_encoder"])),
-    }
+        "unet": UNet2DConditionModel.from_config(configs.pop("unet")),
+        "vae": AutoencoderKL.from_config(configs.pop("vae")),
+    } | {part: CLIPTextModel(CLIPTextConfig(**config)) for part, config in configs.items()}
 
 
-def write_folder(networks: dict[str, torch.nn.Module], folder: Path, prediction_type: str, variant: str | None) -> None:
+def write_folder(
+    family: Family, components: Components, folder: Path, prediction_type: str, variant: str | None
+) -> None:
     """Write a Diffusers folder."""
-    for part, network in networks.items():
-        network.save_pretrained(folder / part, variant=variant)
+    for part, component in components.items():
+        component.save_pretrained(folder / part, variant=variant)
     classes = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "scheduler": "DDIMScheduler"}
     index = {"_class_name": "StableDiffusionPipeline"} | {part: ["diffusers", name] for part, name in classes.items()}
-    index |= {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}
+    index |= {kind.part: ["transformers", "CLIPTextModel"] for kind in family.encoders}
+    index |= {"tokenizer": ["transformers", "CLIPTokenizer"]}
     _write_json(folder / "model_index.json", index)
     _write_json(
         folder / "scheduler" / "scheduler_config.json",
@@ -81,19 +89,18 @@ def write_folder(networks: dict[str, torch.nn.Module], folder: Path, prediction_
         },
     )
     shutil.copytree(SHIPPED_TOKENIZER, folder / "tokenizer", dirs_exist_ok=True)
-    if networks["unet"].config.use_linear_projection:  # SD 2.x
-        path = folder / "tokenizer" / "tokenizer_config.json"
-        _write_json(path, json.loads(path.read_text(encoding="utf-8")) | {"pad_token": SD2_PAD_TOKEN})
+    path = folder / "tokenizer" / "tokenizer_config.json"
+    _write_json(path, json.loads(path.read_text(encoding="utf-8")) | {"pad_token": family.encoders[0].pad_token})
 
 
-def _write_json(path: Path, content: dict[str, object]) -> None:
+def _write_json(path: Path, content: Mapping[str, object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def original_state_dict(networks: dict[str, torch.nn.Module], *, ema: bool) -> StateDict:
-    """The networks' weights under the names of the original checkpoints, with what training leaves beside them."""
-    unet, vae, text_encoder = networks["unet"], networks["vae"], networks["text_encoder"]
+def original_state_dict(family: Family, components: Components, *, ema: bool) -> StateDict:
+    """The components' weights under the names of the original checkpoints, with what training leaves beside them."""
+    unet, vae = components["unet"], components["vae"]
     state = _renamed(unet.state_dict(), layout.unet_modules(unet.config), layout.UNET_PREFIX)
     if ema:
         prefix = "model."
@@ -104,33 +111,41 @@ def original_state_dict(networks: dict[str, torch.nn.Module], *, ema: bool) -> S
     for name in list(state):
         if ".attn_1." in name and name.endswith(".weight") and state[name].dim() == 2:  # 1×1 convolutions there
             state[name] = state[name][:, :, None, None]
-    state |= _original_text(text_encoder.state_dict(), openclip=unet.config.use_linear_projection)
+    for kind in family.encoders:
+        state |= _original_text(components[kind.part].state_dict(), kind)
     state["betas"] = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).float() ** 2
     return {name: value.contiguous() for name, value in state.items()}
 
 
 def _renamed(state: StateDict, modules: dict[str, str], prefix: str) -> StateDict:
-    return {prefix + layout.original_name(name, modules): value for name, value in state.items()}
+    renamed: StateDict = {}
+    for name, value in state.items():
+        original = layout.original_name(name, modules)
+        assert original is not None, name  # both families' tensors all have one
+        renamed[prefix + original] = value
+    return renamed
 
 
-def _original_text(state: StateDict, *, openclip: bool) -> StateDict:
+def _original_text(state: StateDict, kind: TextEncoderKind) -> StateDict:
+    names = kind.names[0]
     state = {name.removeprefix("text_model."): value for name, value in state.items() if "position_ids" not in name}
-    if not openclip:
-        return {f"{layout.SD1_TEXT_PREFIX}text_model.{name}": value for name, value in state.items()}
+    if not names.openclip:
+        return {f"{names.prefix}text_model.{name}": value for name, value in state.items()}
     original: StateDict = {}
     stacked: dict[str, list[torch.Tensor]] = {}
     for name, value in state.items():
         target, third = layout.openclip_name(name)
         if third is None:
-            original[layout.SD2_TEXT_PREFIX + target] = value
+            original[names.prefix + target] = value
         else:
-            stacked.setdefault(layout.SD2_TEXT_PREFIX + target, [value] * 3)[third] = value
+            stacked.setdefault(names.prefix + target, [value] * 3)[third] = value
     original |= {name: torch.cat(thirds) for name, thirds in stacked.items()}
-    # the last layer, which SD 2.x does not use, stands in its files all the same
+    # last layers that the family does not use stand in its files all the same
     last = max(int(name.split("resblocks.")[1].split(".")[0]) for name in original if "resblocks." in name)
     mark = f"resblocks.{last}."
-    unused = {n.replace(mark, f"resblocks.{last + 1}."): v.clone() for n, v in original.items() if mark in n}
-    return original | unused | {f"{layout.SD2_TEXT_PREFIX}logit_scale": torch.tensor(4.6)}
+    for spare in range(last + 1, last + 1 + kind.spare_layers):
+        original |= {n.replace(mark, f"resblocks.{spare}."): v.clone() for n, v in original.items() if mark in n}
+    return original | {f"{names.prefix}logit_scale": torch.tensor(4.6)}
 
 
 def write_file(state: StateDict, path: Path) -> None:
@@ -146,7 +161,7 @@ def main() -> None:
     """Run the tool."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=Path, help="the folder; files are named like it, with an ending")
-    parser.add_argument("--family", choices=["sd1", "sd2"], default="sd1")
+    parser.add_argument("--family", choices=BY_NAME, default="sd1")
     parser.add_argument("--layout", choices=["folder", "safetensors", "ckpt", "both"], default="both")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32")
     parser.add_argument("--prediction_type", choices=["epsilon", "v_prediction"], default="epsilon")
@@ -156,13 +171,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     diffusers.utils.logging.set_verbosity_error()
-    networks = random_networks(args.family, tiny=args.tiny, seed=args.seed)
-    networks = {part: network.to(DTYPES[args.dtype]) for part, network in networks.items()}
+    family = BY_NAME[args.family]
+    components = random_components(family, tiny=args.tiny, seed=args.seed)
+    components = {part: component.to(DTYPES[args.dtype]) for part, component in components.items()}
     if args.layout in ("folder", "both"):
-        write_folder(networks, args.path, args.prediction_type, args.variant)
+        write_folder(family, components, args.path, args.prediction_type, args.variant)
     if args.layout != "folder":
         suffix = ".ckpt" if args.layout == "ckpt" else ".safetensors"
-        write_file(original_state_dict(networks, ema=args.ema), args.path.with_name(args.path.name + suffix))
+        write_file(original_state_dict(family, components, ema=args.ema), args.path.with_name(args.path.name + suffix))
 
 
 if __name__ == "__main__":

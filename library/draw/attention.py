@@ -1,32 +1,14 @@
-"""The U-Net's attention: PyTorch's or xFormers' kernels, with cross-attention's keys and values kept over the steps."""
+"""The U-Net's attention: a kernel of the machine's, with cross-attention's keys and values kept over the steps."""
 
 import itertools
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 
 from library.draw.text_conditions import TextConditions, xti_layer
-
-# (B, T, heads, size), (B, S, heads, size), (B, S, heads, size) → (B, T, heads, size)
-AttentionKernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-def sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """PyTorch's fused attention. Its kernels hold the scores in float32 whatever the inputs' type."""
-    query, key, value = (x.transpose(1, 2) for x in (query, key, value))  # (B, heads, T, size)
-    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
-
-
-def xformers_attention() -> AttentionKernel:
-    """xFormers' memory-efficient attention; ImportError or OSError where xFormers does not run."""
-    from xformers.ops import memory_efficient_attention
-
-    return memory_efficient_attention
-
+from library.machine.attention import AttentionKernel
 
 _numbers = itertools.count()  # of processors
 

@@ -5,21 +5,22 @@ Zhang et al. 2023, https://arxiv.org/abs/2302.05543
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import ControlNetModel, UNet2DConditionModel
+from PIL import Image
 
+from library.draw.text_conditions import TextConditions
 from library.files import checkpoint_layout as layout
+from library.files.control_net import control_net_names
 from library.files.picture_files import encode, save_whole
 from library.files.pictures import load_guide
 from library.models.models import build, fill
-from library.settings.control_net import Canny, ControlNetSpec, control_net_names
-
-if TYPE_CHECKING:
-    from library.plan.jobs import Job
+from library.models.weight_reading import CastWeights
+from library.plan.job import Job
+from library.settings.control_net import Canny, ControlNetSettings, ControlNetSpec
 
 # What ControlNets add inside the U-Net, as its keyword arguments
 Residuals = dict[str, torch.Tensor | list[torch.Tensor]]
@@ -29,12 +30,10 @@ EmbeddedKey = tuple[int, Path, tuple[int, int]]  # place of the ControlNet, guid
 
 def prepare_guide(path: Path, size: tuple[int, int], preprocess: Canny | None) -> np.ndarray:
     """Read a guide picture at (width, height) pixels and preprocess it: (height, width, 3) uint8."""
-    from PIL import Image
-
     pixels = np.asarray(load_guide(path).resize(size, Image.Resampling.LANCZOS))
     if preprocess is None:
         return pixels
-    import cv2
+    import cv2  # 25 MB that only some runs need
 
     edges = cv2.Canny(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), preprocess.low, preprocess.high)
     return np.stack([edges] * 3, axis=-1)
@@ -62,7 +61,7 @@ class ControlNet:
         return self.spec.weight != 0 and self.spec.end > 0 and self.spec.start <= progress <= self.spec.end
 
     def residuals(
-        self, sample: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor, features: torch.Tensor
+        self, sample: torch.Tensor, timestep: torch.Tensor, text: TextConditions, features: torch.Tensor
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """What it adds to the U-Net's skip connections and to its middle block.
 
@@ -74,8 +73,14 @@ class ControlNet:
         """
         if features.shape[-2:] != sample.shape[-2:]:
             features = F.interpolate(features.float(), sample.shape[-2:], mode="bicubic").to(features.dtype)
-        features = features.repeat(len(sample) // len(features), 1, 1, 1)
-        return self.model(sample, timestep, text, features, conditioning_scale=self.spec.weight, return_dict=False)
+        return self.model(
+            sample,
+            timestep,
+            controlnet_cond=features.repeat(len(sample) // len(features), 1, 1, 1),
+            conditioning_scale=self.spec.weight,
+            return_dict=False,
+            **text.unet_arguments(),
+        )
 
 
 class ControlNets:
@@ -83,14 +88,12 @@ class ControlNets:
 
     Args:
         nets: may be none.
-        together: add their residuals up at every step instead of taking turns.
-        save_guides: save the prepared guides beside the pictures.
+        settings: how they work together.
     """
 
-    def __init__(self, nets: Sequence[ControlNet], *, together: bool = False, save_guides: bool = False) -> None:
+    def __init__(self, nets: Sequence[ControlNet], settings: ControlNetSettings) -> None:
         self.nets = nets
-        self.together = together
-        self.save_guides = save_guides
+        self.settings = settings
         self._embedded: dict[EmbeddedKey, torch.Tensor] = {}  # of the last batch
 
     @property
@@ -98,17 +101,17 @@ class ControlNets:
         """The networks themselves."""
         return [net.model for net in self.nets]
 
-    def steer(self, jobs: Sequence["Job"], steps: int) -> "Steering":
+    def steer(self, jobs: Sequence[Job], steps: int) -> "Steering":
         """Embed the guides of a batch's jobs, for so many steps."""
         last, self._embedded = self._embedded, {}
         features = []
-        if self.save_guides and jobs[0].stage != 1:
+        if self.settings.save_guides and jobs[0].stage != 1:
             self._save_guides(jobs)
         if jobs[0].control_net:
             features = [torch.cat([self._embed(place, job, last) for job in jobs]) for place in range(len(self.nets))]
-        return Steering(self.nets, features, steps, together=self.together)
+        return Steering(self.nets, features, steps, together=self.settings.together)
 
-    def _save_guides(self, jobs: Sequence["Job"]) -> None:
+    def _save_guides(self, jobs: Sequence[Job]) -> None:
         """Save what the ControlNets see beside each picture; a batch that is drawn once more has saved it."""
         for job in jobs:
             for place, net in enumerate(self.nets):
@@ -117,7 +120,7 @@ class ControlNets:
                     guide = prepare_guide(job.guides[place], _guide_size(job), net.spec.preprocess)
                     save_whole(encode(guide, ".png", {}), file)
 
-    def _embed(self, place: int, job: "Job", last: dict[EmbeddedKey, torch.Tensor]) -> torch.Tensor:
+    def _embed(self, place: int, job: Job, last: dict[EmbeddedKey, torch.Tensor]) -> torch.Tensor:
         key = (place, job.guides[place], _guide_size(job))
         if key not in last:
             last[key] = self.nets[place].embed(prepare_guide(*key[1:], self.nets[place].spec.preprocess))
@@ -125,7 +128,7 @@ class ControlNets:
         return last[key]
 
 
-def _guide_size(job: "Job") -> tuple[int, int]:
+def _guide_size(job: Job) -> tuple[int, int]:
     return job.guide_size or (job.width, job.height)
 
 
@@ -136,7 +139,7 @@ class Steering:
         nets: the ControlNets.
         features: for each of them the embedded guides (B, channels, height / 8, width / 8); empty to do without.
         steps: how many steps are run.
-        together: see `ControlNets`.
+        together: see `ControlNetSettings`.
     """
 
     def __init__(
@@ -147,7 +150,7 @@ class Steering:
         self._steps = steps
         self._together = together
 
-    def residuals(self, sample: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor, index: int) -> Residuals:
+    def residuals(self, sample: torch.Tensor, timestep: torch.Tensor, text: TextConditions, index: int) -> Residuals:
         """What the ControlNets of a step add inside the U-Net; empty when none works at it.
 
         Args:
@@ -180,8 +183,9 @@ def load_control_net(spec: ControlNetSpec, unet: UNet2DConditionModel) -> Contro
     def names(target: str) -> list[tuple[str, None]]:
         return [(name, None) for name in control_net_names(target, modules)]
 
-    fill(model, spec.component.weights, names, unet.device, unet.dtype)
-    spec.component.weights.close()
+    weights = CastWeights(spec.component.weights, unet.device, unet.dtype)
+    fill(model, weights, names)
+    weights.close()
     if spec.is_difference:
         shared = dict(unet.named_parameters())
         for name, parameter in model.named_parameters():

@@ -1,28 +1,25 @@
-"""What the noise in a batch's latents is: the U-Net run for each branch of guidance, and the branches joined."""
+"""What is noise in a batch's latents: the U-Net run for each branch of classifier-free guidance, and these joined."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from diffusers import UNet2DConditionModel
 
 from library.draw.attention import keep_text
 from library.draw.control_net import Steering
+from library.draw.deep_shrink import Shrinker
 from library.draw.text_conditions import TextConditions
-from library.settings.deep_shrink import Shrinker
-
-if TYPE_CHECKING:
-    from library.plan.jobs import Job
+from library.plan.job import Job
 
 
-class Guidance:
+class Cfg:
     """Classifier-free guidance (Ho and Salimans 2022, https://arxiv.org/abs/2207.12598) for a batch of jobs.
 
     A batch is expanded to one branch for each text of `Job.texts`, branch by branch; the branches' predictions are
     joined with each picture's own scale.
     """
 
-    def __init__(self, jobs: Sequence["Job"], device: torch.device) -> None:
+    def __init__(self, jobs: Sequence[Job], device: torch.device) -> None:
         self.branches = jobs[0].branches
         self.texts = [text for branch in zip(*(job.texts for job in jobs)) for text in branch]
         self.text_multipliers = [m for branch in zip(*(job.text_multipliers for job in jobs)) for m in branch]
@@ -34,7 +31,9 @@ class Guidance:
         self._negative_scale = column([job.negative_scale or 0.0 for job in jobs])
         self._join = {1: self._only_prompt, 2: self._from_negative, 3: self._from_empty}[self.branches]
         before = len(jobs) if self.branches > 1 else 0
-        self.prompt_rows = slice(before, before + len(jobs) * len(jobs[0].parts))  # of the texts: the prompt's branch
+        # the prompt's branch: of the texts, and of the U-Net's rows
+        self.prompt_texts = slice(before, before + len(jobs) * len(jobs[0].parts))
+        self.prompt_rows = slice(before, before + len(jobs))
 
     def expand(self, latents: torch.Tensor) -> torch.Tensor:
         """(B, C, h, w) → (branches * B, C, h, w)"""
@@ -60,7 +59,7 @@ class Denoiser:
     Args:
         unet: predicts.
         text: of all branches.
-        guidance: makes the branches and joins them.
+        cfg: makes the branches and joins them.
         guided: for each evaluation whether it does; the prompt's branch alone is evaluated where not.
         shrinker: for Deep Shrink.
         steering: the ControlNets.
@@ -72,27 +71,29 @@ class Denoiser:
         self,
         unet: UNet2DConditionModel,
         text: TextConditions,
-        guidance: Guidance,
+        cfg: Cfg,
         guided: Sequence[bool],
         shrinker: Shrinker,
         steering: Steering,
     ) -> None:
         self._unet, self._shrinker, self._steering = unet, shrinker, steering
-        self._guidance, self._guided = guidance, guided
+        self._cfg, self._guided = cfg, guided
         models = (unet, *steering.models)
         self._text = keep_text(text, *models)
-        self._prompt_text = self._text if all(guided) else keep_text(text.rows(guidance.prompt_rows), *models)
+        self._prompt_text = self._text
+        if not all(guided):
+            self._prompt_text = keep_text(text.rows(cfg.prompt_texts, cfg.prompt_rows), *models)
 
     def __call__(self, sample: torch.Tensor, timestep: torch.Tensor, index: int) -> torch.Tensor:
         """(B, C, h, w), scaled as the scheduler wants it → the joined prediction, likewise, float32"""
         self._shrinker.begin_step(index)
         if not self._guided[index]:
             return self._predict(sample, timestep, self._prompt_text, index)
-        prediction = self._predict(self._guidance.expand(sample), timestep, self._text, index)
-        return self._guidance.join(prediction)
+        prediction = self._predict(self._cfg.expand(sample), timestep, self._text, index)
+        return self._cfg.join(prediction)
 
     def _predict(self, rows: torch.Tensor, timestep: torch.Tensor, text: TextConditions, index: int) -> torch.Tensor:
         timestep = timestep.to(rows.device, non_blocking=True)
         residuals = self._steering.residuals(rows, timestep, text, index)
-        prediction = self._unet(rows, timestep, encoder_hidden_states=text, **residuals).sample
+        prediction = self._unet(rows, timestep, **text.unet_arguments(), **residuals).sample
         return prediction.to(torch.float32, copy=True)  # a compiled U-Net may write over what it returned

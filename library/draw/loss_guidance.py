@@ -1,16 +1,17 @@
-"""Guidance by CLIP and VGG16: at each step, every picture is moved towards what one of these models is to see in it.
+"""Guidance by the loss of CLIP or VGG16: at each step, a picture is moved towards what these models are to see in it.
 
 The U-Net's prediction promises a clean picture. It is decoded, a loss says how far it is from its goal, and the loss's
 gradient with respect to the latents changes the step, as a classifier's does in Dhariwal and Nichol 2021
 (https://arxiv.org/abs/2105.05233). The losses are the distance of CLIP's embeddings (Radford et al. 2021,
-https://arxiv.org/abs/2103.00020) from those of a text or of a guide picture, and the distance of VGG16's features from
-those of a guide picture (Gatys et al. 2015, https://arxiv.org/abs/1508.06576).
+https://arxiv.org/abs/2103.00020) from those of a text or of a picture, their goal, and the distance of VGG16's features
+from those of such a picture (Gatys et al. 2015, https://arxiv.org/abs/1508.06576).
 """
 
 import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +22,17 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from library.draw.text_conditions import TextConditions
-from library.draw.text_encoding import CHUNK_TOKENS
+from library.files.loss_guidance import VGG16_LAYERS, VGG16_SHRINK, LossGuidanceFiles
 from library.files.model_files import Component
 from library.files.pictures import load_guide
 from library.files.weight_files import WeightFile
 from library.machine import malloc
 from library.models.models import Models, build, fill
-from library.plan.jobs import Job
+from library.models.weight_reading import CastWeights
+from library.plan.job import Job
 from library.plan.prompts import BREAK, parse_emphasis
-from library.settings.loss_guidance import VGG16_LAYERS, VGG16_SHRINK, GuidanceFiles, GuidanceSettings
+from library.plan.tokens import CHUNK_TOKENS
+from library.settings.loss_guidance import LossGuidanceSettings
 
 logger = logging.getLogger(__name__)
 
@@ -53,9 +56,9 @@ def _normalise(picture: torch.Tensor, colours: tuple[Sequence[float], Sequence[f
     return (picture - mean) / deviation
 
 
-def _nearest(guide: Image.Image, size: tuple[int, int]) -> torch.Tensor:
-    """A guide picture as (1, 3, height, width) from 0 to 1, resized to (height, width) by taking the nearest pixels."""
-    pixels = np.array(guide.resize(size[::-1], Image.Resampling.NEAREST))
+def _nearest(goal: Image.Image, size: tuple[int, int]) -> torch.Tensor:
+    """A goal picture as (1, 3, height, width) from 0 to 1, resized to (height, width) by taking the nearest pixels."""
+    pixels = np.array(goal.resize(size[::-1], Image.Resampling.NEAREST))
     return torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
 
 
@@ -75,7 +78,7 @@ class Clip:
     def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        side = model.config.vision_config.image_size
+        side: int = model.vision_model.embeddings.image_size
         self._size = (side, side)
 
     def embed_text(self, pieces: Sequence[str]) -> torch.Tensor:
@@ -93,9 +96,9 @@ class Clip:
         pooled = self.model.vision_model(pixels).pooler_output
         return F.normalize(self.model.visual_projection(pooled), dim=-1)
 
-    def embed_guide(self, guide: Image.Image) -> torch.Tensor:
-        """The unit vector (1, width) of a guide picture."""
-        return self.embed_picture(_nearest(guide, self._size).to(self.model.device))
+    def embed_goal(self, goal: Image.Image) -> torch.Tensor:
+        """The unit vector (1, width) of a goal picture."""
+        return self.embed_picture(_nearest(goal, self._size).to(self.model.device))
 
     def loss(self, goal: torch.Tensor, scale: float) -> PictureLoss:
         """The loss of pictures by their distance from a unit vector."""
@@ -113,17 +116,17 @@ class Vgg16:
         weight = next(self.features.parameters())
         return self.features(_normalise(picture, _IMAGENET_COLOURS).to(weight))
 
-    def loss(self, guide: Image.Image, scale: float, size: tuple[int, int]) -> PictureLoss:
-        """The loss of pictures of (height, width) by their features' mean squared difference from a guide's."""
+    def loss(self, goal: Image.Image, scale: float, size: tuple[int, int]) -> PictureLoss:
+        """The loss of pictures of (height, width) by their features' mean squared difference from the goal's."""
         small = (size[0] // VGG16_SHRINK, size[1] // VGG16_SHRINK)
-        goal = self.embed(_nearest(guide, small).to(next(self.features.parameters()).device))
-        return lambda picture: scale * F.mse_loss(self.embed(resize(picture, small)), goal)
+        wanted = self.embed(_nearest(goal, small).to(next(self.features.parameters()).device))
+        return lambda picture: scale * F.mse_loss(self.embed(resize(picture, small)), wanted)
 
 
 class Judges:
     """The models that a run's pictures are judged by, and what each picture is to be like."""
 
-    def __init__(self, settings: GuidanceSettings, models: Models, clip: Clip | None, vgg16: Vgg16 | None) -> None:
+    def __init__(self, settings: LossGuidanceSettings, models: Models, clip: Clip | None, vgg16: Vgg16 | None) -> None:
         self._settings = settings
         self._models = models
         self._clip = clip
@@ -139,29 +142,28 @@ class Judges:
         return LossGuidance(self._models.unet, self._models.vae, scheduler, timesteps, texts, losses)
 
     def remember(self, jobs: Sequence[Job], pictures: Sequence[np.ndarray | None]) -> None:
-        """Keep the last of the pictures (height, width, 3) uint8: without guide pictures it guides the next one."""
+        """Keep the last of the pictures (height, width, 3) uint8: without goal pictures it is the next one's goal."""
         for job, picture in zip(jobs, pictures):
             if picture is not None:
                 self._last, self._last_file = Image.fromarray(picture), job.file
 
     def losses(self, job: Job) -> list[PictureLoss]:
-        """The losses of one picture: by its text, and by its guide where it has one."""
+        """The losses of one picture: by its text, and by its goal picture where it has one."""
         settings, losses = self._settings, []
-        guide = self._guide(job) if settings.uses_guide else None
-        if settings.clip_scale > 0:
+        goal = self._goal(job) if settings.uses_goal_picture else None
+        if self._clip is not None and settings.clip_scale > 0:
             losses.append(self._clip.loss(self._clip.embed_text(clip_text(job)), settings.clip_scale))
-        if settings.clip_image_scale > 0 and guide is not None:
-            losses.append(self._clip.loss(self._clip.embed_guide(guide), settings.clip_image_scale))
-        if settings.vgg16_scale > 0 and guide is not None:
-            losses.append(self._vgg16.loss(guide, settings.vgg16_scale, (job.height, job.width)))
+        if self._clip is not None and settings.clip_image_scale > 0 and goal is not None:
+            losses.append(self._clip.loss(self._clip.embed_goal(goal), settings.clip_image_scale))
+        if self._vgg16 is not None and goal is not None:
+            losses.append(self._vgg16.loss(goal, settings.vgg16_scale, (job.height, job.width)))
         return losses
 
-    def _guide(self, job: Job) -> Image.Image | None:
-        """The job's guide picture, else the picture made before it; None for the first."""
-        if job.guides:
-            return load_guide(job.guides[0])
-        if job.follows is not None and job.follows != self._last_file and job.follows.is_file():
-            return load_guide(job.follows)  # made by an earlier run that this one goes on with
+    def _goal(self, job: Job) -> Image.Image | None:
+        """The job's goal picture, else the picture made before it; None for the first."""
+        made_before = job.follows is not None and job.follows != self._last_file and job.follows.is_file()
+        if job.goal is not None and (job.guides or made_before):  # before: by a run that this one goes on with
+            return load_guide(job.goal)
         return self._last
 
 
@@ -172,7 +174,7 @@ def clip_text(job: Job) -> list[str]:
     return [piece for piece, _ in parse_emphasis(job.prompt) if piece is not BREAK]
 
 
-def load_judges(settings: GuidanceSettings, files: GuidanceFiles, models: Models) -> Judges:
+def load_judges(settings: LossGuidanceSettings, files: LossGuidanceFiles, models: Models) -> Judges:
     """Load the models that judge, and make the models that draw ready for gradients.
 
     They run in float32, whatever the others run in: they are small, and gradients are smaller.
@@ -195,8 +197,9 @@ def load_clip(component: Component, tokenizer: Path, device: torch.device) -> Cl
         InputError: when tensors are missing, of a wrong shape, or hold NaN or infinite values.
     """
     model = build(component, lambda config: CLIPModel(CLIPConfig.from_dict(config)))
-    fill(model, component.weights, lambda name: [(name, None)], device, torch.float32)
-    component.weights.close()
+    weights = CastWeights(component.weights, device, torch.float32)
+    fill(model, weights, lambda name: [(name, None)])
+    weights.close()
     return Clip(model, CLIPTokenizer.from_pretrained(tokenizer))
 
 
@@ -215,8 +218,9 @@ def load_vgg16(weights: WeightFile, last_layer: int, device: torch.device) -> Vg
             else:
                 layers.append(torch.nn.ReLU() if layer == "relu" else torch.nn.MaxPool2d(2))
     features = torch.nn.Sequential(*layers)
-    fill(features, weights, lambda name: [(f"features.{name}", None)], device, torch.float32)
-    weights.close()
+    cast = CastWeights(weights, device, torch.float32)
+    fill(features, cast, lambda name: [(f"features.{name}", None)])
+    cast.close()
     return Vgg16(features)
 
 
@@ -306,7 +310,7 @@ class LossGuidance:
             latents = latents.detach().requires_grad_()
             picture = self.promised_picture(latents, index, row)
             seen = picture.detach().requires_grad_()
-            (by_picture,) = torch.autograd.grad(sum(loss(seen) for loss in losses), seen)
+            (by_picture,) = torch.autograd.grad(reduce(torch.add, [loss(seen) for loss in losses]), seen)
             # float16 in the VAE and the U-Net would lose small numbers: those that go through them are at most 1
             size = by_picture.abs().amax().clamp(min=torch.finfo(by_picture.dtype).tiny)
             (by_latents,) = torch.autograd.grad(picture, latents, by_picture / size)
@@ -316,9 +320,8 @@ class LossGuidance:
         """The picture (1, 3, H, W), from 0 to 1, that latents (1, C, h, w) before step `index` come to."""
         level = self._levels[index]
         sample = latents * level.alpha if self._moves_latents else latents
-        output = self._unet(
-            sample.to(self._unet.dtype), self._timesteps[index], encoder_hidden_states=self._texts[row]
-        ).sample.to(latents.dtype)
+        text = self._texts[row].unet_arguments()
+        output = self._unet(sample.to(self._unet.dtype), self._timesteps[index], **text).sample.to(latents.dtype)
         if self._predicts_v:  # Salimans and Ho 2022 (https://arxiv.org/abs/2202.00512), appendix D
             clean = level.alpha * sample - level.sigma * output
         else:

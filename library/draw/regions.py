@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,9 +16,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
 from library.files.pictures import read_picture, region_color
-
-if TYPE_CHECKING:
-    from library.plan.jobs import Job
+from library.plan.job import Job
 
 _CHANNELS = 3
 _SUM_OFFSET = 1e-4  # where no region is, the parts' share is 0 / this, not 0 / 0
@@ -70,7 +67,7 @@ class Regions:
         self.pictures = len(masks)
         self.parts = len(masks[0])
         self.networks = networks
-        self.token_size: tuple[int, int] | None = None  # height and width of the feature map that attention is in
+        self.token_size = (0, 0)  # height and width of the feature map that attention is in
         self._at_size: dict[tuple[int, int], torch.Tensor] = {}
 
     def masks(self, size: tuple[int, int]) -> torch.Tensor:
@@ -114,10 +111,11 @@ class Regions:
             yield
 
     def _note_size(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        self.token_size = tuple(inputs[0].shape[-2:])  # tokens alone would not tell 2 × 8 from 4 × 4
+        height, width = inputs[0].shape[-2:]  # tokens alone would not tell 2 × 8 from 4 × 4
+        self.token_size = (height, width)
 
 
-def make_regions(jobs: Sequence["Job"], color_codes: int | None, device: torch.device) -> Regions | None:
+def make_regions(jobs: Sequence[Job], color_codes: int | None, device: torch.device) -> Regions | None:
     """The regions of a batch's jobs; None where prompts have a single part. For `color_codes` see `load_regions`."""
     parts = len(jobs[0].parts)
     if parts == 1:

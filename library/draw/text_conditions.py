@@ -3,19 +3,17 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
+from library.draw.regions import Regions
 from library.files.textual_inversion import XTI_LAYERS
-
-if TYPE_CHECKING:
-    from library.draw.regions import Regions
 
 
 @dataclass(frozen=True, eq=False)
 class TextConditions:
-    """What cross-attention attends to; diffusers hands it through the U-Net as `encoder_hidden_states`.
+    """What the U-Net is told: what cross-attention attends to, and what travels beside that.
 
     Args:
         embeddings: the texts of a batch's rows, (rows, tokens, width).
@@ -23,24 +21,39 @@ class TextConditions:
             them; layers without one see `embeddings`.
         regions: where the parts of prompts hold that have more than one; the parts then have rows of their own.
         kept: keys and values, by the number of the attention processor that they are for.
+        pooled: for families that have it, a vector for each of the U-Net's rows, (U-Net's rows, width).
+        sizes: likewise, for families that are told them, in pixels: (U-Net's rows, 6) float32, whatever type the
+            rest has, since narrower ones do not hold all whole numbers.
     """
 
     embeddings: torch.Tensor
     per_layer: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    regions: "Regions | None" = None
+    regions: Regions | None = None
     kept: Mapping[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    pooled: torch.Tensor | None = None
+    sizes: torch.Tensor | None = None
 
     def for_layer(self, layer: str | None) -> torch.Tensor:
         """The text that a layer attends to."""
-        return self.per_layer.get(layer, self.embeddings)
+        return self.embeddings if layer is None else self.per_layer.get(layer, self.embeddings)
 
     def to(self, dtype: torch.dtype) -> "TextConditions":
         """The same in another type."""
-        return self._of_each(lambda text: text.to(dtype))
+        pooled = None if self.pooled is None else self.pooled.to(dtype)
+        return replace(self._of_each(lambda text: text.to(dtype)), pooled=pooled)
 
-    def rows(self, rows: slice) -> "TextConditions":
-        """Some of the rows."""
-        return self._of_each(lambda text: text[rows])
+    def rows(self, rows: slice, unet_rows: slice) -> "TextConditions":
+        """Some of the rows: of the texts, and of the U-Net, which has one for all parts of a prompt."""
+        pooled, sizes = (None if each is None else each[unet_rows] for each in (self.pooled, self.sizes))
+        return replace(self._of_each(lambda text: text[rows]), pooled=pooled, sizes=sizes)
+
+    def unet_arguments(self) -> dict[str, Any]:
+        """What a U-Net, or a ControlNet, is called with."""
+        # Diffusers hands the text to the attention processors as it is, and these take this class
+        arguments: dict[str, Any] = {"encoder_hidden_states": self}
+        if self.pooled is not None:
+            arguments["added_cond_kwargs"] = {"text_embeds": self.pooled, "time_ids": self.sizes}
+        return arguments
 
     def _of_each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "TextConditions":
         per_layer = {layer: change(text) for layer, text in self.per_layer.items()}

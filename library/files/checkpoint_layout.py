@@ -5,13 +5,12 @@ tensors' shapes tell of the model's sizes. Pure data: names and shapes, no weigh
 import math
 import re
 from collections.abc import Mapping
+from typing import Any
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
-SD1_TEXT_PREFIX = "cond_stage_model.transformer."
-SD2_TEXT_PREFIX = "cond_stage_model.model."
 CONTROL_PREFIX = "control_model."
 
 # Parts of a residual block: diffusers' name → the original's
@@ -140,7 +139,10 @@ def openclip_name(name: str) -> tuple[str, int | None]:
     """OpenCLIP's name of a text encoder parameter, and which third of it (of q, k, v) where it is stacked."""
     if name in _OPENCLIP_TOP:
         return _OPENCLIP_TOP[name], None
-    layer, part = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)", name).groups()
+    match = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)", name)
+    if match is None:
+        raise KeyError(name)
+    layer, part = match.groups()
     module, _, kind = part.rpartition(".")
     block = f"transformer.resblocks.{layer}"
     projection = module.rpartition(".")[2]
@@ -153,10 +155,11 @@ def openclip_name(name: str) -> tuple[str, int | None]:
 # Sizes read from shapes
 
 
-def unet_sizes(shapes: Shapes) -> dict[str, object]:
+def unet_sizes(shapes: Shapes) -> dict[str, Any]:
     """The part of a diffusers U-Net configuration that an original checkpoint's shapes tell (`UNET_PREFIX` cut off)."""
     widths: list[int] = []
     attention: list[bool] = []
+    depths: list[int] = []  # transformer blocks in each attention
     layers, new_level = 0, True
     for block in range(1, 1 + _count(shapes, r"input_blocks\.(\d+)\.")):
         if f"input_blocks.{block}.0.op.weight" in shapes:
@@ -165,6 +168,7 @@ def unet_sizes(shapes: Shapes) -> dict[str, object]:
             if new_level:
                 widths.append(convolution[0])
                 attention.append(f"input_blocks.{block}.1.norm.weight" in shapes)
+                depths.append(_count(shapes, rf"input_blocks\.{block}\.1\.transformer_blocks\.(\d+)\.") + 1)
                 layers, new_level = 0, False
             layers += 1
     projection = shapes["middle_block.1.proj_in.weight"]
@@ -172,6 +176,7 @@ def unet_sizes(shapes: Shapes) -> dict[str, object]:
         "in_channels": shapes["input_blocks.0.0.weight"][1],
         "block_out_channels": widths,
         "layers_per_block": layers,
+        "transformer_layers_per_block": depths,
         "down_block_types": ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attention],
         "up_block_types": ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)],
         "cross_attention_dim": shapes["middle_block.1.transformer_blocks.0.attn2.to_k.weight"][1],
@@ -180,7 +185,7 @@ def unet_sizes(shapes: Shapes) -> dict[str, object]:
     }
 
 
-def vae_sizes(shapes: Shapes) -> dict[str, object]:
+def vae_sizes(shapes: Shapes) -> dict[str, Any]:
     """The part of a diffusers VAE configuration that shapes tell, under the original's or diffusers' names."""
     original = "encoder.mid.block_1.conv1.weight" in shapes
     block = r"encoder\.down\.{}\.block\.(\d+)\." if original else r"encoder\.down_blocks\.{}\.resnets\.(\d+)\."
@@ -197,8 +202,11 @@ def vae_sizes(shapes: Shapes) -> dict[str, object]:
     }
 
 
-def text_encoder_sizes(shapes: Shapes, *, openclip: bool) -> dict[str, object]:
-    """The part of a CLIP text configuration that shapes tell, under OpenCLIP's or transformers' names."""
+def text_encoder_sizes(shapes: Shapes, *, openclip: bool, spare_layers: int = 0) -> dict[str, int]:
+    """The part of a CLIP text configuration that shapes tell, under OpenCLIP's or transformers' names.
+
+    Of OpenCLIP's layers the last `spare_layers` are left out.
+    """
     if openclip:
         layer, width = r"transformer\.resblocks\.(\d+)\.", shapes["positional_embedding"][1]
         inner = shapes["transformer.resblocks.0.mlp.c_fc.weight"][0]
@@ -212,8 +220,7 @@ def text_encoder_sizes(shapes: Shapes, *, openclip: bool) -> dict[str, object]:
         "vocab_size": vocabulary,
         "hidden_size": width,
         "intermediate_size": inner,
-        # SD 2.x was trained on the last but one layer of OpenCLIP's text encoder
-        "num_hidden_layers": layers - 1 if openclip else layers,
+        "num_hidden_layers": layers - spare_layers if openclip else layers,
     }
 
 

@@ -4,32 +4,47 @@ Nothing is loaded here: a wrong file, family or option is refused before any mem
 """
 
 import glob
-import json
 import os
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from library.errors import InputError
 from library.files import checkpoint_layout as layout
-from library.files.weight_files import WeightFile, choose_weights, open_weights
+from library.files.families import (
+    ALL_FAMILIES,
+    ANY_FAMILY,
+    FAMILIES,
+    FOREIGN_FAMILIES,
+    Family,
+    TextEncoderKind,
+    TextNames,
+)
+from library.files.hub import fetch_model
+from library.files.json_files import read_json
+from library.files.tokenizers import SHIPPED_TOKENIZER, check_tokenizer
+from library.files.weight_files import TEXT_STEMS, WEIGHT_STEMS, WeightFile, choose_weights, open_weights
 
-_LIBRARY = Path(__file__).resolve().parent.parent
-SHIPPED_TOKENIZER = _LIBRARY / "clip_tokenizer"
-SD2_PAD_TOKEN = "!"  # id 0: OpenCLIP pads with zeros where OpenAI's CLIP repeats the end token
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-SDXL_SCALING_FACTOR = 0.13025
 VAE_LEVELS = 4  # each but the last halves the size: a latent cell is 8 × 8 pixels
 
 
 @dataclass(frozen=True)
 class Component:
-    """One network of the model: its diffusers or transformers configuration, and the file that holds its weights."""
+    """One part of the model: its diffusers or transformers configuration, and the file that holds its weights."""
 
-    config: dict[str, object]
+    config: dict[str, Any]
     weights: WeightFile
-    openclip: bool = False  # a text encoder under OpenCLIP's names
+
+
+@dataclass(frozen=True)
+class TextComponent(Component):
+    """A text encoder: of which kind, and how its checkpoint file names its tensors (None: a Diffusers folder's)."""
+
+    kind: TextEncoderKind
+    names: TextNames | None = None
 
 
 @dataclass(frozen=True)
@@ -38,13 +53,18 @@ class ModelFiles:
 
     path: Path  # the checkpoint file, or the Diffusers folder
     name: str  # for people and metadata, without characters that cannot be written
-    v2: bool
+    family: Family
     prediction_type: str  # "epsilon" or "v_prediction"
     unet: Component
     vae: Component
-    text_encoder: Component
+    texts: tuple[TextComponent, ...]  # in the family's order
     tokenizer: Path
-    warnings: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def parts(self) -> dict[str, Component]:
+        """The components by their names in a Diffusers folder."""
+        return {"unet": self.unet, "vae": self.vae} | {text.kind.part: text for text in self.texts}
 
 
 def find_model(ckpt: str, *, v2: bool, v_parameterization: bool, vae: str | None = None) -> ModelFiles:
@@ -57,53 +77,56 @@ def find_model(ckpt: str, *, v2: bool, v_parameterization: bool, vae: str | None
         vae: another VAE in place of the model's own: file, folder or Hugging Face id.
 
     Raises:
-        InputError: when it is not there, not Stable Diffusion 1.x or 2.x, or not what the options say.
+        InputError: when it is not there, of no family that the program draws with, or not what the options say.
     """
     path, name = resolve(ckpt, "--ckpt")
-    unet, own_vae, text_encoder = _open_folder(path) if path.is_dir() else _open_single_file(path)
     subject = f"--ckpt {ckpt}"
-    _check_unet(unet.config, subject)
-    _check_text_encoder(text_encoder.config, unet.config, subject)
-    is_v2 = _is_v2(unet.config, text_encoder)
-    if is_v2 and not v2:
-        raise InputError(subject, "is a Stable Diffusion 2.x model; add --v2")
-    if v2 and not is_v2:
-        raise InputError(subject, "is a Stable Diffusion 1.x model; leave out --v2")
-    prediction_type, warnings = _prediction_type(path, unet.weights, is_v2, v_parameterization, subject)
+    family, unet, own_vae, texts = _open_folder(path, subject) if path.is_dir() else _open_single_file(path, subject)
+    _check_said(family, {"v2": v2}, subject)
+    prediction_type, warnings = _prediction_type(path, unet.weights, family, v_parameterization, subject)
     own_tokenizer = path / "tokenizer"
     if own_tokenizer.is_dir():
         check_tokenizer(own_tokenizer)
-    vae_files = find_vae(vae) if vae is not None else own_vae
+    vae_files = find_vae(vae, family) if vae is not None else own_vae
     if len(vae_files.config.get("block_out_channels") or ()) != VAE_LEVELS:
         raise InputError(str(vae_files.weights.path), f"is no VAE of {VAE_LEVELS} levels, as SD 1.x and 2.x have them")
     return ModelFiles(
         path=path,
         name=name.encode("utf-8", "replace").decode(),
-        v2=is_v2,
+        family=family,
         prediction_type=prediction_type,
         unet=unet,
         vae=vae_files,
-        text_encoder=text_encoder,
+        texts=texts,
         tokenizer=own_tokenizer if own_tokenizer.is_dir() else SHIPPED_TOKENIZER,
         warnings=warnings,
     )
 
 
-def find_vae(vae: str) -> Component:
+def _check_said(family: Family, said: Mapping[str, bool], subject: str) -> None:
+    """Refuse what the user says of a model's family and is not so, and what is not said and has to be."""
+    for option, given in said.items():
+        if given and family.option != option:
+            raise InputError(subject, f"is a {family.name} model; leave out --{option}")
+        if not given and family.option == option:
+            raise InputError(subject, f"is a {family.name} model; add --{option}")
+
+
+def find_vae(vae: str, family: Family) -> Component:
     """Find and check the VAE that `--vae` names: a file, a folder, or a model folder with a `vae` inside."""
     path, _ = resolve(vae, "--vae")
     if path.is_dir():
-        folder = path / "vae" if (path / "vae").is_dir() else path
-        component = folder_component(folder, "diffusion_pytorch_model")
+        component = folder_component(path / "vae" if (path / "vae").is_dir() else path, *WEIGHT_STEMS)
     else:
-        component = _vae_component(open_weights(path))
+        component = _vae_component(open_weights(path), family)
     subject = f"--vae {vae}"
     if component.config.get("latent_channels", 4) != 4:
         channels = component.config["latent_channels"]
         raise InputError(subject, f"has {channels} latent channels; SD 1.x and 2.x need a VAE with 4")
     architecture = component.weights.metadata.get("modelspec.architecture", "")
-    if component.config.get("scaling_factor") == SDXL_SCALING_FACTOR or "xl" in architecture:
-        raise InputError(subject, "is the VAE of SDXL; use one of Stable Diffusion 1.x or 2.x")
+    for foreign in FOREIGN_FAMILIES:
+        if foreign.has_vae(component.config, architecture):
+            raise InputError(subject, f"is the VAE of {foreign.name}; use one of {ANY_FAMILY}")
     return component
 
 
@@ -111,7 +134,7 @@ def find_vae(vae: str) -> Component:
 # Paths
 
 
-def resolve(given: str, option: str, stems: tuple[str, ...] = ("diffusion_pytorch_model",)) -> tuple[Path, str]:
+def resolve(given: str, option: str, stems: tuple[str, ...] = WEIGHT_STEMS) -> tuple[Path, str]:
     """Find the file or folder that a path, glob or Hugging Face id means, and its name for people.
 
     Args:
@@ -133,8 +156,6 @@ def resolve(given: str, option: str, stems: tuple[str, ...] = ("diffusion_pytorc
         if matches[0] != given:
             return resolve(matches[0], option, stems)
     if _is_hub_id(given):
-        from library.files.hub import fetch_model
-
         return fetch_model(given, f"{option} {given}", stems), given.rpartition("/")[2]
     raise InputError(f"{option} {given}", "no such file or folder; check the path")
 
@@ -150,25 +171,39 @@ def _is_hub_id(given: str) -> bool:
 # Diffusers folders
 
 
-def _open_folder(path: Path) -> tuple[Component, Component, Component]:
-    index = _read_json(path / "model_index.json") if (path / "model_index.json").is_file() else {}
+# What a model that was opened is: its family, U-Net, VAE and text encoders
+_Opened = tuple[Family, Component, Component, tuple[TextComponent, ...]]
+
+
+def _open_folder(path: Path, subject: str) -> _Opened:
+    index = read_json(path / "model_index.json") if (path / "model_index.json").is_file() else {}
     pipeline = str(index.get("_class_name", ""))
-    for mark, family in (("XL", "SDXL"), ("Diffusion3", "Stable Diffusion 3"), ("Flux", "Flux")):
-        if mark in pipeline:
-            raise InputError(
-                f"--ckpt {path}", f"is a {family} model; this program draws with Stable Diffusion 1.x and 2.x"
-            )
-    for part in ("unet", "vae", "text_encoder"):
+    for foreign in FOREIGN_FAMILIES:
+        if foreign.pipeline in pipeline:
+            raise InputError(f"--ckpt {path}", f"is a {foreign.name} model; this program draws with {ALL_FAMILIES}")
+    parts = _text_parts(path)
+    for part in ("unet", "vae", *parts):
         if not (path / part / "config.json").is_file():
             raise InputError(
                 f"--ckpt {path}",
                 f"is no Diffusers model folder: {part}/config.json is missing; give the folder above unet/",
             )
-    return (
-        folder_component(path / "unet", "diffusion_pytorch_model"),
-        folder_component(path / "vae", "diffusion_pytorch_model"),
-        folder_component(path / "text_encoder", "model", "pytorch_model"),
+    unet = folder_component(path / "unet", *WEIGHT_STEMS)
+    vae = folder_component(path / "vae", *WEIGHT_STEMS)
+    found = {part: folder_component(path / part, *TEXT_STEMS) for part in parts}
+    _check_unet(unet.config, subject)
+    _check_text_encoders([text.config for text in found.values()], unet.config, subject)
+    family = _tell_family(
+        unet.config, lambda family: family.fits_texts({part: text.config for part, text in found.items()})
     )
+    texts = (TextComponent(found[kind.part].config, found[kind.part].weights, kind) for kind in family.encoders)
+    return family, unet, vae, tuple(texts)
+
+
+def _text_parts(path: Path) -> list[str]:
+    """The folders of text encoders: those of the family that has the most of them here."""
+    parts = [[kind.part for kind in family.encoders] for family in FAMILIES]
+    return max(parts, key=lambda names: all((path / name).is_dir() for name in names) * len(names))
 
 
 def folder_component(folder: Path, *stems: str) -> Component:
@@ -180,17 +215,7 @@ def folder_component(folder: Path, *stems: str) -> Component:
         raise InputError(str(folder), "holds its weights in several shards; save them as one file")
     if weights is None:
         raise InputError(str(folder), f"holds no weights ({stems[0]}.safetensors or .bin); download them")
-    return Component(_read_json(folder / "config.json"), open_weights(folder / weights))
-
-
-def _read_json(path: Path) -> dict[str, object]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
-        raise InputError(str(path), f"cannot be read as JSON ({problem}); download it again") from None
-    if not isinstance(content, dict):
-        raise InputError(str(path), "is no configuration (a JSON object); download it again")
-    return content
+    return Component(read_json(folder / "config.json"), open_weights(folder / weights))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -219,25 +244,18 @@ def name_kind(weights: WeightFile) -> str | None:
     return next((kind for kind, fits in _KINDS if any(map(fits, weights.shapes))), None)
 
 
-def _open_single_file(path: Path) -> tuple[Component, Component, Component]:
+def _open_single_file(path: Path, subject: str) -> _Opened:
     weights = open_weights(path)
-    subject = f"--ckpt {path}"
-    parts = {
-        "U-Net": (layout.UNET_PREFIX,),
-        "VAE": (layout.VAE_PREFIX,),
-        "text encoder": (layout.SD1_TEXT_PREFIX, layout.SD2_TEXT_PREFIX),
-    }
+    text_prefixes = tuple(names.prefix for family in FAMILIES for kind in family.encoders for names in kind.names)
+    parts = {"U-Net": (layout.UNET_PREFIX,), "VAE": (layout.VAE_PREFIX,), "text encoder": text_prefixes}
     missing = [part for part, prefixes in parts.items() if not any(key.startswith(prefixes) for key in weights.shapes)]
     kind = name_kind(weights)
     if (kind and (missing or "checkpoint" in kind)) or len(missing) == len(parts):
-        raise InputError(
-            subject, f"is {kind or 'no Stable Diffusion checkpoint'}; give a Stable Diffusion 1.x or 2.x model"
-        )
+        raise InputError(subject, f"is {kind or 'no Stable Diffusion checkpoint'}; give a {ANY_FAMILY} model")
     if missing:
         raise InputError(subject, f"has no {' and no '.join(missing)}; give a whole checkpoint")
     try:
-        text_encoder = _text_component(weights)
-        return _unet_component(weights, text_encoder), _vae_component(weights), text_encoder
+        return _open_parts(weights, subject)
     except KeyError as problem:
         what = f"{problem} is missing"
     except (IndexError, ZeroDivisionError):
@@ -245,86 +263,75 @@ def _open_single_file(path: Path) -> tuple[Component, Component, Component]:
     raise InputError(subject, f"is no whole Stable Diffusion checkpoint: {what}; download it again")
 
 
+def _open_parts(weights: WeightFile, subject: str) -> _Opened:
+    sizes = layout.unet_sizes(_cut(weights.shapes, layout.UNET_PREFIX))
+    family = _tell_family(sizes, lambda family: family.fits_file(weights.shapes))
+    texts = tuple(_text_component(weights, family, kind) for kind in family.encoders)
+    unet = _unet_component(weights, family, sizes)
+    vae = _vae_component(weights, family)
+    _check_unet(unet.config, subject)
+    _check_text_encoders([text.config for text in texts], unet.config, subject)
+    return family, unet, vae, texts
+
+
 def _cut(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str, tuple[int, ...]]:
     return {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
 
 
-def _unet_component(weights: WeightFile, text_encoder: Component) -> Component:
-    shapes = _cut(weights.shapes, layout.UNET_PREFIX)
-    sizes = layout.unet_sizes(shapes)
-    v2 = _is_v2(sizes, text_encoder)
-    config = _shipped_config("sd2" if v2 else "sd1", "unet") | sizes
-    if v2:  # heads of size 64 at every width
-        config["attention_head_dim"] = [max(1, width // 64) for width in config["block_out_channels"]]
-    if "label_emb.0.0.weight" in shapes:
+def _unet_component(weights: WeightFile, family: Family, sizes: dict[str, Any]) -> Component:
+    config = family.config("unet") | sizes
+    if family.head_size is not None:
+        config["attention_head_dim"] = [max(1, width // family.head_size) for width in config["block_out_channels"]]
+    if f"{layout.UNET_PREFIX}label_emb.0.0.weight" in weights.shapes:
         config["class_embed_type"] = "projection"
     return Component(config, weights)
 
 
-def _vae_component(weights: WeightFile) -> Component:
+def _vae_component(weights: WeightFile, family: Family) -> Component:
     shapes = _cut(weights.shapes, layout.VAE_PREFIX) or weights.shapes
     if (kind := name_kind(weights)) and kind.endswith("checkpoint"):
-        raise InputError(str(weights.path), f"is {kind}; give the VAE of a Stable Diffusion 1.x or 2.x model")
+        raise InputError(str(weights.path), f"is {kind}; give the VAE of a {ANY_FAMILY} model")
     try:
         sizes = layout.vae_sizes(shapes)
     except KeyError:
         kind = name_kind(weights) or "no VAE"
-        raise InputError(str(weights.path), f"is {kind}; give the VAE of a Stable Diffusion 1.x or 2.x model") from None
-    return Component(_shipped_config("sd1", "vae") | sizes, weights)
+        raise InputError(str(weights.path), f"is {kind}; give the VAE of a {ANY_FAMILY} model") from None
+    return Component(family.config("vae") | sizes, weights)
 
 
-def _text_component(weights: WeightFile) -> Component:
-    openclip = any(key.startswith(layout.SD2_TEXT_PREFIX) for key in weights.shapes)
-    shapes = _cut(weights.shapes, layout.SD2_TEXT_PREFIX if openclip else layout.SD1_TEXT_PREFIX)
-    if not openclip:
+def _text_component(weights: WeightFile, family: Family, kind: TextEncoderKind) -> TextComponent:
+    names = next(n for n in kind.names if any(key.startswith(n.prefix) for key in weights.shapes))
+    shapes = _cut(weights.shapes, names.prefix)
+    if not names.openclip:
         shapes = {name.removeprefix("text_model."): shape for name, shape in shapes.items()}
-    sizes = layout.text_encoder_sizes(shapes, openclip=openclip)
+    sizes = layout.text_encoder_sizes(shapes, openclip=names.openclip, spare_layers=kind.spare_layers)
     heads = max(1, sizes["hidden_size"] // 64)  # CLIP's heads are of size 64 in every published model
-    config = _shipped_config("sd2" if openclip else "sd1", "text_encoder") | sizes | {"num_attention_heads": heads}
-    return Component(config, weights, openclip)
-
-
-def _shipped_config(family: str, part: str) -> dict[str, object]:
-    return _read_json(_LIBRARY / "configs" / f"{family}.json")[part]
+    config = family.config(kind.part) | sizes | {"num_attention_heads": heads}
+    return TextComponent(config, weights, kind, names)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Family and prediction type
 
 
-def _is_v2(unet: Mapping[str, object], text_encoder: Component) -> bool:
-    """SD 2.x is told by the text's width; for other widths by the text encoder's layout and activation."""
+def _tell_family(unet: Mapping[str, object], fits: Callable[[Family], bool]) -> Family:
+    """A family is told by the width of the text; of other widths, as in tiny models, by whether all else fits."""
     width = unet.get("cross_attention_dim")
-    if width in (768, 1024):
-        return width == 1024
-    return text_encoder.openclip or text_encoder.config.get("hidden_act") == "gelu"
+    by_width = [family for family in FAMILIES if family.text_width == width]
+    return next(iter(by_width or filter(fits, FAMILIES)), FAMILIES[0])
 
 
-def _check_text_encoder(text_encoder: Mapping[str, object], unet: Mapping[str, object], subject: str) -> None:
-    """Refuse a text encoder whose configuration is not one, or whose width the U-Net does not take."""
-    for name in ("hidden_size", "num_hidden_layers"):
-        if not isinstance(text_encoder.get(name), int):
-            raise InputError(subject, f"its text encoder's configuration has no whole number {name}; download it again")
-    if text_encoder["hidden_size"] != unet.get("cross_attention_dim"):
-        widths = (
-            f"its text encoder is {text_encoder['hidden_size']} wide, its U-Net wants {unet.get('cross_attention_dim')}"
-        )
+def _check_text_encoders(texts: Sequence[Mapping[str, Any]], unet: Mapping[str, Any], subject: str) -> None:
+    """Refuse text encoders whose configuration is not one, or whose width the U-Net does not take."""
+    for config in texts:
+        for name in ("hidden_size", "num_hidden_layers"):
+            if not isinstance(config.get(name), int):
+                problem = f"its text encoder's configuration has no whole number {name}; download it again"
+                raise InputError(subject, problem)
+    width, wanted = sum(config["hidden_size"] for config in texts), unet.get("cross_attention_dim")
+    if width != wanted:
+        widths = f"its text encoder is {width} wide, its U-Net wants {wanted}"
         raise InputError(subject, f"{widths}; use parts of one model")
-
-
-def check_tokenizer(folder: Path) -> None:
-    """Refuse a folder that holds no tokenizer; transformers would make an empty one.
-
-    Raises:
-        InputError: naming the file that is missing or damaged.
-    """
-    if (folder / "tokenizer.json").is_file():
-        _read_json(folder / "tokenizer.json")
-        return
-    for name in ("vocab.json", "merges.txt"):
-        if not (folder / name).is_file():
-            raise InputError(str(folder), f"is no tokenizer: {name} is missing; download it again or remove the folder")
-    _read_json(folder / "vocab.json")
 
 
 _OTHER_INPUTS = {9: "an inpainting model", 8: "an instruct-pix2pix model", 5: "a depth model", 7: "an upscaler"}
@@ -335,8 +342,9 @@ def _check_unet(unet: Mapping[str, object], subject: str) -> None:
     if (channels := unet.get("in_channels", 4)) != 4:
         what = _OTHER_INPUTS.get(channels, "a model of another kind")
         raise InputError(subject, f"is {what} (a U-Net with {channels} input channels); use one with 4")
-    if unet.get("cross_attention_dim") == 2048 or unet.get("addition_embed_type"):
-        raise InputError(subject, "is an SDXL model; this program draws with Stable Diffusion 1.x and 2.x")
+    for foreign in FOREIGN_FAMILIES:
+        if foreign.has_unet(unet):
+            raise InputError(subject, f"is an {foreign.name} model; this program draws with {ALL_FAMILIES}")
     if unet.get("class_embed_type"):
         raise InputError(subject, "is an image-conditioned (unCLIP) model; use a text-to-image model")
     if unet.get("time_cond_proj_dim"):
@@ -345,7 +353,7 @@ def _check_unet(unet: Mapping[str, object], subject: str) -> None:
 
 
 def _prediction_type(
-    path: Path, weights: WeightFile, v2: bool, v_parameterization: bool, subject: str
+    path: Path, weights: WeightFile, family: Family, v_parameterization: bool, subject: str
 ) -> tuple[str, tuple[str, ...]]:
     """Decide what the U-Net predicts: the user's word first, then what the files say; contradictions are warned of."""
     evidence, source = _prediction_evidence(path, weights)
@@ -357,7 +365,7 @@ def _prediction_type(
         return "v_prediction", (
             f"{subject}: taken for a v-prediction model, as {source} says; add --v_parameterization",
         )
-    if v2 and evidence is None and not v_parameterization:
+    if family.may_hide_v and evidence is None and not v_parameterization:
         doubt = f"{subject}: nothing tells noise from v prediction; if pictures are brown, add --v_parameterization"
         return "epsilon", (doubt,)
     return "v_prediction" if v_parameterization else "epsilon", ()
@@ -366,7 +374,7 @@ def _prediction_type(
 def _prediction_evidence(path: Path, weights: WeightFile) -> tuple[str | None, str]:
     scheduler = path / "scheduler" / "scheduler_config.json"
     if scheduler.is_file():
-        stated = str(_read_json(scheduler).get("prediction_type", "epsilon"))
+        stated = str(read_json(scheduler).get("prediction_type", "epsilon"))
         if stated not in ("epsilon", "v_prediction"):
             raise InputError(
                 str(scheduler), f"has the prediction type {stated!r}; use a model that predicts noise or v"

@@ -6,13 +6,12 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.errors import EnvironmentFault
-from library.plan.file_names import numbered
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,7 +79,7 @@ def _exif(texts: Mapping[str, str]) -> bytes:
 def read_texts(picture: "Image") -> dict[str, str]:
     """The texts that an open picture carries: PNG's chunks, or `parameters` and the like in Exif."""
     picture.load()  # PNG texts may stand behind the pixels
-    texts = {name: text for name, text in picture.info.items() if isinstance(text, str)}
+    texts = {str(name): text for name, text in picture.info.items() if isinstance(text, str)}
     exif = picture.getexif()
     with suppress(ValueError, TypeError):  # other programs write other things there
         described = json.loads(exif.get(_IMAGE_DESCRIPTION, ""))
@@ -103,6 +102,15 @@ def _decode_user_comment(comment: bytes | str) -> str:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Files
+
+
+def numbered(file: Path) -> Iterator[Path]:
+    """`x.png`, `x-1.png`, `x-2.png`, …"""
+    yield file
+    number = 0
+    while True:
+        number += 1
+        yield file.with_name(f"{file.stem}-{number}{file.suffix}")
 
 
 def save_whole(content: bytes, file: Path) -> Path:

@@ -1,14 +1,11 @@
-"""Pictures that a run starts from: finding, checking, reading and resizing them, and the prompts in their metadata."""
+"""Pictures that a run starts from: finding, checking, reading and resizing them."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.errors import InputError
-from library.files.picture_files import read_texts
-from library.plan.prompts import PromptLine, one_line
 from library.values import MAX_SIZE_PX, PIXELS_PER_CELL
 
 if TYPE_CHECKING:
@@ -46,7 +43,7 @@ def check_picture(path: Path, option: str, *, any_size: bool = False) -> tuple[i
         InputError: when it is no picture, cut short, too small or too large.
     """
     subject = f"{option} {path}"
-    with _opened(path, subject) as picture:
+    with opened(path, subject) as picture:
         width, height = picture.size
         if max(width, height) > MAX_SIZE_PX and not any_size:
             raise InputError(
@@ -63,7 +60,7 @@ def check_picture(path: Path, option: str, *, any_size: bool = False) -> tuple[i
 
 
 @contextmanager
-def _opened(path: Path, subject: str) -> Iterator["Image"]:
+def opened(path: Path, subject: str) -> Iterator["Image"]:
     """Open a picture; whatever goes wrong with it is an `InputError`."""
     from PIL import Image, UnidentifiedImageError
 
@@ -87,8 +84,8 @@ def read_picture(path: Path, option: str) -> "Image":
     import numpy as np
     from PIL import Image, ImageOps
 
-    with _opened(path, f"{option} {path}") as opened:
-        picture = ImageOps.exif_transpose(opened)
+    with opened(path, f"{option} {path}") as stored:
+        picture = ImageOps.exif_transpose(stored)
         if picture.mode.startswith("I"):  # 16 bits of grey
             picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
         if picture.has_transparency_data:
@@ -115,7 +112,8 @@ def region_color(part: int) -> tuple[int, int, int]:
 
     Red, green, yellow, blue, magenta, cyan, white.
     """
-    return tuple(255 * (part + 1 >> bit & 1) for bit in range(3))
+    red, green, blue = (255 * (part + 1 >> bit & 1) for bit in range(3))
+    return red, green, blue
 
 
 def load_mask(path: Path, size: tuple[int, int]) -> "Image":
@@ -123,40 +121,3 @@ def load_mask(path: Path, size: tuple[int, int]) -> "Image":
     from PIL import Image
 
     return read_picture(path, "--mask_path").convert("L").resize(size, Image.Resampling.BILINEAR)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Prompts in metadata
-
-
-def read_prompt(path: Path) -> PromptLine:
-    """The prompt and negative prompt in a picture's metadata, as this program, sd-scripts or the web UI wrote them.
-
-    Raises:
-        InputError: when it holds none.
-    """
-    subject = f"--image_path {path}"
-    with _opened(path, subject) as picture:
-        texts = read_texts(picture)
-    if "prompt" in texts:
-        return _prompt_line(texts["prompt"], texts.get("negative-prompt", ""))
-    parameters = texts.get("parameters")
-    if not parameters:
-        raise InputError(subject, "has no prompt in its metadata; give --prompt or --from_file")
-    return _prompt_line(*_split_parameters(parameters))
-
-
-def _prompt_line(prompt: str, negative_prompt: str) -> PromptLine:
-    settings = {"negative_prompt": one_line(negative_prompt)} if negative_prompt else {}
-    return PromptLine(one_line(prompt), settings)
-
-
-def _split_parameters(parameters: str) -> tuple[str, str]:
-    """Prompt and negative prompt of the web UI's `parameters`; its last line is settings when it looks like them."""
-    lines = re.split(r"\r\n|\r|\n", parameters.strip())
-    if lines and len(re.findall(r"[\w ]+: *(?:\"(?:\\.|[^\\\"])*\"|[^,]*)(?:,|$)", lines[-1])) >= 3:
-        lines.pop()
-    mark = "Negative prompt:"
-    start = next((number for number, line in enumerate(lines) if line.strip().startswith(mark)), len(lines))
-    negative = [line.strip().removeprefix(mark).strip() if not n else line for n, line in enumerate(lines[start:])]
-    return " ".join(lines[:start]).strip(), " ".join(negative).strip()

@@ -1,6 +1,7 @@
 """Textual inversion: files of learnt vectors that stand for a word, in every format found in the wild.
 
-Files are read and checked here without loading a model; `text_encoding` gives the words to the text encoder.
+Files are read and checked here without loading a model; `plan.textual_inversion` finds the words in prompts, and
+`draw.textual_inversion` gives their vectors to the text encoders.
 Sources: textual inversion https://arxiv.org/abs/2208.01618, Extended Textual Inversion https://arxiv.org/abs/2303.09522.
 """
 
@@ -13,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.errors import InputError
+from library.files.families import ANY_FAMILY, Family
 from library.files.model_files import ModelFiles, name_kind
+from library.files.tokenizers import read_vocabulary
 from library.files.weight_files import PickleFile, open_weights, parameter_dict_tensors
 
 if TYPE_CHECKING:
@@ -24,21 +27,29 @@ XTI_LAYERS = (
     *("IN01", "IN02", "IN04", "IN05", "IN07", "IN08", "MID"),
     *(f"OUT{block:02d}" for block in range(3, 12)),
 )
+_SDXL_KEYS = {"clip_l", "clip_g"}  # its embeddings' vectors for its two text encoders
 _PNG_HEAD = b"\x89PNG\r\n\x1a\n"
 _PNG_TEXT = "sd-ti-embedding"  # where AUTOMATIC1111's web UI keeps the embedding that a picture carries
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """The vectors of one word: (n, width), one tensor, or with XTI one for each of `XTI_LAYERS` in their order."""
+    """The vectors of one word, for each of the model's text encoders: (n, width), or with XTI one tensor for each of
+    `XTI_LAYERS` in their order.
+    """
 
     word: str
-    vectors: "tuple[torch.Tensor, ...]"
+    vectors: "tuple[tuple[torch.Tensor, ...], ...]"  # by encoder, then by layer
 
     @property
     def tokens(self) -> int:
         """How many tokens the word takes."""
-        return self.vectors[0].shape[0]
+        return self.vectors[0][0].shape[0]
+
+    @property
+    def layers(self) -> int:
+        """How many sets of vectors it has."""
+        return len(self.vectors[0])
 
 
 def find_embeddings(files: Sequence[str], xti_files: Sequence[str], model: ModelFiles) -> tuple[Embedding, ...]:
@@ -49,16 +60,17 @@ def find_embeddings(files: Sequence[str], xti_files: Sequence[str], model: Model
             the model's vocabulary has.
     """
     embeddings: dict[str, Embedding] = {}
-    vocabulary = _vocabulary(model.tokenizer) if files or xti_files else frozenset()
+    vocabulary = read_vocabulary(model.tokenizer) if files or xti_files else frozenset()
     for option, names, extended in (
         ("--textual_inversion_embeddings", files, False),
         ("--XTI_embeddings", xti_files, True),
     ):
         for name in names:
             subject, path = f"{option} {name}", Path(name).expanduser()
-            tensors = read_tensors(path)
-            embedding = Embedding(path.stem, _choose_vectors(tensors, subject, extended=extended))
-            _check_vectors(embedding, model.text_encoder.config["hidden_size"], subject)
+            vectors = _choose_vectors(read_tensors(path), model.family, subject, extended=extended)
+            embedding = Embedding(path.stem, vectors)
+            for text, of_encoder in zip(model.texts, vectors):
+                _check_vectors(of_encoder, text.config["hidden_size"], subject)
             plain = " ".join(path.stem.lower().split())  # as CLIP's tokenizer reads it
             if f"{plain}</w>" in vocabulary:
                 problem = f"{path.stem!r} is a word of the model's vocabulary; rename the file"
@@ -99,7 +111,7 @@ def _read_png(path: Path) -> "dict[str, torch.Tensor]":
 
     try:
         with Image.open(path) as picture:
-            text = picture.text.get(_PNG_TEXT)
+            text = getattr(picture, "text", {}).get(_PNG_TEXT)
         if text is None:
             raise InputError(str(path), f"is a picture without an embedding in its text {_PNG_TEXT}; give an embedding")
         content = json.loads(base64.b64decode(text))
@@ -110,23 +122,26 @@ def _read_png(path: Path) -> "dict[str, torch.Tensor]":
 
 
 def _choose_vectors(
-    tensors: "Mapping[str, torch.Tensor]", subject: str, *, extended: bool
-) -> "tuple[torch.Tensor, ...]":
-    """Find the vectors among a file's tensors, whatever format it has."""
-    if {"clip_g", "clip_l"} & set(tensors):
-        raise InputError(subject, "is an embedding for SDXL; use one for Stable Diffusion 1.x or 2.x")
+    tensors: "Mapping[str, torch.Tensor]", family: Family, subject: str, *, extended: bool
+) -> "tuple[tuple[torch.Tensor, ...], ...]":
+    """Find the vectors among a file's tensors, whatever format it has; see `Embedding`."""
+    keys = [kind.embedding_key for kind in family.encoders if kind.embedding_key]
+    if keys and set(keys) == set(tensors):
+        return tuple((_as_rows(tensors[key]),) for key in keys)
+    if _SDXL_KEYS & set(tensors):
+        raise InputError(subject, f"is an embedding for SDXL; use one for {ANY_FAMILY}")
     if extended:
         if set(tensors) != set(XTI_LAYERS):
             problem = f"is no XTI embedding, which has the {len(XTI_LAYERS)} tensors {', '.join(XTI_LAYERS)}"
             raise InputError(subject, f"{problem}; use --textual_inversion_embeddings for others")
-        return tuple(_as_rows(tensors[name]) for name in XTI_LAYERS)
+        return (tuple(_as_rows(tensors[name]) for name in XTI_LAYERS),)
     if set(tensors) == set(XTI_LAYERS):
         raise InputError(subject, "is an XTI embedding; use --XTI_embeddings")
     candidates = [tensors["emb_params"]] if "emb_params" in tensors else list(tensors.values())
     if len(candidates) != 1:
         problem = f"holds {len(candidates)} tensors, a textual inversion embedding holds one; give an embedding"
         raise InputError(subject, problem)
-    return (_as_rows(candidates[0]),)
+    return ((_as_rows(candidates[0]),),)
 
 
 def _as_rows(vectors: "torch.Tensor") -> "torch.Tensor":
@@ -134,8 +149,8 @@ def _as_rows(vectors: "torch.Tensor") -> "torch.Tensor":
     return vectors[None] if vectors.dim() == 1 else vectors
 
 
-def _check_vectors(embedding: Embedding, width: int, subject: str) -> None:
-    for vectors in embedding.vectors:
+def _check_vectors(layers: "Sequence[torch.Tensor]", width: int, subject: str) -> None:
+    for vectors in layers:
         if vectors.dim() != 2 or not len(vectors) or not vectors.is_floating_point():
             raise InputError(subject, f"holds a tensor of shape {list(vectors.shape)}, not vectors; give an embedding")
         if vectors.shape[1] != width:
@@ -143,14 +158,5 @@ def _check_vectors(embedding: Embedding, width: int, subject: str) -> None:
             raise InputError(subject, f"{problem}; use an embedding made for this model")
         if not vectors.isfinite().all():
             raise InputError(subject, "holds NaN or infinite values; the training went wrong, use another file")
-        if len(vectors) != embedding.tokens:
+        if len(vectors) != len(layers[0]):
             raise InputError(subject, "its layers have different numbers of vectors; use another file")
-
-
-def _vocabulary(tokenizer: Path) -> frozenset[str]:
-    """The words of a tokenizer's vocabulary as CLIP spells them, an end of word marked `</w>`."""
-    file = tokenizer / "vocab.json"
-    if file.is_file():
-        return frozenset(json.loads(file.read_text(encoding="utf-8")))
-    content = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))
-    return frozenset(content["model"]["vocab"])

@@ -24,6 +24,8 @@ from library.errors import InputError
 if TYPE_CHECKING:
     import torch
 
+Shape = tuple[int, ...]
+
 # safetensors' name of a type → (torch's name, bytes of one element); https://huggingface.co/docs/safetensors
 _SAFETENSORS_TYPES = {
     "F64": ("float64", 8),
@@ -39,6 +41,8 @@ _SAFETENSORS_TYPES = {
     "U8": ("uint8", 1),
     "BOOL": ("bool", 1),
 }
+WEIGHT_STEMS = ("diffusion_pytorch_model",)  # how weight files' names begin in a Diffusers folder
+TEXT_STEMS = ("model", "pytorch_model")  # and those of text encoders
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 
 # Modules whose objects honest training checkpoints carry beside their weights. Their objects are replaced by `_Inert`.
@@ -60,7 +64,7 @@ class WeightFile(Protocol):
     """Named tensors in a file that was checked; `shapes` and `metadata` cost nothing, `tensor` reads one of them."""
 
     path: Path
-    shapes: dict[str, tuple[int, ...]]
+    shapes: dict[str, Shape]
     metadata: dict[str, str]
 
     def tensor(self, name: str) -> "torch.Tensor":

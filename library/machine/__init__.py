@@ -1,0 +1,1 @@
+"""Where and how models compute: devices, memory, attention kernels, compiling."""

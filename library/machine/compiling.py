@@ -34,7 +34,7 @@ def compile_unet(unet: "nn.Module", device: "torch.device", *, constant: bool) -
     """
     import torch
 
-    torch._dynamo.config.recompile_limit = _MOST_SHAPES
+    torch._dynamo.config.recompile_limit = _MOST_SHAPES  # ty: ignore[invalid-assignment]  # typed by its default
     if device.type != "cpu":
         unet.compile(dynamic=False, mode="reduce-overhead" if device.type == "cuda" else None)
         return

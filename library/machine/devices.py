@@ -5,16 +5,18 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, TypeVar
 
 from library.errors import InputError
 from library.machine import malloc
+from library.settings.computing import Computing
 
 if TYPE_CHECKING:
     import torch
 
-    from library.draw.attention import AttentionKernel
+    from library.machine.attention import AttentionKernel
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,29 @@ def check_versions() -> None:
             raise InputError(package, f"is not installed, wanted is {wanted}; {advice}") from None
         if not Version(lowest) <= Version(found) < Version(beyond):
             raise InputError(package, f"found version {found}, wanted is {wanted}; {advice}")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and in what a run's models compute."""
+
+    device: "torch.device"
+    dtype: "torch.dtype"
+    channels_last: bool  # of tensors in memory
+
+
+def choose_machine(computing: Computing, process: int = 0) -> Machine:
+    """What the user asked for, as far as this machine has it; see `choose_device` for `process`.
+
+    Raises:
+        InputError: for a type that the device does not compute in.
+    """
+    device = choose_device(process)
+    dtype = choose_dtype(device, fp16=computing.fp16, bf16=computing.bf16)
+    logger.debug("drawing on %s in %s", device, dtype)
+    if computing.low_vram and device.type == "cpu":
+        logger.warning("--lowvram: there is no GPU here, it changes nothing")
+    return Machine(device, dtype, computing.channels_last or device.type == "cpu")
 
 
 def choose_device(process: int = 0) -> "torch.device":
@@ -81,22 +106,20 @@ def choose_dtype(device: "torch.device", *, fp16: bool, bf16: bool) -> "torch.dt
     return torch.float16 if fp16 else torch.bfloat16 if bf16 else torch.float32
 
 
-def choose_attention(
-    device: "torch.device", dtype: "torch.dtype", *, xformers: bool, gradients: bool = False
-) -> "AttentionKernel":
+def choose_attention(machine: Machine, *, xformers: bool, gradients: bool = False) -> "AttentionKernel":
     """xFormers' kernel when it is asked for and runs here, else the fastest that PyTorch has.
 
     Args:
-        device: where the U-Net runs.
-        dtype: the type it runs in.
+        machine: where the U-Net runs, and in what.
         xformers: whether xFormers is asked for.
         gradients: whether the kernel must be economical with memory when gradients are taken.
     """
-    from library.draw.attention import sdpa, xformers_attention
+    from library.machine.attention import sdpa, xformers_attention
     from library.machine.matmul_attention import matmul_attention
 
     if not xformers:
-        return matmul_attention if _products_are_faster(device, dtype) and not gradients else sdpa
+        return matmul_attention if _products_are_faster(machine.device, machine.dtype) and not gradients else sdpa
+    device = machine.device
     if device.type != "cuda":
         logger.warning("--xformers: xFormers runs on CUDA devices only, this is %s; using PyTorch's SDPA", device.type)
         return sdpa

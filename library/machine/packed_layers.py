@@ -33,7 +33,7 @@ def pack_layers(model: nn.Module, keep: Collection[nn.Module] = ()) -> None:
     """
     for layer in model.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d) and "forward" not in vars(layer):
-            layer.forward = PackedForward(layer, keep=layer in keep)
+            vars(layer)["forward"] = PackedForward(layer, keep=layer in keep)
 
 
 class PackedForward:
@@ -42,11 +42,11 @@ class PackedForward:
     def __init__(self, layer: nn.Linear | nn.Conv2d, *, keep: bool) -> None:
         self._layer = layer
         self._keep = keep
-        self._is_linear = isinstance(layer, nn.Linear)
+        self._window = _window(layer) if isinstance(layer, nn.Conv2d) else None
         # A 1×1 convolution is a linear layer of the channels, which in this memory layout come last. In float32 the
         # order of its weight would hold for inputs of one size; with others it takes up to thirty times as long
-        self._on_pixels = not self._is_linear and (layer.kernel_size, *_window(layer)) == _ON_PIXELS
-        self._source: nn.Parameter | None = None  # the weight that `_packed` was made of, or what stands in for it
+        self._on_pixels = isinstance(layer, nn.Conv2d) and (layer.kernel_size, *_window(layer)) == _ON_PIXELS
+        self._source: torch.Tensor | None = None  # the weight that `_packed` was made of, or what stands in for it
         self._packed: torch.Tensor | None = None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -54,11 +54,11 @@ class PackedForward:
         layer = self._layer
         if layer.weight is not self._source:
             self._pack(x.shape)
-        if self._is_linear:
+        if self._window is None:
             return self._linear(x)
         if self._on_pixels:
             return self._linear(x.movedim(1, -1)).movedim(-1, 1)
-        return torch.ops.mkldnn._convolution_pointwise(x, self._packed, layer.bias, *_window(layer), "none", [], "")
+        return torch.ops.mkldnn._convolution_pointwise(x, self._packed, layer.bias, *self._window, "none", [], "")
 
     def _linear(self, x: torch.Tensor) -> torch.Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, self._packed, self._layer.bias, "none", [], "")
@@ -66,11 +66,11 @@ class PackedForward:
     def _pack(self, input_shape: torch.Size) -> None:
         """Bring the weight into the order that is best for inputs of this shape."""
         layer, weight = self._layer, self._layer.weight
-        if self._is_linear or self._on_pixels:
+        if self._window is None or self._on_pixels:
             rows = input_shape.numel() // weight.shape[1]
             self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1), rows)
         else:
-            self._packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *_window(layer), input_shape)
+            self._packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *self._window, input_shape)
         if not self._keep:
             layer.weight = nn.Parameter(weight.new_empty(1).expand(weight.shape), requires_grad=False)
         self._source = layer.weight

@@ -1,0 +1,1 @@
+"""Loading: weights read ahead, models built empty and filled, upscalers."""

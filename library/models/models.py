@@ -1,21 +1,19 @@
-"""Loading a model's networks: built without memory, filled tensor by tensor from the file, in the type they run in."""
+"""Loading a model's components: built without memory, filled tensor by tensor from a file, in the type they run in."""
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from library.errors import InputError
 from library.files import checkpoint_layout as layout
-from library.files.model_files import SD2_PAD_TOKEN, SHIPPED_TOKENIZER, Component, ModelFiles, check_tokenizer
-from library.files.weight_files import WeightFile
-from library.models.weight_reading import CastWeights
+from library.files.families import TextEncoderKind
+from library.files.model_files import Component, ModelFiles, TextComponent
+from library.models.weight_reading import CastWeights, ModelWeights
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 # For a parameter's name: the names it may have in a file, each with the third of the tensor that it is (None: all)
@@ -23,41 +21,39 @@ NamesInFile = Callable[[str], Iterable[tuple[str, int | None]]]
 
 
 @dataclass(frozen=True)
+class TextEncoder:
+    """One of a model's text encoders, loaded."""
+
+    kind: TextEncoderKind
+    model: CLIPTextModel
+
+
+@dataclass(frozen=True)
 class Models:
-    """The loaded networks, on their device, ready for inference."""
+    """The loaded components of a model, on their device, ready for inference."""
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
-    text_encoder: CLIPTextModel
-    tokenizer: CLIPTokenizer
+    texts: tuple[TextEncoder, ...]  # in the family's order
 
 
-def load_models(
-    files: ModelFiles, device: torch.device, dtype: torch.dtype, tokenizer_cache_dir: Path | None = None
-) -> Models:
-    """Load the networks of a model.
-
-    Args:
-        files: what `model_files.find_model` found.
-        device: where the networks go.
-        dtype: the type they run in; each tensor is cast as it is read.
-        tokenizer_cache_dir: see `load_tokenizer`.
+def load_models(files: ModelFiles, weights: ModelWeights) -> Models:
+    """Build the components of a model and fill them with weights that are being read.
 
     Raises:
         InputError: when tensors are missing, of a wrong shape, or hold NaN or infinite values.
     """
-    with ThreadPoolExecutor(max_workers=3) as pool:  # reading and casting release the GIL
-        unet = pool.submit(load_unet, files.unet, device, dtype)
-        vae = pool.submit(load_vae, files.vae, device, dtype)
-        text_encoder = pool.submit(load_text_encoder, files.text_encoder, device, dtype)
-        tokenizer = load_tokenizer(files, tokenizer_cache_dir)
-        models = Models(unet.result(), vae.result(), text_encoder.result(), tokenizer)
-    for component in (files.unet, files.vae, files.text_encoder):
-        component.weights.close()
+    with ThreadPoolExecutor(max_workers=2 + len(files.texts)) as pool:  # reading and casting release the GIL
+        unet = pool.submit(load_unet, files.unet, weights.unet)
+        vae = pool.submit(load_vae, files.vae, weights.vae)
+        texts = [pool.submit(load_text_encoder, *pair) for pair in zip(files.texts, weights.texts)]
+        models = Models(unet.result(), vae.result(), tuple(text.result() for text in texts))
+    for read in (weights.unet, weights.vae, *weights.texts):
+        read.close()
     return models
 
 
-def load_unet(component: Component, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:
+def load_unet(component: Component, weights: CastWeights) -> UNet2DConditionModel:
     """Build and fill the U-Net."""
     unet = build(component, UNet2DConditionModel.from_config)
     modules = layout.unet_modules(unet.config)
@@ -67,10 +63,10 @@ def load_unet(component: Component, device: torch.device, dtype: torch.dtype) ->
         if original := layout.original_name(target, modules):
             yield layout.UNET_PREFIX + original, None
 
-    return fill(unet, component.weights, names, device, dtype)
+    return fill(unet, weights, names)
 
 
-def load_vae(component: Component, device: torch.device, dtype: torch.dtype) -> AutoencoderKL:
+def load_vae(component: Component, weights: CastWeights) -> AutoencoderKL:
     """Build and fill the VAE."""
     vae = build(component, AutoencoderKL.from_config)
     modules = layout.vae_modules(vae.config)
@@ -84,33 +80,29 @@ def load_vae(component: Component, device: torch.device, dtype: torch.dtype) -> 
             if f".attentions.0.{part}." in target:
                 yield target.replace(part, older), None
 
-    return fill(vae, component.weights, names, device, dtype)
+    return fill(vae, weights, names)
 
 
-def empty_text_encoder(component: Component) -> CLIPTextModel:
-    """The CLIP text encoder without its weights."""
-    return build(component, lambda config: CLIPTextModel(CLIPTextConfig(**config)))
-
-
-def load_text_encoder(component: Component, device: torch.device, dtype: torch.dtype) -> CLIPTextModel:
-    """Build and fill the CLIP text encoder."""
-    text_encoder = empty_text_encoder(component)
+def load_text_encoder(component: TextComponent, weights: CastWeights) -> TextEncoder:
+    """Build and fill a CLIP text encoder."""
+    text_encoder = build(component, lambda config: CLIPTextModel(CLIPTextConfig(**config)))
+    in_file = component.names
 
     def names(target: str) -> Iterator[tuple[str, int | None]]:
         # Files keep a level that transformers has left out of its module names since version 5.6
         target = target.removeprefix("text_model.")
-        if component.openclip:
+        if in_file is not None and in_file.openclip:
             name, third = layout.openclip_name(target)
-            yield layout.SD2_TEXT_PREFIX + name, third
+            yield in_file.prefix + name, third
             return
-        for prefix in ("", layout.SD1_TEXT_PREFIX):
+        for prefix in ("", in_file.prefix) if in_file else ("",):
             yield f"{prefix}text_model.{target}", None
             yield f"{prefix}{target}", None
 
-    return fill(text_encoder, component.weights, names, device, dtype)
+    return TextEncoder(component.kind, fill(text_encoder, weights, names))
 
 
-def build(component: Component, make: Callable[[dict[str, object]], Model]) -> Model:
+def build(component: Component, make: Callable[[dict[str, Any]], Model]) -> Model:
     """Make an empty model from its configuration, without memory for its weights."""
     try:
         with torch.device("meta"):
@@ -122,37 +114,32 @@ def build(component: Component, make: Callable[[dict[str, object]], Model]) -> M
         ) from None
 
 
-def fill(
-    model: Model, weights: WeightFile | CastWeights, names: NamesInFile, device: torch.device, dtype: torch.dtype
-) -> Model:
+def fill(model: Model, weights: CastWeights, names: NamesInFile) -> Model:
     """Give every parameter of a model built on `meta` its tensor.
 
     Args:
         model: the empty model.
-        weights: the file, or its tensors as they are to be.
-        names: where a parameter stands in it.
-        device: where the model runs.
-        dtype: the type it runs in.
+        weights: a file's tensors as they are to be.
+        names: where a parameter stands in the file.
 
     Raises:
         InputError: when tensors are missing, of a wrong shape, or hold NaN or infinite values.
     """
-    cast = weights if isinstance(weights, CastWeights) else CastWeights(weights, device, dtype)
     missing = []
     for target, parameter in list(model.named_parameters()):
-        source = next(((name, third) for name, third in names(target) if name in cast.shapes), None)
+        source = next(((name, third) for name, third in names(target) if name in weights.shapes), None)
         if source is None:
             missing.append(target)
             continue
-        value = _read(cast, *source, parameter.shape)
+        value = _read(weights, *source, parameter.shape)
         owner, _, leaf = target.rpartition(".")
         setattr(model.get_submodule(owner), leaf, torch.nn.Parameter(value, requires_grad=False))
     if missing:
         raise InputError(
-            str(cast.path),
+            str(weights.path),
             f"lacks {len(missing)} tensors of the {type(model).__name__}, {missing[0]!r} first; download it again",
         )
-    _fill_buffers(model, device)
+    _fill_buffers(model, weights.device)
     return model.eval()
 
 
@@ -180,36 +167,3 @@ def _fill_buffers(model: torch.nn.Module, device: torch.device) -> None:
             if buffer.is_meta:
                 positions = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape)
                 module.register_buffer(name, positions, persistent=False)
-
-
-def load_tokenizer(files: ModelFiles, cache_dir: Path | None = None) -> CLIPTokenizer:
-    """Load the model's tokenizer: a Diffusers folder's own, else the one in `cache_dir`, else the one shipped here.
-
-    Args:
-        files: the model.
-        cache_dir: a folder of tokenizers by family; the shipped one is written there when it is not there yet, so that
-            another vocabulary can be put in its place.
-    """
-    if files.tokenizer != SHIPPED_TOKENIZER:
-        return CLIPTokenizer.from_pretrained(files.tokenizer)
-    cached = cache_dir / ("stable-diffusion-2" if files.v2 else "clip-vit-large-patch14") if cache_dir else None
-    if cached and cached.is_dir():
-        check_tokenizer(cached)
-        return CLIPTokenizer.from_pretrained(cached)
-    tokenizer = CLIPTokenizer.from_pretrained(SHIPPED_TOKENIZER, **({"pad_token": SD2_PAD_TOKEN} if files.v2 else {}))
-    if cached:
-        _keep_tokenizer(tokenizer, cached)
-    return tokenizer
-
-
-def _keep_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Write a tokenizer to a folder that is not there yet, whole or not at all."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-            written = Path(temporary) / folder.name
-            tokenizer.save_pretrained(written)
-            written.rename(folder)
-    except OSError as problem:
-        subject = f"--tokenizer_cache_dir {folder.parent}"
-        raise InputError(subject, f"cannot be written to ({problem.strerror}); give another folder") from None

@@ -6,7 +6,7 @@ Building the models waits for libraries to be imported, which takes longer than 
 import os
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass
 
 import torch
 
@@ -32,7 +32,8 @@ class CastWeights:
         self, weights: WeightFile, device: torch.device, dtype: torch.dtype, *, channels_last: bool = False
     ) -> None:
         self.path, self.shapes = weights.path, weights.shapes
-        self._weights, self._device, self._dtype = weights, device, dtype
+        self.device = device
+        self._weights, self._dtype = weights, dtype
         self._channels_last = channels_last
         self._begun: dict[str, Future[torch.Tensor]] = {}
 
@@ -75,21 +76,30 @@ class CastWeights:
     def _own_copy(self, value: torch.Tensor) -> torch.Tensor:
         last = self._channels_last and value.dim() == 4
         order = torch.channels_last if last else torch.contiguous_format
-        return value.to(device=self._device, dtype=self._dtype, memory_format=order, copy=True)
+        return value.to(device=self.device, dtype=self._dtype, memory_format=order, copy=True)
 
 
-def read_ahead(files: ModelFiles, device: torch.device, dtype: torch.dtype, *, channels_last: bool) -> ModelFiles:
-    """Begin to read all weights of a model in the background; the same model with weights that are on their way."""
+@dataclass(frozen=True)
+class ModelWeights:
+    """The tensors of a model's components, on their way."""
+
+    unet: CastWeights
+    vae: CastWeights
+    texts: tuple[CastWeights, ...]
+
+
+def read_ahead(files: ModelFiles, device: torch.device, dtype: torch.dtype, *, channels_last: bool) -> ModelWeights:
+    """Begin to read all weights of a model in the background."""
     pool = ThreadPoolExecutor(_THREADS)
 
-    def begin(component: Component, *prefixes: str) -> Component:
+    def begin(component: Component, *prefixes: str) -> CastWeights:
         weights = CastWeights(component.weights, device, dtype, channels_last=channels_last)
         own = [name for name in weights.shapes if name.startswith(prefixes)]  # a checkpoint holds more than one network
         weights.begin(own or weights.shapes, pool)
-        return replace(component, weights=weights)
+        return weights
 
     unet = begin(files.unet, layout.UNET_PREFIX)
-    text_encoder = begin(files.text_encoder, layout.SD1_TEXT_PREFIX, layout.SD2_TEXT_PREFIX)
+    texts = tuple(begin(text, *(text.names.prefix,) if text.names else ()) for text in files.texts)
     vae = begin(files.vae, layout.VAE_PREFIX)
     pool.shutdown(wait=False)
-    return replace(files, unet=unet, text_encoder=text_encoder, vae=vae)
+    return ModelWeights(unet, vae, texts)

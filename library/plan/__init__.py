@@ -1,0 +1,1 @@
+"""From prompt lines and options to jobs, batches and names: all that a run will do, without torch."""

@@ -3,11 +3,12 @@
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 
 from library.errors import InputError
+from library.files.picture_files import numbered
 
 
 class FileNames:
@@ -57,15 +58,6 @@ class FileNames:
         file = next(file for file in numbered(self.folder / f"{stem}{self._suffix}") if file.name not in self._taken)
         self._taken.add(file.name)
         return file
-
-
-def numbered(file: Path) -> Iterator[Path]:
-    """`x.png`, `x-1.png`, `x-2.png`, …"""
-    yield file
-    number = 0
-    while True:
-        number += 1
-        yield file.with_name(f"{file.stem}-{number}{file.suffix}")
 
 
 def check_folder(folder: Path, option: str) -> None:

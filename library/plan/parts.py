@@ -1,84 +1,63 @@
-"""Planning a run so that it can be gone on with, and going on with one. Knows no torch."""
+"""The parts of a run: those of an earlier one as they were planned then, and after them the lines that are new."""
 
-import argparse
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from library.errors import InputError
 from library.files.model_files import ModelFiles
-from library.plan.jobs import Job, JobMaker, SeedSource, SourceLine, count_pictures, plan_jobs
-from library.plan.run_record import (
-    Part,
-    RunRecord,
-    check_files,
-    choose_run,
-    compared_options,
-    fingerprints,
-    jobs_digest,
-    line_key,
-    option_files,
-    split_lines,
-)
-from library.run.manifest import KnownRun, read_runs
+from library.plan.job import Job
+from library.plan.job_maker import JobMaker, NameFile, count_pictures, plan_jobs
+from library.plan.run_record import Part, RunRecord, compared_options, fingerprints, jobs_digest, line_key
+from library.plan.seeds import SeedSource
+from library.plan.sources import SourceLine
+from library.settings.options import Options
+from library.settings.repeats import Repeats
 from library.values import MAX_SEED
+from library.version import versions
 
 logger = logging.getLogger(__name__)
 
 
-def find_run(options: argparse.Namespace, lines: Sequence[SourceLine]) -> KnownRun | None:
-    """The run in the output folder that `--resume` goes on with; None when nothing was made yet.
-
-    Raises:
-        InputError: when these options and lines go on with none of them, or a process is at work on it.
-    """
-    runs = read_runs(options.outdir)
-    if not runs:
-        logger.warning("--resume: %s holds no run yet; beginning one", options.outdir)
-        return None
-    chosen = choose_run([run.record for run in runs], compared_options(options), lines)
-    known = next(run for run in runs if run.record is chosen)
-    if known.active:
-        raise InputError("--resume", f"a process is still at work on this run in {options.outdir}; wait until it ends")
-    return known
-
-
-def shared_run(plan: Mapping[str, object]) -> KnownRun:
-    """The run that the first of several processes has planned."""
-    places = {int(place): name for place, name in plan["done"].items()}
-    return KnownRun(RunRecord.from_json(plan["record"]), places=places)
-
-
 def plan_parts(
-    options: argparse.Namespace,
     lines: Sequence[SourceLine],
     maker: JobMaker,
     seed: int,
+    name_file: NameFile,
+    repeats: Repeats,
+    folder: Path,
     earlier: RunRecord | None,
 ) -> tuple[list[Job], list[Part]]:
     """Plan the parts of an earlier run as they were, and after them the lines that are new.
+
+    Args:
+        lines: all prompt lines.
+        maker: makes the jobs.
+        seed: of the first part; each later one has the next.
+        name_file: names the pictures of a new part.
+        repeats: how many pictures a line gives.
+        folder: where the pictures of earlier parts are.
+        earlier: the run that this one goes on with.
 
     Raises:
         InputError: for a fault in a line.
     """
     begun = earlier.parts if earlier else ()
-    groups = split_lines(begun, lines)
     jobs: list[Job] = []
     parts: list[Part] = []
-    fresh_names = maker.name_file
-    count_pictures(lines, options.images_per_prompt, options.n_iter)
-    for number, group in enumerate(groups):
+    count_pictures(lines, repeats.images_per_prompt, repeats.iterations)
+    for number, group in enumerate(_split_lines(begun, lines)):
         if not group:
             continue
         part = begun[number] if number < len(begun) else None
         part_seed = part.seed if part else (seed + number) % (MAX_SEED + 1)
-        pictures = count_pictures(group, options.images_per_prompt, options.n_iter)
-        maker.seeds = SeedSource(part_seed, pictures, same_in_iteration=options.iter_same_seed)
-        maker.name_file = _given_names(options.outdir, part) if part else fresh_names
-        shuffle = random.Random(part_seed) if options.shuffle_prompts else None
-        planned = plan_jobs(group, maker, options.n_iter, shuffle)
+        pictures = count_pictures(group, repeats.images_per_prompt, repeats.iterations)
+        seeds = SeedSource(part_seed, pictures, same_in_iteration=repeats.same_seed_in_iteration)
+        names = _given_names(folder, part) if part else name_file
+        shuffle = random.Random(part_seed) if repeats.shuffle else None
+        planned = plan_jobs(group, maker, seeds, names, repeats.iterations, shuffle)
         digest = jobs_digest(planned)
         if part and digest != part.jobs:
             raise InputError("--resume", "this version of the program plans the run otherwise; give another --outdir")
@@ -87,31 +66,62 @@ def plan_parts(
     return jobs, parts
 
 
-def _given_names(folder: Path, part: Part) -> Callable[[int, Path | None], Path]:
+def _split_lines(begun: Sequence[Part], lines: Sequence[SourceLine]) -> list[list[SourceLine]]:
+    """The prompt lines of each part of a run, and after them those that are new."""
+    places: dict[str, list[SourceLine]] = {}
+    for line in lines:
+        places.setdefault(line_key(line), []).append(line)
+    parts = [[places[text].pop(0) for text in part.lines] for part in begun]
+    left = {id(line) for waiting in places.values() for line in waiting}
+    return [*parts, [line for line in lines if id(line) in left]]
+
+
+def _given_names(folder: Path, part: Part) -> NameFile:
     """Names the pictures of a part as it did before."""
-    files = iter(part.files)
+    files: Iterator[str] = iter(part.files)
     return lambda seed, source: folder / next(files, "more than before")
 
 
 def make_record(
-    options: argparse.Namespace,
+    options: Options,
     model: ModelFiles,
     pictures: Sequence[Path],
     parts: Sequence[Part],
     earlier: RunRecord | None,
-) -> RunRecord | None:
-    """The record of a run, which has to fit the earlier one that it goes on with; None when nothing is planned.
+) -> RunRecord:
+    """The record of a run, which has to fit the earlier one that it goes on with; of a loop it holds no more than that.
 
     Raises:
         InputError: when the model, or a file that it draws with, is not the one of the earlier run.
     """
     if not parts:
-        return None
-    paths = [*option_files(options), *pictures]
-    weights = {f"--ckpt ({part})": getattr(model, part).weights.path for part in ("unet", "vae", "text_encoder")}
+        return RunRecord(model=model.name, options=compared_options(options), files={}, parts=())
+    paths = [*options.files(), *pictures]
+    weights = {f"--ckpt ({name})": component.weights.path for name, component in model.parts.items()}
     marks = fingerprints([*weights.values(), *paths])
     files = {name: marks[str(path)] for name, path in weights.items()} | {str(path): marks[str(path)] for path in paths}
     if earlier is None:
         return RunRecord(model=model.name, options=compared_options(options), files=files, parts=tuple(parts))
-    check_files(earlier, files, model.name)
+    _check_files(earlier, files, model.name)
     return replace(earlier, parts=tuple(parts))
+
+
+def _check_files(run: RunRecord, files: Mapping[str, str], model: str) -> None:
+    """Refuse to go on with a run whose weights or pictures are other ones now.
+
+    Raises:
+        InputError: naming the first.
+    """
+    advice = "give another --outdir for a new run"
+    now = versions()
+    if other := [name for name, version in run.versions.items() if now.get(name, version) != version]:
+        logger.warning("--resume: the run was begun with another version of %s; pictures may differ", ", ".join(other))
+    if model != run.model:
+        raise InputError("--ckpt", f"is {model!r}, the run to resume has {run.model!r}; give the same, or {advice}")
+    for path, before in run.files.items():
+        if path not in files:
+            raise InputError(path, f"is part of the run to resume and not there now; put it back, or {advice}")
+        if files[path] != before:
+            raise InputError(path, f"has changed since the run to resume was begun; put it back, or {advice}")
+    if added := [path for path in files if path not in run.files]:
+        raise InputError(added[0], f"is no part of the run to resume; leave it out, or {advice}")

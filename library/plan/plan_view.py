@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 
-from library.plan.jobs import Job
-from library.plan.planning import RunPlan
+from library.plan.job import Job
+from library.plan.run_plan import RunPlan
 
 _PROMPT_CHARACTERS = 60  # of a prompt in the table
 
@@ -24,7 +24,7 @@ def to_json(facts: dict[str, object]) -> str:
 def show_plan(plan: RunPlan, batches: Sequence[Sequence[Job]]) -> Iterator[str]:
     """The lines that tell what a run would do, its pictures drawn in these batches."""
     batch_of = {id(job): number for number, batch in enumerate(batches, 1) for job in batch}
-    if plan.json:
+    if plan.output.as_json:
         for place, job in enumerate(plan.jobs):
             state = {"batch": batch_of.get(id(job)), "done": place in plan.done}
             yield to_json(picture_facts(job) | state)
@@ -49,9 +49,9 @@ def summary(plan: RunPlan, batches: Sequence[Sequence[Job]] | None = None) -> st
         shown = ", ".join(f"{width}x{height}" for width, height in sizes[:3])
         text += f", {shown}{' ...' if len(sizes) > 3 else ''}"
     if batches:
-        filled = count / (len(batches) * plan.batch_size)
+        filled = count / (len(batches) * plan.computing.batch_size)
         text += f", {len(batches)} batch{'' if len(batches) == 1 else 'es'}, {filled:.0%} of their places filled"
-    return f"{text}, to {plan.outdir}"
+    return f"{text}, to {plan.output.folder}"
 
 
 def _short(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Prompt lines: their options, their dynamic variants and their emphasis marks. Knows no torch."""
+"""Prompt lines: their options, their dynamic variants and their emphasis marks."""
 
 import itertools
 import random
@@ -7,6 +7,7 @@ from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from typing import Any
 
 from library import values
 from library.errors import InputError
@@ -28,7 +29,9 @@ class PromptOption:
 
 
 def _part(part: str, *options: tuple[str, str, str, Callable[[str], object], str]) -> list[PromptOption]:
-    return [PromptOption(name, f"{part}.{field}", *rest) for name, field, *rest in options]
+    return [
+        PromptOption(name, f"{part}.{field}", metavar, convert, help) for name, field, metavar, convert, help in options
+    ]
 
 
 PROMPT_OPTIONS = {
@@ -77,7 +80,7 @@ class PromptLine:
     """A prompt line taken apart: the prompt, what its options set (by `PromptOption.sets`), and doubts about it."""
 
     prompt: str
-    settings: dict[str, object] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
 
@@ -111,7 +114,8 @@ def parse_prompt_line(line: str, where: str = "") -> PromptLine:
 
 def _parse_option(text: str, place: str) -> tuple[PromptOption, object]:
     """Convert one `--name value`; the name counts in either case."""
-    name, raw_value = re.fullmatch(r"--(\S*)\s*(.*)", text, re.DOTALL).groups()
+    match = re.fullmatch(r"--(\S*)\s*(.*)", text, re.DOTALL)  # fits whatever begins with two hyphens
+    name, raw_value = match.groups() if match else (text, "")
     option = PROMPT_OPTIONS.get(name.lower())
     if option is None:
         nearest = get_close_matches(name.lower(), PROMPT_OPTIONS, n=1, cutoff=0.5)
@@ -236,10 +240,11 @@ def parse_dynamic_prompt(line: str, where: str = "") -> DynamicPrompt:
 def _parse_group(content: str, place: str) -> VariantGroup:
     """Read what stands between a pair of braces."""
     prefixes = re.match(r"(?:([eE])\$\$)?(?:([0-9]{1,9})(?:-([0-9]{1,9}))?\$\$)?(?:([^|]*?)\$\$)?", content)
-    enumerated, low, high, separator = prefixes.groups()
+    assert prefixes is not None  # each part of the pattern may be absent
+    enumerated, least, most, separator = prefixes.groups()
     variants = tuple(content[prefixes.end() :].split("|"))
-    low = int(low) if low else 1
-    low, high = sorted((low, int(high) if high else low))
+    low = int(least) if least else 1
+    low, high = sorted((low, int(most) if most else low))
     if high > len(variants):
         raise InputError(
             f"{{{content}}}"[:60],
@@ -346,5 +351,5 @@ def _merge_pieces(pieces: list[tuple[str | None, float]]) -> list[tuple[str | No
     filled = [piece for piece in pieces if piece[0] is BREAK or piece[0]]
     for (is_break, weight), group in itertools.groupby(filled, key=lambda piece: (piece[0] is BREAK, piece[1])):
         run = list(group)
-        merged += run if is_break else [("".join(text for text, _ in run), weight)]
+        merged += run if is_break else [("".join(text or "" for text, _ in run), weight)]
     return merged

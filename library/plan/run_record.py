@@ -2,34 +2,25 @@
 
 A run is planned in parts. The first is what it began with; prompt lines that are added later make further parts, each
 with a seed of its own, so that nothing planned before changes. Planning is repeatable: the same part gives the same
-pictures under the same names. Knows no torch.
+pictures under the same names.
 """
 
-import argparse
 import hashlib
 import json
-import logging
 import secrets
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
-from library.errors import InputError
-from library.plan.jobs import Job, SourceLine
+from library.plan.job import Job
+from library.plan.sources import SourceLine
+from library.settings.deep_shrink import DeepShrink
+from library.settings.gradual_latent import GradualLatent, Unsharp
+from library.settings.options import Options
 from library.version import versions
 
-logger = logging.getLogger(__name__)
-
-# Options that change no picture, or that are compared in another way: the model and the prompts by their content.
-_NOT_COMPARED = {
-    *("ckpt", "prompt", "from_file", "interactive", "no_preview", "outdir", "tokenizer_cache_dir"),
-    *("batch_size", "vae_batch_size", "vae_slices", "xformers", "diffusers_xformers", "sdpa"),
-    *("opt_channels_last", "compile", "lowvram"),
-    *("config", "dry_run", "resume", "json", "quiet", "verbose", "debug", "grid", "html"),
-    *("network_show_meta", "control_net_save_guides"),
-}
 _SAMPLED_BLOCKS, _BLOCK_BYTES = 64, 1 << 16
 
 
@@ -60,29 +51,55 @@ class RunRecord:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: Mapping[str, object]) -> "RunRecord":
+    def from_json(cls, data: Mapping[str, Any]) -> "RunRecord":
         """From plain data.
 
         Raises:
             KeyError, TypeError: when it is none.
         """
-        known = {each.name: data[each.name] for each in fields(cls)}
-        parts = tuple(
+        known: dict[str, Any] = {each.name: data[each.name] for each in fields(cls)}
+        known["parts"] = tuple(
             Part(part["seed"], tuple(part["lines"]), tuple(part["files"]), part["jobs"]) for part in data["parts"]
         )
-        return cls(**known | {"parts": parts})
+        return cls(**known)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Identity
 
 
+# What a job's id is made of, by name, so that what a job gains later does not change the ids of earlier runs. A field
+# that is added belongs into `_LATER` with its usual value, and counts where it has another one.
+_FIELDS = (
+    *("negative_prompt", "width", "height", "steps", "guidance_scale", "negative_scale", "strength"),
+    *("network_multipliers", "gradual_latent", "deep_shrink", "clip_prompt", "prompt", "seed", "raw_prompt"),
+    *("source", "mask", "regions", "guides", "control_net", "guide_size", "follows", "stage"),
+)
+_LATER: dict[str, object] = {}
+_PARTS: dict[type, tuple[str, ...]] = {  # the fields of settings that a job holds, likewise
+    GradualLatent: ("timesteps", "ratio", "ratio_step", "every_n_steps", "s_noise", "unsharp"),
+    Unsharp: ("kernel_size", "sigma", "strength", "on_sample"),
+    DeepShrink: ("depth_1", "timesteps_1", "depth_2", "timesteps_2", "ratio"),
+}
+
+
 def job_id(job: Job) -> str:
     """A hash of all that a picture depends on beside the model; its place in the run and its file are not."""
-    parameters = {each.name: getattr(job, each.name) for each in fields(job) if each.name not in ("file", "where")}
+    later = [name for name, usual in _LATER.items() if getattr(job, name) != usual]
+    parameters = {name: getattr(job, name) for name in (*_FIELDS, *later)}
     parameters["follows"] = job.follows and job.follows.name
-    text = json.dumps(parameters, sort_keys=True, default=str)
+    text = json.dumps(parameters, sort_keys=True, default=_as_text)
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def _as_text(value: object) -> str:
+    """Paths and settings as version 0.1.0 wrote them into ids, whose runs can be gone on with."""
+    names = _PARTS.get(type(value))
+    if names is None:
+        return str(value)
+    fields = ((name, getattr(value, name)) for name in names)
+    texts = (f"{name}={_as_text(v) if type(v) in _PARTS else repr(v)}" for name, v in fields)
+    return f"{type(value).__name__}({', '.join(texts)})"
 
 
 def jobs_digest(jobs: Iterable[Job]) -> str:
@@ -95,23 +112,9 @@ def line_key(line: SourceLine) -> str:
     return line.text.strip() if line.parsed is None else f"{line.where}: {line.text}"
 
 
-def compared_options(options: argparse.Namespace) -> dict[str, object]:
-    """The options that change pictures, as plain data."""
-    values = {name: value for name, value in vars(options).items() if name not in _NOT_COMPARED}
-    return json.loads(json.dumps(values, default=str))
-
-
-def option_files(options: argparse.Namespace) -> list[Path]:
-    """The files that options which change pictures name."""
-    found = []
-    for value in compared_options(options).values():
-        for text in value if isinstance(value, list) else [value]:
-            try:
-                if isinstance(text, str) and (path := Path(text).expanduser()).is_file():
-                    found.append(path)
-            except (OSError, RuntimeError, ValueError):
-                continue  # no path
-    return found
+def compared_options(options: Options) -> dict[str, object]:
+    """The options that a run which is gone on with has to agree in, as plain data."""
+    return json.loads(json.dumps(options.compared(), default=str))
 
 
 def fingerprints(paths: Iterable[Path]) -> dict[str, str]:
@@ -130,76 +133,3 @@ def _fingerprint(path: Path) -> str:
                 file.seek(block * (size - _BLOCK_BYTES) // (_SAMPLED_BLOCKS - 1))
                 digest.update(file.read(_BLOCK_BYTES))
     return digest.hexdigest()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Going on with a run
-
-
-def choose_run(runs: Sequence[RunRecord], options: Mapping[str, object], lines: Sequence[SourceLine]) -> RunRecord:
-    """The latest of a folder's runs that these options and prompt lines go on with.
-
-    Raises:
-        InputError: when there is none, naming what differs from the latest run.
-    """
-    newest_first = sorted(runs, key=lambda run: run.started, reverse=True)
-    differences = [_difference(run, options, lines) for run in newest_first]
-    for run, difference in zip(newest_first, differences):
-        if difference is None:
-            return run
-    raise differences[0]
-
-
-def _difference(run: RunRecord, options: Mapping[str, object], lines: Sequence[SourceLine]) -> InputError | None:
-    for name, before in run.options.items():
-        if name in options and options[name] != before:
-            return InputError(
-                f"--{name} {_shown(options[name])}",
-                f"the run to resume has {_shown(before)}; give the same, or another --outdir for a new run",
-            )
-    gone = Counter(text for part in run.parts for text in part.lines) - Counter(map(line_key, lines))
-    if gone:
-        text = next(iter(gone))
-        return InputError(
-            "--resume",
-            f"the prompt {text[:80]!r} of the run to resume is changed or gone; put it back, "
-            "or give another --outdir for a new run (lines may be added)",
-        )
-    return None
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, list):
-        return " ".join(map(str, value))
-    return "no value" if value is None else "on" if value is True else "off" if value is False else str(value)
-
-
-def check_files(run: RunRecord, files: Mapping[str, str], model: str) -> None:
-    """Refuse to go on with a run whose weights or pictures are other ones now.
-
-    Raises:
-        InputError: naming the first.
-    """
-    advice = "give another --outdir for a new run"
-    now = versions()
-    if other := [name for name, version in run.versions.items() if now.get(name, version) != version]:
-        logger.warning("--resume: the run was begun with another version of %s; pictures may differ", ", ".join(other))
-    if model != run.model:
-        raise InputError("--ckpt", f"is {model!r}, the run to resume has {run.model!r}; give the same, or {advice}")
-    for path, before in run.files.items():
-        if path not in files:
-            raise InputError(path, f"is part of the run to resume and not there now; put it back, or {advice}")
-        if files[path] != before:
-            raise InputError(path, f"has changed since the run to resume was begun; put it back, or {advice}")
-    if added := [path for path in files if path not in run.files]:
-        raise InputError(added[0], f"is no part of the run to resume; leave it out, or {advice}")
-
-
-def split_lines(begun: Sequence[Part], lines: Sequence[SourceLine]) -> list[list[SourceLine]]:
-    """The prompt lines of each part of a run, and after them those that are new."""
-    places: dict[str, list[SourceLine]] = {}
-    for line in lines:
-        places.setdefault(line_key(line), []).append(line)
-    parts = [[places[text].pop(0) for text in part.lines] for part in begun]
-    left = {id(line) for waiting in places.values() for line in waiting}
-    return [*parts, [line for line in lines if id(line) in left]]

@@ -1,0 +1,1 @@
+"""What becomes of pictures: their metadata, files, contact sheets and web page."""

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-    from PIL.ImageFont import FreeTypeFont
+from library.results.made_picture import MadePicture
 
-    from library.results.web_page import MadePicture
+if TYPE_CHECKING:  # imported where sheets are drawn
+    from PIL import Image, ImageDraw
+    from PIL.ImageFont import FreeTypeFont, ImageFont
+
+    Font = FreeTypeFont | ImageFont
 
 SMALLEST_CELL_PX, LARGEST_CELL_PX = 128, 256  # the side of the square that a picture stands in
 MAX_CELLS = 100  # on one sheet
@@ -24,11 +26,11 @@ class Sheet:
     """One sheet: rows of pictures (None leaves a place free), what stands above them and left of each row."""
 
     title: str
-    rows: Sequence[Sequence["MadePicture | None"]]
+    rows: Sequence[Sequence[MadePicture | None]]
     row_labels: Sequence[str] = ()
 
     @property
-    def first(self) -> "MadePicture":
+    def first(self) -> MadePicture:
         """Its first picture."""
         return next(picture for row in self.rows for picture in row if picture is not None)
 
@@ -40,7 +42,7 @@ class Sheet:
         return min(max(longest, SMALLEST_CELL_PX), LARGEST_CELL_PX)
 
 
-def sheets_by_prompt(pictures: Iterable["MadePicture"]) -> Iterator[Sheet]:
+def sheets_by_prompt(pictures: Iterable[MadePicture]) -> Iterator[Sheet]:
     """A sheet for each prompt line, more where its pictures are many."""
     by_line: dict[tuple[str, str], list[MadePicture]] = {}
     for picture in pictures:
@@ -52,7 +54,7 @@ def sheets_by_prompt(pictures: Iterable["MadePicture"]) -> Iterator[Sheet]:
             yield Sheet(line, [part[at : at + columns] for at in range(0, len(part), columns)])
 
 
-def sheets_by_seed(pictures: Iterable["MadePicture"]) -> Iterator[Sheet]:
+def sheets_by_seed(pictures: Iterable[MadePicture]) -> Iterator[Sheet]:
     """Prompt lines by seeds, for runs whose iterations have one seed each; parted where there are many."""
     table: dict[str, dict[int, MadePicture]] = {}
     for picture in pictures:
@@ -97,7 +99,7 @@ def draw_sheet(sheet: Sheet) -> bytes:
     return stream.getvalue()
 
 
-def _small(file: Path, side_px: int) -> "Image":
+def _small(file: Path, side_px: int) -> "Image.Image":
     from PIL import Image
 
     with Image.open(file) as picture:
@@ -107,12 +109,12 @@ def _small(file: Path, side_px: int) -> "Image":
     return small
 
 
-def _write(draw: object, place: tuple[int, int], lines: Sequence[str], font: "FreeTypeFont") -> None:
+def _write(draw: "ImageDraw.ImageDraw", place: tuple[int, int], lines: Sequence[str], font: "Font") -> None:
     for number, line in enumerate(lines):
         draw.text((place[0], place[1] + number * _LINE_PX), line, "black", font)
 
 
-def wrap(text: str, font: "FreeTypeFont", width_px: int, most: int) -> list[str]:
+def wrap(text: str, font: "Font", width_px: int, most: int) -> list[str]:
     """Break a text into at most so many lines of a width, at spaces where there are any; the last tells of a cut."""
     lines: list[str] = []
     rest = text
@@ -127,7 +129,7 @@ def wrap(text: str, font: "FreeTypeFont", width_px: int, most: int) -> list[str]
     return lines
 
 
-def _fitting(text: str, font: "FreeTypeFont", width_px: int) -> int:
+def _fitting(text: str, font: "Font", width_px: int) -> int:
     """How many of a text's characters fit into a width, at least one."""
     low, high = 1, min(len(text), width_px)
     while low < high:

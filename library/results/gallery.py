@@ -5,40 +5,46 @@ from contextlib import suppress
 from pathlib import Path
 
 from library.files.picture_files import save_whole
-from library.plan.config import Said
-from library.plan.planning import RunPlan
+from library.plan.earlier_runs import finished, read_runs
+from library.plan.run_plan import RunPlan
 from library.results.contact_sheet import draw_sheet, sheets_by_prompt, sheets_by_seed
-from library.results.output import RunFacts, shown_settings
-from library.results.web_page import MadePicture, make_page
-from library.run.manifest import finished, read_runs
+from library.results.made_picture import MadePicture
+from library.results.metadata import RunFacts, shown_settings
+from library.results.web_page import Command, make_page
+from library.settings.options import Said
 
 
 def show_results(plan: RunPlan, facts: RunFacts, said: Said) -> Iterator[Path]:
     """Make what was asked for of a run's contact sheets and page; gives their files.
+
+    Args:
+        plan: the run.
+        facts: what metadata says of it.
+        said: those of its options that make one of its pictures again.
 
     A sheet or page that is there already is left, and the page of an earlier part of the run replaced.
 
     Raises:
         EnvironmentFault: when the folder or the disk does not take them.
     """
-    if not plan.grid and not plan.html:
+    if not plan.output.sheets and not plan.output.page:
         return
     pictures = made_pictures(plan, facts)
-    if plan.grid:
-        sheets = sheets_by_seed(pictures) if plan.same_seed_in_iteration else sheets_by_prompt(pictures)
+    if plan.output.sheets:
+        sheets = sheets_by_seed(pictures) if plan.repeats.same_seed_in_iteration else sheets_by_prompt(pictures)
         for sheet in sheets:
-            yield _save(draw_sheet(sheet), plan.outdir / f"grid_{sheet.first.file.stem}.png")
-    if plan.html and pictures:
+            yield _save(draw_sheet(sheet), plan.output.folder / f"grid_{sheet.first.file.stem}.png")
+    if plan.output.page and pictures:
         mark = f"gen_img_diffusers.py, run {plan.record.run}"
-        title = f"{plan.outdir.resolve().name}, {plan.record.started[:10]}"
-        page = make_page(pictures, title, said, plan.defaults, mark)
-        yield _save(page.encode("utf-8", "replace"), plan.outdir / "index.html", replace_if=mark.encode())
+        title = f"{plan.output.folder.resolve().name}, {plan.record.started[:10]}"
+        page = make_page(pictures, title, Command(said, plan.defaults, plan.model.family.size_px), mark)
+        yield _save(page.encode("utf-8", "replace"), plan.output.folder / "index.html", replace_if=mark.encode())
 
 
 def made_pictures(plan: RunPlan, facts: RunFacts) -> list[MadePicture]:
     """The pictures of a run that stand, in the order of the plan."""
-    known = next((run for run in read_runs(plan.outdir) if run.record.run == plan.record.run), None)
-    places = finished(known, plan.outdir, plan.jobs) if known else {}
+    known = next((run for run in read_runs(plan.output.folder) if run.record.run == plan.record.run), None)
+    places = finished(known, plan.output.folder, plan.jobs) if known else {}
     made = sorted(places.items())
     return [MadePicture(plan.jobs[place], file, shown_settings(plan.jobs[place], facts)) for place, file in made]
 

@@ -2,33 +2,14 @@
 
 import html
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import quote
 
-from library.plan.config import Said
-from library.plan.jobs import Job, JobSettings
-from library.run.report import prompt_line
-
-# Options that choose pictures among others, or say where they go: a command for one picture has no use for them
-_NOT_FOR_ONE = {
-    *("prompt", "from_file", "interactive", "no_preview", "seed", "iter_same_seed", "shuffle_prompts", "n_iter"),
-    *("images_per_prompt", "image_path", "mask_path", "sequential_file_name", "use_original_file_name", "outdir"),
-    *(
-        "batch_size",
-        "vae_batch_size",
-        "config",
-        "resume",
-        "dry_run",
-        "json",
-        "quiet",
-        "verbose",
-        "debug",
-        "html",
-        "grid",
-    ),
-}
+from library.plan.job import Job, JobSettings
+from library.plan.line_text import prompt_line
+from library.results.made_picture import MadePicture
+from library.settings.options import Said
 
 _STYLE = """
 :root { color-scheme: light dark; font: 15px/1.4 system-ui, sans-serif }
@@ -63,37 +44,41 @@ search.addEventListener('input', () => {
 
 
 @dataclass(frozen=True)
-class MadePicture:
-    """A picture of a run and the file it became."""
+class Command:
+    """What the command for one of a run's pictures is made of.
 
-    job: Job
-    file: Path
-    settings: Mapping[str, str]  # to show, by name
+    Args:
+        said: the run's options, those that a command for one picture has, too.
+        defaults: the run's settings for its prompt lines.
+        size_px: see `plan.line_text.prompt_line`.
+    """
+
+    said: Said
+    defaults: JobSettings
+    size_px: int
+
+    def for_job(self, job: Job) -> str:
+        """The command line that makes a job's picture again."""
+        words = ["python", "gen_img_diffusers.py"]
+        given = dict(self.said)
+        for name, path in (("image_path", job.source), ("mask_path", job.mask or job.regions)):
+            if path is not None:
+                given[name] = str(path)
+        for name, value in given.items():
+            if isinstance(value, bool):
+                words.append(f"--{name}")
+            else:
+                words += [f"--{name}", *(value if isinstance(value, list) else [value])]
+        return shlex.join([*words, "--prompt", prompt_line(job, self.defaults, self.size_px)])
 
 
-def remake_command(job: Job, said: Said, defaults: JobSettings) -> str:
-    """The command line that makes a job's picture again."""
-    words = ["python", "gen_img_diffusers.py"]
-    given = {name: value for name, value in said.items() if name not in _NOT_FOR_ONE}
-    for name, path in (("image_path", job.source), ("mask_path", job.mask or job.regions)):
-        if path is not None:
-            given[name] = str(path)
-    for name, value in given.items():
-        if isinstance(value, bool):
-            words.append(f"--{name}")
-        else:
-            words += [f"--{name}", *(value if isinstance(value, list) else [value])]
-    return shlex.join([*words, "--prompt", prompt_line(job, defaults)])
-
-
-def make_page(pictures: Sequence[MadePicture], title: str, said: Said, defaults: JobSettings, mark: str) -> str:
+def make_page(pictures: Sequence[MadePicture], title: str, command: Command, mark: str) -> str:
     """A page that needs nothing but the picture files beside it; they are loaded as they are scrolled to.
 
     Args:
         pictures: in the order of the page.
         title: of the page.
-        said: the run's options, for the commands.
-        defaults: the run's settings, for the commands.
+        command: makes a picture again.
         mark: what tells the page of this run from others.
     """
     return "".join(
@@ -105,13 +90,13 @@ def make_page(pictures: Sequence[MadePicture], title: str, said: Said, defaults:
             f"<h1>{html.escape(title)}</h1>",
             f"<label>Show <output>{len(pictures)}</output> of {len(pictures)} pictures with the words ",
             "<input type=search autofocus></label></header><main>\n",
-            *_figures(pictures, said, defaults),
+            *_figures(pictures, command),
             f"</main><script>{_SCRIPT}</script></body></html>\n",
         ]
     )
 
 
-def _figures(pictures: Iterable[MadePicture], said: Said, defaults: JobSettings) -> Iterable[str]:
+def _figures(pictures: Iterable[MadePicture], command: Command) -> Iterable[str]:
     for picture in pictures:
         job, name = picture.job, picture.file.name
         rows = "".join(f"<dt>{html.escape(n)}<dd>{html.escape(v)}" for n, v in picture.settings.items())
@@ -120,5 +105,5 @@ def _figures(pictures: Iterable[MadePicture], said: Said, defaults: JobSettings)
             f'<figure><a href="{quote(name)}"><img loading=lazy width={job.width} height={job.height} '
             f'src="{quote(name)}" alt="{html.escape(job.prompt)}"></a><figcaption><p>{html.escape(job.prompt)}</p>'
             f"{negative}<dl>{rows}</dl><details><summary>Command</summary>"
-            f"<pre>{html.escape(remake_command(job, said, defaults))}</pre></details></figcaption></figure>\n"
+            f"<pre>{html.escape(command.for_job(job))}</pre></details></figcaption></figure>\n"
         )

@@ -1,20 +1,18 @@
 """The loop: ask for prompt lines, draw them, show the pictures."""
 
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from library import console
 from library.errors import InputError
-from library.plan.jobs import JobMaker, SourceLine, count_pictures, group_into_batches, plan_jobs
-from library.plan.planning import RunPlan, typed_line
+from library.plan.job_maker import count_pictures, plan_jobs
+from library.plan.run_plan import Keyboard, RunPlan
+from library.plan.sources import SourceLine, typed_line
+from library.results.writer import PictureWriter
 from library.run import preview
 from library.run.runs import BatchDrawer, Painter
 
-if TYPE_CHECKING:
-    from library.results.output import PictureWriter
 
-
-def run_interactive(plan: RunPlan, painter: Painter, writer: "PictureWriter", maker: JobMaker) -> None:
+def run_interactive(plan: RunPlan, painter: Painter, writer: PictureWriter, keyboard: Keyboard) -> None:
     """Ask for prompt lines and draw them until the input ends."""
     with suppress(ImportError):
         import readline  # noqa: F401  # gives input() its history
@@ -22,15 +20,15 @@ def run_interactive(plan: RunPlan, painter: Painter, writer: "PictureWriter", ma
     progress = console.Progress(None)
     while (line := ask_for_line()) is not None:
         try:
-            count_pictures([line], plan.images_per_prompt, plan.iterations)
-            jobs = plan_jobs([line], maker, plan.iterations)
+            count_pictures([line], plan.repeats.images_per_prompt, plan.repeats.iterations)
+            jobs = plan_jobs([line], keyboard.maker, keyboard.seeds, keyboard.name_file, plan.repeats.iterations)
         except InputError as problem:
             console.error(problem)
             continue
         console.say(f"seed: {', '.join(str(job.seed) for job in jobs)}")
         pictures = []
-        drawer = BatchDrawer(painter, [], progress.steps)
-        for drawn in drawer.draw(group_into_batches(jobs, plan.batch_size, painter.batch_key)):
+        drawer = BatchDrawer(painter, plan.batch_key, [], progress.steps)
+        for drawn in drawer.draw(plan.batches(jobs)):
             for job, picture in drawn:
                 writer.write(picture, job)
                 if job.stage != 1:

@@ -6,66 +6,23 @@ adds to for as long as it lives; others that draw into the same folder take `man
 
 import hashlib
 import json
-import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from library.errors import EnvironmentFault, InputError
-from library.files.picture_files import TEMPORARY, standing_picture
-from library.plan.file_names import numbered
-from library.plan.jobs import Job
+from library.errors import EnvironmentFault
+from library.files.file_locks import lock
+from library.files.picture_files import TEMPORARY, numbered, standing_picture
+from library.plan.earlier_runs import noted_pictures
+from library.plan.job import Job
+from library.plan.run_plan import RunPlan
 from library.plan.run_record import RunRecord, job_id
-from library.results.output import RunFacts, metadata
-from library.settings.highres import stages
-
-if TYPE_CHECKING:
-    from library.plan.planning import RunPlan
-
-try:
-    import fcntl
-except ImportError:  # Windows: two processes must not add to one manifest there
-    fcntl = None
-
-logger = logging.getLogger(__name__)
+from library.plan.stages import stages
+from library.results.metadata import RunFacts, metadata
 
 _NAME = "manifest.jsonl"
-
-
-@dataclass(frozen=True)
-class DonePicture:
-    """A picture that a manifest names."""
-
-    job: str
-    file: str
-    sha256: str
-
-
-@dataclass
-class KnownRun:
-    """A run found in a folder: its latest record, and the pictures it has made."""
-
-    record: RunRecord
-    done: list[DonePicture] = field(default_factory=list)
-    active: bool = False  # a process is at work on it
-    places: Mapping[int, str] | None = None  # files by their places in the run, where another process found them
-
-
-def lock(descriptor: int) -> bool:
-    """Take the lock of an open file without waiting; False when another process has it."""
-    if fcntl is None:
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return True
-    return True
 
 
 def _open_locked(file: Path) -> int | None:
@@ -105,7 +62,7 @@ class Manifest:
         except OSError as problem:
             raise _unwritable(folder, problem) from None
         self.file = file
-        self.pictures_before = len(_pictures(content))  # that earlier processes noted in it
+        self.pictures_before = len(noted_pictures(content))  # that earlier processes noted in it
         self._torn = content[-1:] not in (b"", b"\n")  # the last line was not written to its end
 
     def __enter__(self) -> "Manifest":
@@ -134,7 +91,7 @@ class Manifest:
         with self._writing:
             self._write(line)
 
-    def _write(self, line: dict[str, object]) -> None:
+    def _write(self, line: Mapping[str, object]) -> None:
         data = (b"\n" if self._torn else b"") + json.dumps(line).encode() + b"\n"
         self._torn = True
         try:
@@ -157,7 +114,7 @@ def ended(file: Path) -> bool:
 def jobs_noted(file: Path, skip: int) -> list[str]:
     """The ids of the jobs that a manifest tells of, without so many first ones; none when it cannot be read."""
     try:
-        return [done.job for done in _pictures(file.read_bytes())[skip:]]
+        return [done.job for done in noted_pictures(file.read_bytes())[skip:]]
     except OSError:
         return []
 
@@ -166,95 +123,7 @@ def _unwritable(path: Path, problem: OSError) -> EnvironmentFault:
     return EnvironmentFault(str(path), f"cannot be written ({problem.strerror}); make room or give another --outdir")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Reading
-
-
-def read_runs(folder: Path) -> list[KnownRun]:
-    """The runs that the manifests of a folder tell of. Lines that were torn off are passed over.
-
-    Raises:
-        InputError: when a manifest cannot be read.
-    """
-    runs: dict[str, KnownRun] = {}
-    if not folder.is_dir():
-        return []
-    for path in sorted(folder.glob("manifest*.jsonl")):
-        try:
-            with path.open("rb") as file:
-                active = not lock(file.fileno())
-                content = file.read()
-        except OSError as problem:
-            raise InputError(str(path), f"cannot be read ({problem.strerror}); check its permissions") from None
-        current = None
-        for line in _lines(content):
-            if "parts" in line:
-                try:
-                    record = RunRecord.from_json(line)
-                except (KeyError, TypeError):
-                    logger.warning("%s: holds a run of another version of this program; it is left alone", path)
-                    current = None
-                    continue
-                current = runs.setdefault(record.run, KnownRun(record))
-                if len(record.parts) > len(current.record.parts):
-                    current.record = record
-            elif current is not None:
-                current.done.append(_picture(line))
-        if current is not None:
-            current.active |= active
-    return list(runs.values())
-
-
-def _lines(content: bytes) -> Iterator[dict]:
-    for raw in content.split(b"\n"):
-        try:
-            line = json.loads(raw)
-            if "parts" in line or {"job", "file", "sha256"} <= line.keys():
-                yield line
-        except (ValueError, TypeError, AttributeError):
-            continue
-
-
-def _picture(line: Mapping[str, str]) -> DonePicture:
-    return DonePicture(line["job"], line["file"], line["sha256"])
-
-
-def _pictures(content: bytes) -> list[DonePicture]:
-    return [_picture(line) for line in _lines(content) if "parts" not in line]
-
-
-def finished(run: KnownRun, folder: Path, jobs: Sequence[Job]) -> dict[int, Path]:
-    """The places of the jobs that a run has made, each with its file, which is still the one that was made."""
-    if run.places is not None:
-        return {place: folder / name for place, name in run.places.items()}
-    by_job: dict[str, dict[str, DonePicture]] = {}
-    for done in run.done:
-        by_job.setdefault(done.job, {})[done.file] = done
-    places: dict[int, Path] = {}
-    # equal jobs keep the files that were planned for them, as far as these were made
-    for take_any in (False, True):
-        for place, job in enumerate(jobs):
-            waiting = by_job.get(job_id(job))
-            if place in places or not waiting:
-                continue
-            name = job.file.name if job.file.name in waiting else next(iter(waiting)) if take_any else None
-            if name is not None and _is_same(folder / name, waiting.pop(name).sha256):
-                places[place] = folder / name
-    return places
-
-
-def _is_same(file: Path, sha256: str) -> bool:
-    try:
-        with file.open("rb") as stream:
-            same = hashlib.file_digest(stream, "sha256").hexdigest() == sha256
-    except OSError:
-        same = False
-    if not same:
-        logger.warning("%s is gone or has been changed since it was made; --resume makes it again", file)
-    return same
-
-
-def recover(plan: "RunPlan", manifest: Manifest, facts: RunFacts) -> dict[int, Path]:
+def recover(plan: RunPlan, manifest: Manifest, facts: RunFacts) -> dict[int, Path]:
     """Clean up after the process that a run was cut off in; gives the pictures that are done, by their places.
 
     A picture that stands complete but was not noted yet is noted, temporary files of the run are taken away.
@@ -274,8 +143,8 @@ def recover(plan: "RunPlan", manifest: Manifest, facts: RunFacts) -> dict[int, P
     return done
 
 
-def _remove_temporary_files(plan: "RunPlan") -> None:
+def _remove_temporary_files(plan: RunPlan) -> None:
     stems = {stage.file.stem for job in plan.jobs for stage in stages(job, plan.highres)}
-    for leftover in plan.outdir.glob(".*.tmp"):
+    for leftover in plan.output.folder.glob(".*.tmp"):
         if (match := TEMPORARY.fullmatch(leftover.name)) and match[1] in stems:
             leftover.unlink(missing_ok=True)

@@ -16,15 +16,14 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from library.errors import EnvironmentFault
+from library.plan.run_plan import RunPlan
 from library.run.manifest import ended, jobs_noted
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # torch is imported where there are several processes
     from torch.distributed import Store
-
-    from library.plan.planning import RunPlan
 
 Thing = TypeVar("Thing")
 
@@ -73,7 +72,7 @@ class Team:
         restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         return torch.distributed.PrefixStore(f"gen_img_diffusers/{restarts}", store)
 
-    def send_plan(self, plan: "RunPlan | None") -> None:
+    def send_plan(self, plan: RunPlan | None) -> None:
         """Hand the plan to the other processes; None when there is nothing for them to do. Later calls do nothing."""
         if self.size > 1 and self.is_first and "plan" not in self._sent:
             self._sent.append("plan")
@@ -108,7 +107,7 @@ class Team:
             with suppress(RuntimeError):  # the store went away with the launcher
                 self._store.set(f"{name}/{self.rank}", json.dumps(value))
 
-    def ask(self, name: str, rank: int) -> object:
+    def ask(self, name: str, rank: int) -> Any:
         """The note of another process; None as long as there is none."""
         with suppress(RuntimeError):  # the store went away with the launcher
             if self._store.check([f"{name}/{rank}"]):

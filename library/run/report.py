@@ -4,22 +4,18 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import astuple, is_dataclass
 from datetime import datetime
-from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from library.errors import EnvironmentFault
 from library.files.picture_files import save_whole
-from library.plan.jobs import DEFAULT_SIZE_PX, Job, JobSettings
-from library.plan.prompts import PROMPT_OPTIONS, one_line
+from library.plan.job import Job
+from library.plan.line_text import prompt_line
+from library.plan.prompts import one_line
+from library.plan.run_plan import RunPlan
 from library.plan.run_record import job_id
-
-if TYPE_CHECKING:
-    from library.plan.planning import RunPlan
 
 
 class Tally:
@@ -29,7 +25,7 @@ class Tally:
         plan: the run.
     """
 
-    def __init__(self, plan: "RunPlan") -> None:
+    def __init__(self, plan: RunPlan) -> None:
         self._to_do = plan.to_do
         self._present = len(plan.done)
         self.drawn = 0  # by this process, not all of them saved yet
@@ -76,42 +72,16 @@ def _pictures(count: int) -> str:
     return f"{count} picture{'' if count == 1 else 's'}"
 
 
-def prompt_line(job: Job, defaults: JobSettings) -> str:
-    """A prompt line that makes a job's picture again, under a command line with these defaults."""
-    texts = [job.prompt]
-    for option in PROMPT_OPTIONS.values():
-        if option.sets == "seeds":
-            texts.append(f"--{option.name} {job.seed}")
-            continue
-        value, implied = (attrgetter(option.sets)(settings) for settings in (job, defaults))
-        if option.sets in ("width", "height"):
-            implied = None if job.source else implied or DEFAULT_SIZE_PX
-        if value != implied:
-            texts.append(f"--{option.name} {_as_typed(value)}")
-    line = " ".join(texts)
-    return f" {line}" if line.startswith("#") else line  # not a comment
-
-
-def _as_typed(value: object) -> str:
-    if value is None:
-        return "none"
-    if is_dataclass(value):
-        value = astuple(value)
-    if isinstance(value, tuple):
-        return ",".join(map(_as_typed, value))
-    return str(int(value)) if isinstance(value, bool) else str(value)
-
-
-def save_failed(folder: Path, failed: Sequence[Job], defaults: JobSettings) -> Path | None:
+def save_failed(plan: RunPlan, failed: Sequence[Job]) -> Path | None:
     """Write the failed pictures' lines as a file for `--from_file`; None when the folder does not take it."""
     lines = ["# Pictures that failed; --resume tries them again, or the same command with --from_file and this file"]
     for job in failed:
         if job.source is not None:
             mask = f" --mask_path {shlex.quote(str(job.mask))}" if job.mask else ""
             lines.append(one_line(f"# --image_path {shlex.quote(str(job.source))}{mask}"))
-        lines.append(prompt_line(job, defaults))
+        lines.append(prompt_line(job, plan.defaults, plan.model.family.size_px))
     name = f"failed_{datetime.now():%Y%m%d%H%M%S}.txt"
     try:
-        return save_whole(("\n".join(lines) + "\n").encode("utf-8", "replace"), folder / name)
+        return save_whole(("\n".join(lines) + "\n").encode("utf-8", "replace"), plan.output.folder / name)
     except EnvironmentFault:
         return None

@@ -7,20 +7,19 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from types import FrameType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from library import console
 from library.errors import EnvironmentFault, InputError, Interrupted
 from library.machine.devices import Result, try_to_run
-from library.plan.jobs import Job, group_into_batches
+from library.plan.job import Job
+from library.plan.run_plan import RunPlan
+from library.results.writer import PictureWriter
 from library.run.processes import Others, Team
 from library.run.report import Tally
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from library.plan.planning import RunPlan
-    from library.results.output import PictureWriter
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +34,9 @@ MakeBar = Callable[[Iterable], Iterable]
 class Painter(Protocol):
     """What draws batches: the pipeline."""
 
-    works_ahead: bool  # whether the next batch may be begun before this one's pictures are there
-
-    def batch_key(self, job: Job) -> Hashable:
-        """Jobs of equal keys can be drawn together."""
+    @property
+    def works_ahead(self) -> bool:
+        """Whether the next batch may be begun before this one's pictures are there."""
 
     def begin(self, jobs: Sequence[Job], make_bar: MakeBar) -> Callable[[], Pictures]:
         """Begin a batch; gives what waits for its pictures.
@@ -64,12 +62,14 @@ class BatchDrawer:
 
     Args:
         painter: draws.
+        key: what the jobs of a batch have in common, see `RunPlan.batch_key`.
         failed: takes the jobs whose pictures failed.
         make_bar: shows the steps of a batch.
     """
 
-    def __init__(self, painter: Painter, failed: list[Job], make_bar: MakeBar) -> None:
+    def __init__(self, painter: Painter, key: Callable[[Job], Hashable], failed: list[Job], make_bar: MakeBar) -> None:
         self._painter = painter
+        self._key = key
         self._failed = failed
         self._make_bar = make_bar
         self._fitting: dict[Hashable, int] = {}  # batch sizes that memory suffices for, where found wanting
@@ -85,7 +85,7 @@ class BatchDrawer:
         """
         ahead: list[Begun] = []
         for batch in batches:
-            size = self._fitting.get(self._painter.batch_key(batch[0]), len(batch))
+            size = self._fitting.get(self._key(batch[0]), len(batch))
             for start in range(0, len(batch), size):
                 ahead.append(self._begin(batch[start : start + size]))
                 if len(ahead) > self._painter.works_ahead:
@@ -108,7 +108,7 @@ class BatchDrawer:
         elif len(jobs) > 1:
             half = (len(jobs) + 1) // 2
             if problem is None:
-                self._fitting[self._painter.batch_key(jobs[0])] = half
+                self._fitting[self._key(jobs[0])] = half
                 logger.warning("out of memory; drawing %d at a time instead of %d", half, len(jobs))
             for part in (jobs[:half], jobs[half:]):
                 yield from self._finish(self._begin(part))
@@ -154,7 +154,7 @@ class Interruptions:
 
     def __init__(self) -> None:
         self._asked: int | None = None
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruptions":
         if threading.current_thread() is threading.main_thread():
@@ -190,9 +190,7 @@ def share(batches: Sequence[Sequence[Job]], team: Team) -> Sequence[Sequence[Job
     return team.share(batches)
 
 
-def run_jobs(
-    plan: "RunPlan", painter: Painter, writer: "PictureWriter", tally: Tally, team: Team, others: Others
-) -> None:
+def run_jobs(plan: RunPlan, painter: Painter, writer: PictureWriter, tally: Tally, team: Team, others: Others) -> None:
     """Make this process's share of the pictures, in batches filled from the whole run; the first one waits for all.
 
     Args:
@@ -207,9 +205,10 @@ def run_jobs(
         EnvironmentFault: when the machine does not let the run go on.
         Interrupted: after Ctrl-C or SIGTERM.
     """
-    batches = group_into_batches(plan.to_do, plan.batch_size, painter.batch_key)
-    progress = console.Progress(len(plan.to_do))
-    drawer = BatchDrawer(painter, tally.failed, progress.steps)
+    to_do = plan.to_do
+    batches = plan.batches(to_do)
+    progress = console.Progress(len(to_do))
+    drawer = BatchDrawer(painter, plan.batch_key, tally.failed, progress.steps)
     tally.start()
 
     def look_around() -> None:

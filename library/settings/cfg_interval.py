@@ -1,17 +1,18 @@
-"""Guidance in a part of the steps alone: the others leave the negative prompt out, which halves their cost.
+"""Classifier-free guidance in a part of the steps alone: the others leave the negative prompt out, at half the cost.
 
 An approximation, after Kynkäänniemi et al. 2024 (https://arxiv.org/abs/2404.07724), who find that guidance does harm in
-the noisiest steps and nothing in the last ones. Knows no torch.
+the noisiest steps and nothing in the last ones.
 """
 
 from dataclasses import dataclass
 
 from library.errors import InputError
+from library.settings.options import Options
 
 
 @dataclass(frozen=True)
-class GuidanceInterval:
-    """The steps that guidance works in: from one share of the steps that are run up to another, both from 0 to 1.
+class CfgInterval:
+    """The steps that classifier-free guidance works in: from one share of those that are run up to another, 0 to 1.
 
     Raises:
         InputError: when it ends before it begins.
@@ -36,4 +37,9 @@ class GuidanceInterval:
         return [self.start <= place // order / steps < self.end for place in range(evaluations)]
 
 
-WHOLE_RUN = GuidanceInterval()
+WHOLE_RUN = CfgInterval()
+
+
+def from_options(options: Options) -> CfgInterval:
+    """What the options say of it."""
+    return CfgInterval(options.guidance_start, options.guidance_end)

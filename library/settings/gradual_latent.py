@@ -1,4 +1,4 @@
-"""Gradual Latent: settings, and the sizes that latents grow through while they are denoised. Knows no torch.
+"""Gradual Latent: settings, and the sizes that latents grow through while they are denoised.
 
 Denoising begins on latents smaller than the picture's; they grow step by step to their full size. The method is that of
 sd-scripts, for the sampler euler_a.
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from library import values
+from library.settings.options import Options
 
 SAMPLER = "euler_a"  # the only one whose steps can change the latents' size
 USUAL_TIMESTEPS = 750  # where growth begins when a prompt line sets only the other options
@@ -45,7 +46,9 @@ class GradualLatent:
 
     def growth(self, timesteps: Sequence[float], height: int, width: int) -> dict[int, tuple[int, int]]:
         """The steps that make the latents larger: place of the step → (height, width) after it, in latent cells."""
-        sizes = {}
+        sizes: dict[int, tuple[int, int]] = {}
+        if self.timesteps is None:
+            return sizes
         ratio, waited = self.ratio, math.inf
         for place, timestep in enumerate(timesteps):
             if timestep < self.timesteps and ratio < 1 and waited >= self.every_n_steps:
@@ -122,3 +125,16 @@ def unsharp(text: str) -> Unsharp | None:
 ratio = values.number(0, 1, above=True)
 every_n_steps = values.whole_number(1, values.MAX_STEPS)
 s_noise = values.number(0, 10)
+
+
+def from_options(options: Options) -> GradualLatent:
+    """What the options say of it; a line's options may say otherwise."""
+    said = {
+        "timesteps": options.gradual_latent_timesteps,
+        "ratio": options.gradual_latent_ratio,
+        "ratio_step": options.gradual_latent_ratio_step,
+        "every_n_steps": options.gradual_latent_every_n_steps,
+        "s_noise": options.gradual_latent_s_noise,
+        "unsharp": options.gradual_latent_unsharp_params,
+    }
+    return GradualLatent(**{name: value for name, value in said.items() if value is not None})

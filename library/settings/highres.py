@@ -1,19 +1,13 @@
-"""Highres. fix: a small picture first, then img2img on its enlargement. Settings and stages; knows no torch."""
+"""Highres. fix: a small picture first, then img2img on its enlargement. Its settings; `plan.stages` has the stages."""
 
 import importlib.util
-import re
 from argparse import ArgumentTypeError
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from library.console import others_at_work
 from library.errors import InputError
-from library.values import PIXELS_PER_CELL
-
-if TYPE_CHECKING:
-    from library.plan.jobs import Job
-
+from library.settings.options import Options
 
 DEFAULT_FIRST_STEPS = 28
 
@@ -54,32 +48,6 @@ class HighresFix:
             return self.upscaler.module
         return "Latent (bilinear)" if self.enlarge_latents else "Lanczos"
 
-    def stages(self, job: "Job") -> tuple["Job", "Job"]:
-        """The job's two stages: the small picture, then the job itself on the enlargement, with noise of its own."""
-        first = replace(
-            job,
-            width=self._first_side(job.width),
-            height=self._first_side(job.height),
-            steps=self.steps,
-            stage=1,
-            guide_size=(job.width, job.height),
-            file=job.file.with_name(first_stage_name(job.file.name)),
-        )
-        return first, replace(job, seed=job.seed + 1, stage=2, control_net=self.control_net)
-
-    def _first_side(self, side: int) -> int:
-        return max(int(side * self.scale + 0.5) // PIXELS_PER_CELL * PIXELS_PER_CELL, PIXELS_PER_CELL)
-
-
-def stages(job: "Job", highres: HighresFix | None) -> tuple["Job", ...]:
-    """The jobs that a picture is drawn by, one after the other; the last one gives the picture."""
-    return (job,) if highres is None else highres.stages(job)
-
-
-def first_stage_name(name: str) -> str:
-    """The name of the first stage's picture: `im_0…` for `im_1…`."""
-    return re.sub(r"^(im_(?:\d{14}_)?)1", r"\g<1>0", name)
-
 
 def upscaler_arguments(text: str) -> tuple[tuple[str, str], ...]:
     """Convert `key=value;key=value`; a value may hold `=`."""
@@ -108,3 +76,28 @@ def check_upscaler(spec: UpscalerSpec) -> None:
     weights = dict(spec.arguments).get("weights")
     if weights is not None and not Path(weights).expanduser().is_file():
         raise InputError("--highres_fix_upscaler_args", f"no such file: weights={weights}; check the path")
+
+
+def from_options(options: Options) -> HighresFix | None:
+    """How it is done, if it is.
+
+    Raises:
+        InputError: for options that do not go together, and an upscaler that is not there.
+    """
+    if options.highres_fix_scale is None:
+        return None
+    if options.image_path is not None:
+        problem = "do not go together, Highres. fix draws its own first picture; give one of them"
+        raise InputError("--highres_fix_scale and --image_path", problem)
+    upscaler = None
+    if options.highres_fix_upscaler:
+        upscaler = UpscalerSpec(options.highres_fix_upscaler, options.highres_fix_upscaler_args or ())
+        check_upscaler(upscaler)
+    return HighresFix(
+        scale=options.highres_fix_scale,
+        steps=options.highres_fix_steps or DEFAULT_FIRST_STEPS,
+        save_first=options.highres_fix_save_1st,
+        enlarge_latents=options.highres_fix_latents_upscaling,
+        upscaler=upscaler,
+        control_net=not options.highres_fix_disable_control_net,
+    )

@@ -1,27 +1,10 @@
-"""The samplers: their names, the diffusers schedulers behind them, and the noise each picture draws.
-
-Known here without torch or diffusers being imported, so that a wrong name is refused at once.
-"""
+"""The samplers: their names, and the names of the diffusers schedulers behind them."""
 
 import math
-import warnings
-from collections.abc import Sequence
+from argparse import ArgumentTypeError
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import torch
-    from diffusers import SchedulerMixin
-
-    from library.plan.jobs import Job
-
-# The schedule that SD 1.x and 2.x were trained with (Rombach et al. 2022, https://arxiv.org/abs/2112.10752)
-_TRAINING_SCHEDULE = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-}
+from difflib import get_close_matches
 
 
 @dataclass(frozen=True)
@@ -31,7 +14,7 @@ class Sampler:
     name: str
     scheduler: str  # class name in diffusers
     a1111_name: str  # what AUTOMATIC1111's web UI calls it, for its metadata
-    arguments: dict[str, object] = field(default_factory=dict)
+    arguments: Mapping[str, object] = field(default_factory=dict)
     draws_noise: bool = False  # whether its steps add noise, drawn from each picture's generator
     steps: tuple[int, int] = (1, 1000)  # fewest and most it can do
     reserved_noises: int = 1  # for each step, noises that are drawn and set aside before the sampler begins
@@ -74,57 +57,18 @@ SECOND_NAMES = {
 }
 
 
-def make_scheduler(sampler: Sampler, prediction_type: str, *, growing: bool = False) -> "SchedulerMixin":
-    """Make the sampler's diffusers scheduler, fresh: schedulers keep state from step to step.
-
-    Args:
-        sampler: which.
-        prediction_type: what the model predicts, as diffusers names it.
-        growing: for Gradual Latent; the sampler is euler_a then.
-    """
-    import diffusers
-
-    scheduler_class = getattr(diffusers, sampler.scheduler)
-    if growing:
-        from library.draw.gradual_latent import GrowingEulerAncestral as scheduler_class
-    with warnings.catch_warnings():
-        # DPM-Solver is announced to go in diffusers 1.0; requirements.txt pins an earlier version
-        warnings.filterwarnings("ignore", ".*algorithm_types", FutureWarning)
-        return scheduler_class(**_TRAINING_SCHEDULE, **sampler.arguments, prediction_type=prediction_type)
+def sampler_name(text: str) -> str:
+    """Convert a sampler's first or second name to its first."""
+    name = SECOND_NAMES.get(text, text)
+    if name not in SAMPLERS:
+        known = [*SAMPLERS, *SECOND_NAMES]
+        nearest = get_close_matches(text, known, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(known)}"
+        raise ArgumentTypeError(f"no such sampler; {hint}")
+    return name
 
 
-@dataclass(frozen=True)
-class Noise:
-    """The noise of a batch of pictures that know nothing of each other."""
-
-    start: "torch.Tensor"  # start latents (B, channels, latent height, latent width), float32 on the CPU
-    source: "torch.Tensor"  # what img2img adds to the encoded source pictures, likewise
-    generators: list["torch.Generator"]  # one for each picture, for the noise of the sampler's steps
-
-
-def draw_noise(seeds: Sequence[int], shape: tuple[int, int, int], sampler: Sampler, job: "Job") -> Noise:
-    """Draw the noise of a batch of pictures.
-
-    Each picture's noise comes from a CPU generator of its own, in float32, so that a seed means the same noise on every
-    device, in every precision and at every place in a batch. The order is that of sd-scripts: the start latent, noises
-    set aside for the sampler, the noise for img2img, and then those that the sampler's steps draw themselves.
-
-    Args:
-        seeds: one for each picture.
-        shape: (channels, latent height, latent width).
-        sampler: tells how many noises are set aside for a step.
-        job: one of the batch, for its steps and whether it is img2img.
-    """
-    import torch
-
-    def draw() -> torch.Tensor:
-        return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-
-    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    start = source = draw()
-    if sampler.draws_noise or job.is_img2img:
-        for _ in range(job.steps * sampler.reserved_noises):
-            draw()
-    if job.is_img2img:
-        source = draw()
-    return Noise(start, source, generators)
+def sampler_lines() -> Iterator[str]:
+    """Each sampler's name with its second ones."""
+    for name in SAMPLERS:
+        yield " ".join([name, *(second for second, first in SECOND_NAMES.items() if first == name)])

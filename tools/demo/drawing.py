@@ -61,6 +61,7 @@ class Drawer:
     def predict(self, x: torch.Tensor, time: torch.Tensor, text: torch.Tensor, guides: torch.Tensor | None):
         if guides is None:
             return self.unet(x, time, text).sample
+        assert self.control_net is not None  # who has guides has set one
         down, middle = self.control_net(x, time, text, controlnet_cond=guides, return_dict=False)
         return self.unet(
             x, time, text, down_block_additional_residuals=down, mid_block_additional_residual=middle

@@ -10,9 +10,8 @@ import random
 import re
 
 import torch
-from transformers import CLIPTokenizer
 
-from library.draw.text_encoding import WeightedTokens
+from library.plan.tokens import PromptTokens, WeightedTokens
 from tools.demo.scenes import OBJECT_COLOURS, SHAPES, Scene
 
 HEAVY, LIGHT = (1.2, 1.8), (0.2, 0.8)
@@ -33,14 +32,14 @@ def emphasised(rng: random.Random, scene: Scene, text: str) -> str:
     return re.sub(rf"\b{word}\b", weighted, text, count=1)
 
 
-def padded(tokenizer: CLIPTokenizer, texts: list[WeightedTokens], length: int) -> tuple[torch.Tensor, torch.Tensor]:
+def padded(prompts: PromptTokens, texts: list[WeightedTokens], length: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids with begin, end and padding, and their weights: (texts, length) each; what is too long is cut off."""
-    ids = torch.full((len(texts), length), tokenizer.pad_token_id)
+    ids = torch.full((len(texts), length), prompts.pads[0])
     weights = torch.ones(ids.shape)
-    ids[:, 0] = tokenizer.bos_token_id
+    ids[:, 0] = prompts.begin
     for row, its_weights, text in zip(ids, weights, texts):
         end = 1 + min(len(text.ids), length - 2)
         row[1:end] = torch.tensor(text.ids[: end - 1])
-        row[end] = tokenizer.eos_token_id
+        row[end] = prompts.end
         its_weights[1:end] = torch.tensor(text.weights[: end - 1])
     return ids, weights

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def draw_all(drawer: Drawer, tasks: list[tuple[Scene, Caption]], batch: int = 25
     return pictures
 
 
-def share(values: list[bool | None]) -> float | None:
+def share(values: Sequence[bool | None]) -> float | None:
     """Share of True among those that were asked, in percent."""
     asked = [v for v in values if v is not None]
     return round(100 * sum(asked) / len(asked), 1) if asked else None

@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 import gen_img_diffusers
-from gen_img_diffusers import pixels_to_tensor
 from library.draw.loss_guidance import load_clip
-from library.settings.loss_guidance import find_clip
+from library.draw.sources import pixels_to_tensor
+from library.files.loss_guidance import find_clip
 from tools.demo.judge import judge, overlap, see_ground, see_objects
 from tools.demo.render import render
 from tools.demo.scenes import LORA_STYLES, OBJECT_COLOURS, SHAPES, Scene, Thing
@@ -174,7 +175,7 @@ def remade(program: Program, seeds: int) -> None:
              for seed, shape in zip(range(seeds), SHAPES * seeds)]  # fmt: skip
     first = program.files(lines)
     again = program.files([], "--image_path", first[0].parent, "--strength", 1)
-    texts = [Image.open(file).text for file in (*first, *again)]
+    texts = [PngImageFile(file).text for file in (*first, *again)]
     same = [a["prompt"] == b["prompt"] and a["negative-prompt"] == b["negative-prompt"]
             for a, b in zip(texts[:seeds], texts[seeds:], strict=True)]  # fmt: skip
     shapes = [[s.shape for s in see_objects(np.asarray(Image.open(file)), 1)] for file in again]
@@ -261,7 +262,7 @@ def clip_guidance(program: Program, seeds: int) -> None:
     by_text, by_picture = "--clip_guidance_scale", "--clip_image_guidance_scale"
     with torch.no_grad():
         said = [clip.embed_text([text]) for text in texts]
-        shown = [clip.embed_guide(Image.fromarray(render(scene))) for scene in drawn]
+        shown = [clip.embed_goal(Image.fromarray(render(scene))) for scene in drawn]
         for name, goals, lines, guided_lines, options in (
             ("by the prompt", said, clear, clear, (by_text,)),
             ("by --c", said, vague, [f"{line} --c {text}" for line, text in zip(vague, texts)], (by_text,)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,7 +39,12 @@ def prepare(vae, scenes: list[Scene], word=plain_words) -> Material:
 
 
 def fit(
-    parameters: list[torch.Tensor], predict: Callable, tokenizer, material: Material, log: Log, args: argparse.Namespace
+    parameters: Sequence[torch.Tensor],
+    predict: Callable,
+    tokenizer,
+    material: Material,
+    log: Log,
+    args: argparse.Namespace,
 ) -> None:
     """Minimise the noise prediction's error; `predict(noisy, times, ids, chosen)` gives the noise, (B, 4, h, w).
 

@@ -37,11 +37,11 @@ def directions(width: int, count: int) -> torch.Tensor:
 def errors(scores: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
     """Cross entropies of colour and shape together: scores (…, ANSWERS), answers (…, 2) → (…), 0 where untold."""
     colours, shapes = scores.split((NOTHING + 1, len(SHAPES)), dim=-1)
-    parts = [
+    of_colour, of_shape = (
         cross_entropy(s.flatten(0, -2), a.flatten(), ignore_index=UNTOLD, reduction="none")
         for s, a in ((colours, answers[..., 0]), (shapes, answers[..., 1]))
-    ]
-    return sum(parts).view(answers.shape[:-1])
+    )
+    return (of_colour + of_shape).view(answers.shape[:-1])
 
 
 def token_errors(text: torch.Tensor, behind: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:

@@ -65,7 +65,9 @@ def main() -> None:
     args = parser.parse_args()
     tokenizer, text_encoder, vae, unet = load_frozen(args.model)
     first_ids = tokenizer(list(FIRST_WORDS), add_special_tokens=False).input_ids
-    first = text_encoder.get_input_embeddings().weight[[i for ids in first_ids for i in ids]]
+    table = text_encoder.get_input_embeddings()
+    assert isinstance(table, torch.nn.Embedding)  # as all text encoders of CLIP have
+    first = table.weight[[i for ids in first_ids for i in ids]]
     module, names = teach_word(tokenizer, text_encoder, first)
     rng = random.Random(args.seed)
     material = prepare(

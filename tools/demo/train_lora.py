@@ -21,14 +21,21 @@ UNET_PARTS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "
 TEXT_PARTS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
 
+def pair(sizes: tuple[int, ...]) -> tuple[int, int]:
+    """A convolution's sizes on pixels: height and width."""
+    height, width = sizes
+    return height, width
+
+
 class LowRank(torch.nn.Module):
     """A LoRA on one module: adds alpha / rank · multiplier · up(down(x)) to its output."""
 
-    def __init__(self, target: torch.nn.Module, rank: int, alpha: float):
+    def __init__(self, target: torch.nn.Linear | torch.nn.Conv2d, rank: int, alpha: float):
         super().__init__()
         if isinstance(target, torch.nn.Conv2d):
-            shape = {"kernel_size": target.kernel_size, "stride": target.stride, "padding": target.padding}
-            self.down = torch.nn.Conv2d(target.in_channels, rank, **shape, bias=False)
+            assert not isinstance(target.padding, str)  # diffusers gives numbers
+            window = (pair(target.kernel_size), pair(target.stride), pair(target.padding))
+            self.down = torch.nn.Conv2d(target.in_channels, rank, *window, bias=False)
             self.up = torch.nn.Conv2d(rank, target.out_channels, 1, bias=False)
         else:
             self.down = torch.nn.Linear(target.in_features, rank, bias=False)

@@ -18,7 +18,10 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from library.draw.text_encoding import PromptEncoder, weigh
+from library.draw.text_encoding import weigh
+from library.files.families import SD1
+from library.files.tokenizers import load_tokenizer
+from library.plan.tokens import PromptTokens
 from tools.demo.emphasis import emphasised, padded
 from tools.demo.halves import allow_halves, halves_masks, halves_words
 from tools.demo.hints import NOTHING_TOLD, token_errors, told
@@ -143,7 +146,7 @@ class Batch:
 class Batches:
     """Batches of latents and freshly worded captions; which ones follows from seed and step."""
 
-    def __init__(self, latents_file: Path, prompts: PromptEncoder, args: argparse.Namespace):
+    def __init__(self, latents_file: Path, prompts: PromptTokens, args: argparse.Namespace):
         self.kept = torch.load(latents_file, weights_only=False)
         self.prompts, self.args, self.scheduler = prompts, args, DDPMScheduler(**SCHEDULE)
 
@@ -179,7 +182,7 @@ class Batches:
             if guided:
                 texts = [text for said in texts for text in ("", said)]
         length = 77 if step % 4 == 0 or step >= args.short_share * args.steps else args.short_tokens
-        tokens = padded(self.prompts.tokenizer, [self.prompts.tokenize(text) for text in texts], length)
+        tokens = padded(self.prompts, [self.prompts.tokenize(text) for text in texts], length)
         latents = bucket["latents"][chosen].float()
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
         noise = torch.randn(latents.shape, generator=generator)
@@ -219,7 +222,7 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)  # the workers share each batch; operations shared as well would spin in each other's way
     tokenizer = save_tokenizer(args.work / "tokenizer")
-    model = Conditioned(new_text_encoder(tokenizer), new_unet()).to(memory_format=torch.channels_last)
+    model = Conditioned(new_text_encoder(tokenizer), new_unet().to(memory_format=torch.channels_last))
     if args.resume_from:
         _, text_encoder, _, unet = load_frozen(args.resume_from)
         model = Conditioned(text_encoder, unet).requires_grad_(True)
@@ -227,7 +230,8 @@ def train(args: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
     run = Run(args.work / "unet.pt", model, optimizer, decay=0.999)
     run.log.write(step=run.start, settings={k: str(v) for k, v in vars(args).items()})
-    batches = Batches(args.work / "latents.pt", PromptEncoder(tokenizer, model.text_encoder), args)
+    prompts = PromptTokens(load_tokenizer(args.work / "tokenizer", SD1), SD1.encoders, len(tokenizer))
+    batches = Batches(args.work / "latents.pt", prompts, args)
     workers = ThreadPoolExecutor(args.threads, initializer=torch.set_num_threads, initargs=(1,))
     descend(
         optimizer,
@@ -269,6 +273,7 @@ def gradients(model: Conditioned, workers: ThreadPoolExecutor, batch: Batch, thr
     parameters = list(model.parameters())
     count = len(batch.noise)
     end = model.text_encoder.config.eos_token_id
+    assert isinstance(end, int)  # as CLIP's is
 
     def part(rows: slice) -> tuple[float, tuple[torch.Tensor, ...]]:
         errors, text = noise_errors(model, batch, rows)

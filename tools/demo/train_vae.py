@@ -57,10 +57,16 @@ def new_vae() -> AutoencoderKL:
     return vae
 
 
+def bias_of(conv: torch.nn.Conv2d) -> torch.Tensor:
+    """The bias of a convolution, which all of an autoencoder's have."""
+    assert conv.bias is not None
+    return conv.bias
+
+
 def carry(conv: torch.nn.Conv2d, tap: float) -> None:
     """Pass the first channels on: the middle of the kernel, or (tap 0.25) the mean of 2×2 pixels."""
     conv.weight[:CARRIED] = 0
-    conv.bias[:CARRIED] = 0
+    bias_of(conv)[:CARRIED] = 0
     size = conv.kernel_size[0]
     taps = slice(0, 2) if tap == 0.25 else slice(size // 2, size // 2 + 1)
     for i in range(CARRIED):
@@ -70,7 +76,7 @@ def carry(conv: torch.nn.Conv2d, tap: float) -> None:
 def enter(conv: torch.nn.Conv2d) -> None:
     """R G B, -R -G -B, 3, -3: pairs survive normalisation and SiLU, since silu(x) - silu(-x) = x."""
     conv.weight[:CARRIED] = 0
-    conv.bias[:CARRIED] = torch.tensor([0.0] * 6 + [3.0, -3.0])
+    bias_of(conv)[:CARRIED] = torch.tensor([0.0] * 6 + [3.0, -3.0])
     for i in range(3):
         conv.weight[i, i, 1, 1] = 1
         conv.weight[i + 3, i, 1, 1] = -1
@@ -79,7 +85,7 @@ def enter(conv: torch.nn.Conv2d) -> None:
 def leave(conv: torch.nn.Conv2d) -> None:
     """Join the pairs again; normalisation has divided by about 1.2."""
     conv.weight[:3] = 0
-    conv.bias.zero_()
+    bias_of(conv).zero_()
     for i in range(3):
         conv.weight[i, i, 1, 1], conv.weight[i, i + 3, 1, 1] = 1.2, -1.2
 

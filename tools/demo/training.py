@@ -8,9 +8,11 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 
+Model = TypeVar("Model", bound=torch.nn.Module)
 Rate = Callable[[int], float]  # step → learning rate
 
 
@@ -56,24 +58,24 @@ def descend(
         after(step)
 
 
-class Average:
+class Average(Generic[Model]):
     """Exponential moving average of a module's weights, with a start that forgets quickly."""
 
-    def __init__(self, module: torch.nn.Module, decay: float):
+    def __init__(self, module: Model, decay: float):
         self.module = copy.deepcopy(module).requires_grad_(False).eval()
         self.decay, self.updates = decay, 0
 
     @torch.no_grad()
-    def update(self, module: torch.nn.Module) -> None:
+    def update(self, module: Model) -> None:
         self.updates += 1
         decay = min(self.decay, self.updates / (self.updates + 10))
         torch._foreach_lerp_(list(self.module.parameters()), [p.detach() for p in module.parameters()], 1 - decay)
 
 
-class Run:
+class Run(Generic[Model]):
     """A long training that an interruption does not end: model, average of its weights, optimizer, log in one file."""
 
-    def __init__(self, path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, decay: float):
+    def __init__(self, path: Path, model: Model, optimizer: torch.optim.Optimizer, decay: float):
         self.path, self.model, self.optimizer = path, model, optimizer
         self.average, self.log, self.start = Average(model, decay), Log(path.with_suffix(".jsonl")), 0
         if path.exists():

@@ -1,13 +1,10 @@
-"""Words of textual inversion in prompts: found among a text's tokens, and their vectors put into the token table."""
+"""Words of textual inversion in prompts: found among a text's tokens, and replaced by those of their vectors."""
 
 from collections.abc import Sequence
 
-import torch
-from torch import nn
-from transformers import CLIPTextModel, CLIPTokenizer
-
 from library.errors import InputError
 from library.files.textual_inversion import Embedding
+from library.files.tokenizers import Tokenizer
 
 
 class EmbeddedWords:
@@ -17,32 +14,28 @@ class EmbeddedWords:
 
     Args:
         tokenizer: tells the tokens of the words; it is not changed.
-        text_encoder: its token table grows by the vectors.
         embeddings: the words and their vectors.
+        first: the first vector's number; the others follow in order.
 
     Raises:
         InputError: when a word has no token.
     """
 
-    def __init__(self, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, embeddings: Sequence[Embedding]) -> None:
+    def __init__(self, tokenizer: Tokenizer, embeddings: Sequence[Embedding], first: int) -> None:
         self._tokenizer = tokenizer
         self._tokens: dict[tuple[int, ...], tuple[int, ...]] = {}  # tokens of a word → tokens of its vectors
         self._in_layer: dict[int, tuple[int, ...]] = {}  # a token with XTI → its token in each layer
-        table = text_encoder.get_input_embeddings()
-        first = table.num_embeddings
         for embedding in embeddings:
             word = tuple(tokenizer(embedding.word, add_special_tokens=False, verbose=False).input_ids)
             if not word:
                 raise InputError(f"the embedding {embedding.word!r}", "its name is no word; rename the file")
             self._tokens[word] = tuple(range(first, first + embedding.tokens))
-            layers = len(embedding.vectors)
-            if layers > 1:
+            layers = range(embedding.layers)
+            if len(layers) > 1:
                 for token in self._tokens[word]:
-                    self._in_layer[token] = tuple(token + layer * embedding.tokens for layer in range(layers))
-            first += layers * embedding.tokens
+                    self._in_layer[token] = tuple(token + layer * embedding.tokens for layer in layers)
+            first += len(layers) * embedding.tokens
         self._longest_first = sorted(self._tokens, key=len, reverse=True)
-        if embeddings:
-            _extend(table, [vectors for embedding in embeddings for vectors in embedding.vectors])
 
     def units(self, ids: Sequence[int]) -> list[tuple[int, ...]]:
         """Split a text's tokens into units that belong together: the vectors of a word, or a single token."""
@@ -75,10 +68,3 @@ class EmbeddedWords:
 
     def _ends_word(self, token: int) -> bool:
         return self._tokenizer.convert_ids_to_tokens(token).endswith("</w>")
-
-
-def _extend(table: nn.Embedding, vectors: Sequence[torch.Tensor]) -> None:
-    """Put vectors (n, width) behind those of a token table."""
-    added = torch.cat(list(vectors)).to(table.weight)
-    table.weight = nn.Parameter(torch.cat([table.weight, added]), requires_grad=False)
-    table.num_embeddings = len(table.weight)

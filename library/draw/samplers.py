@@ -1,0 +1,72 @@
+"""The samplers at work: the diffusers schedulers behind their names, and the noise that each picture draws."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import diffusers
+import torch
+from diffusers import SchedulerMixin
+
+from library.draw.gradual_latent import GrowingEulerAncestral
+from library.plan.job import Job
+from library.settings.samplers import Sampler
+
+# The schedule that the families were trained with (Rombach et al. 2022, https://arxiv.org/abs/2112.10752)
+_TRAINING_SCHEDULE = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+}
+
+
+def make_scheduler(sampler: Sampler, prediction_type: str, *, growing: bool = False) -> SchedulerMixin:
+    """Make the sampler's diffusers scheduler, fresh: schedulers keep state from step to step.
+
+    Args:
+        sampler: which.
+        prediction_type: what the model predicts, as diffusers names it.
+        growing: for Gradual Latent; the sampler is euler_a then.
+    """
+    scheduler_class = GrowingEulerAncestral if growing else getattr(diffusers, sampler.scheduler)
+    with warnings.catch_warnings():
+        # DPM-Solver is announced to go in diffusers 1.0; requirements.txt pins an earlier version
+        warnings.filterwarnings("ignore", ".*algorithm_types", FutureWarning)
+        return scheduler_class(**_TRAINING_SCHEDULE, **sampler.arguments, prediction_type=prediction_type)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The noise of a batch of pictures that know nothing of each other."""
+
+    start: torch.Tensor  # start latents (B, channels, latent height, latent width), float32 on the CPU
+    source: torch.Tensor  # what img2img adds to the encoded source pictures, likewise
+    generators: list[torch.Generator]  # one for each picture, for the noise of the sampler's steps
+
+
+def draw_noise(seeds: Sequence[int], shape: tuple[int, int, int], sampler: Sampler, job: Job) -> Noise:
+    """Draw the noise of a batch of pictures.
+
+    Each picture's noise comes from a CPU generator of its own, in float32, so that a seed means the same noise on every
+    device, in every precision and at every place in a batch. The order is that of sd-scripts: the start latent, noises
+    set aside for the sampler, the noise for img2img, and then those that the sampler's steps draw themselves.
+
+    Args:
+        seeds: one for each picture.
+        shape: (channels, latent height, latent width).
+        sampler: tells how many noises are set aside for a step.
+        job: one of the batch, for its steps and whether it is img2img.
+    """
+
+    def draw() -> torch.Tensor:
+        return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    start = source = draw()
+    if sampler.draws_noise or job.is_img2img:
+        for _ in range(job.steps * sampler.reserved_noises):
+            draw()
+    if job.is_img2img:
+        source = draw()
+    return Noise(start, source, generators)

@@ -1,0 +1,22 @@
+"""Attention kernels: PyTorch's and xFormers'; `matmul_attention` has one of our own."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+# (B, T, heads, size), (B, S, heads, size), (B, S, heads, size) → (B, T, heads, size)
+AttentionKernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """PyTorch's fused attention. Its kernels hold the scores in float32 whatever the inputs' type."""
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))  # (B, heads, T, size)
+    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+
+
+def xformers_attention() -> AttentionKernel:
+    """xFormers' memory-efficient attention; ImportError or OSError where xFormers does not run."""
+    from xformers.ops import memory_efficient_attention
+
+    return memory_efficient_attention

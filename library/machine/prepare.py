@@ -1,0 +1,53 @@
+"""Setting loaded models up for the machine: memory layout, slices, compiling, weights in the order of its kernels."""
+
+from collections.abc import Collection, Sequence
+
+import torch
+from diffusers import AutoencoderKL, ControlNetModel
+from torch import nn
+
+from library.machine.compiling import compile_unet
+from library.machine.devices import Machine
+from library.machine.packed_layers import can_pack, pack_layers
+from library.machine.vae_slices import slice_resnets
+from library.settings.computing import Computing
+
+
+def set_layout(
+    vae: AutoencoderKL, control_nets: Sequence[ControlNetModel], machine: Machine, computing: Computing
+) -> None:
+    """Set how models lie in memory and how much of it the VAE takes; U-Net and VAE were read in their layout."""
+    if machine.channels_last:
+        for model in control_nets:
+            model.to(memory_format=torch.channels_last)
+    if computing.vae_slices:
+        slice_resnets(vae, computing.vae_slices)
+
+
+def make_fast(
+    unet: nn.Module,
+    control_nets: Sequence[nn.Module],
+    machine: Machine,
+    computing: Computing,
+    *,
+    rewritten: Collection[nn.Module],
+    may_pack: bool,
+    constant: bool,
+) -> None:
+    """Compile the U-Net if that is asked for, and let all others reorder their weights where that is faster.
+
+    Args:
+        unet: finished but for what forward hooks do, as the others.
+        control_nets: the other models that run at each step.
+        machine: where they run.
+        computing: what is asked for.
+        rewritten: layers whose weights are exchanged for others during the run.
+        may_pack: weights are not written into, and no gradients are taken.
+        constant: the U-Net's weights do not change.
+    """
+    eager = [unet, *control_nets]
+    if computing.compile:
+        compile_unet(eager.pop(0), machine.device, constant=constant)
+    if may_pack and can_pack(machine.device, machine.dtype):
+        for model in eager:
+            pack_layers(model, keep=rewritten)

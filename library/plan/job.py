@@ -1,0 +1,118 @@
+"""A job: one picture, and all that its making depends on."""
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+from library.settings.deep_shrink import DeepShrink
+from library.settings.gradual_latent import GradualLatent
+
+PART_SEPARATOR = " AND "  # between the parts of a prompt that have regions of their own
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSettings:
+    """What the command line sets for all pictures and a prompt line may set for its own."""
+
+    negative_prompt: str = ""
+    width: int | None = None  # pixels; None leaves it to the source picture
+    height: int | None = None
+    steps: int = 50
+    guidance_scale: float = 7.5
+    negative_scale: float | None = None
+    strength: float = 0.8
+    network_multipliers: tuple[float, ...] = ()  # one for each network that is not merged
+    gradual_latent: GradualLatent = field(default_factory=GradualLatent)
+    deep_shrink: DeepShrink = field(default_factory=DeepShrink)
+    clip_prompt: str = ""  # the text for CLIP guidance; empty means the prompt
+
+    def override(self, settings: Mapping[str, Any]) -> Self:
+        """These settings with others in their place; `part.name` is a field of a part."""
+        changed = self
+        for path, value in settings.items():
+            part, _, name = path.rpartition(".")
+            changes = {part: replace(getattr(changed, part), **{name: value})} if part else {name: value}
+            changed = replace(changed, **changes)
+        return changed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job(JobSettings):
+    """One picture: all that its making depends on, and where it goes."""
+
+    prompt: str
+    seed: int
+    raw_prompt: str  # the line as it was written
+    where: str  # file and line of it
+    file: Path
+    width: int
+    height: int
+    source: Path | None = None  # the picture that img2img starts from
+    mask: Path | None = None  # where it is repainted
+    regions: Path | None = None  # the map of its parts' regions; without one they are all the whole picture
+    guides: tuple[Path, ...] = ()  # pictures, one for each ControlNet; a loss's goal is the first of them
+    control_net: bool = True  # whether ControlNets steer it, where there are any
+    guide_size: tuple[int, int] | None = None  # (width, height) in pixels they see the guides at; None is the picture's
+    follows: Path | None = None  # the file of the picture before it, where that one is a loss's goal
+    stage: int = 0  # of Highres. fix: 1 is the small picture, 2 its enlargement; 0 is drawn in one go
+
+    @property
+    def is_img2img(self) -> bool:
+        """Whether it starts from a picture, not from noise alone."""
+        return self.source is not None or self.stage == 2
+
+    @property
+    def steps_run(self) -> int:
+        """How many of the steps are run: with a picture to start from, only the last ones."""
+        return int(self.steps * self.strength) if self.is_img2img else self.steps
+
+    @property
+    def goal(self) -> Path | None:
+        """The picture that guidance by a loss draws it towards."""
+        return self.guides[0] if self.guides else self.follows
+
+    @property
+    def branches(self) -> int:
+        """How many predictions classifier-free guidance joins at each step: prompt, negative prompt, empty prompt."""
+        if self.guidance_scale <= 1:
+            return 1
+        return 2 if self.negative_scale is None else 3
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts of the prompt, each for a region of its own; mostly there is one."""
+        return tuple(part.strip() for part in self.prompt.split(PART_SEPARATOR))
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The texts of the branches, in the order they are put into a batch."""
+        return {
+            1: self.parts,
+            2: (self.negative_prompt, *self.parts),
+            3: (self.negative_prompt, *self.parts, ""),
+        }[self.branches]
+
+    @property
+    def text_multipliers(self) -> tuple[tuple[float, ...], ...]:
+        """The networks' multipliers in the text encoder, for each of `texts`.
+
+        With regions, network i is for part i alone, and no network for the texts that are no part.
+        """
+        if self.regions is None:
+            return (self.network_multipliers,) * len(self.texts)
+        none = tuple(0.0 for _ in self.network_multipliers)
+        alone = [
+            tuple(m if place == part else 0.0 for place, m in enumerate(self.network_multipliers))
+            for part in range(len(self.parts))
+        ]
+        return {1: (*alone,), 2: (none, *alone), 3: (none, *alone, none)}[self.branches]
+
+    @property
+    def batch_key(self) -> tuple[Hashable, ...]:
+        """Jobs with equal keys can share a batch, if their texts have equally many chunks."""
+        return (
+            *(self.width, self.height, self.steps, self.steps_run, self.branches),
+            *(self.source is not None, self.mask is not None, self.gradual_latent, self.deep_shrink),
+            *(self.network_multipliers, len(self.parts), self.regions is not None),
+        )

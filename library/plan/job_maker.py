@@ -1,0 +1,308 @@
+"""From prompt lines to jobs, one for each picture."""
+
+import logging
+import math
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from library.errors import InputError, InputErrors
+from library.plan.job import PART_SEPARATOR, Job, JobSettings
+from library.plan.prompts import DynamicPrompt, PromptLine, parse_dynamic_prompt, parse_prompt_line
+from library.plan.seeds import SeedSource
+from library.plan.sources import NO_SOURCES, SourceLine, SourcePicture, Sources, in_turn
+from library.plan.stages import stages
+from library.settings import gradual_latent
+from library.settings.deep_shrink import USUAL_DEPTH
+from library.settings.gradual_latent import ancestral_timesteps
+from library.settings.highres import HighresFix
+from library.settings.loss_guidance import NO_LOSS_GUIDANCE, LossGuidanceSettings
+from library.settings.samplers import Sampler
+from library.values import PIXELS_PER_CELL
+from networks.files import OWN_MODULE, NetworkPlan
+
+logger = logging.getLogger(__name__)
+
+MAX_JOBS = 1_000_000  # in one run; far beyond a night's work, far below what fills the memory
+Thing = TypeVar("Thing")
+NameFile = Callable[[int, Path | None], Path]  # a picture's seed and its source picture → its file
+
+
+class JobMaker:
+    """Turns prompt lines into jobs.
+
+    Args:
+        defaults: the command line's settings.
+        images_per_prompt: pictures for a line that does not enumerate its variants.
+        sampler: what the jobs are drawn with.
+        size_px: of a picture's sides where neither the settings nor a source picture tell.
+        sources: pictures and masks for img2img, and guides.
+        highres: draws each picture in two stages.
+        check: refuses a job that the rest of the run cannot draw.
+        loss_guidance: by CLIP and VGG16.
+    """
+
+    def __init__(
+        self,
+        defaults: JobSettings,
+        images_per_prompt: int,
+        sampler: Sampler,
+        size_px: int,
+        sources: Sources = NO_SOURCES,
+        highres: HighresFix | None = None,
+        check: Callable[[Job], None] = lambda job: None,
+        loss_guidance: LossGuidanceSettings = NO_LOSS_GUIDANCE,
+    ) -> None:
+        self.defaults = defaults
+        self.images_per_prompt = images_per_prompt
+        self.sampler = sampler
+        self.size_px = size_px
+        self.sources = sources
+        self.highres = highres
+        self.check = check
+        self.loss_guidance = loss_guidance
+        self._made = 0
+        self._last_file: Path | None = None
+
+    def jobs(self, line: SourceLine, seeds: SeedSource, name_file: NameFile) -> Iterator[Job]:
+        """The jobs of one prompt line.
+
+        Args:
+            line: the line.
+            seeds: for lines that name none.
+            name_file: names the pictures.
+
+        Raises:
+            InputError: for a fault in the line, with its place.
+        """
+        if line.parsed is not None:
+            for _ in range(self.images_per_prompt):
+                yield self._job(line.parsed, seeds.next(), line, name_file)
+            return
+        dynamic = parse_dynamic_prompt(line.text, line.where)
+        variants: Iterable[DynamicPrompt] = (
+            dynamic.combinations() if dynamic.enumerated else [dynamic] * self.images_per_prompt
+        )
+        parsed: PromptLine | None = None
+        for image, variant in enumerate(variants):
+            if parsed is None or variant.is_dynamic or dynamic.enumerated:
+                parsed = parse_prompt_line(variant.resolve(0), line.where)
+            said = parsed.settings.get("seeds")
+            seed = said[min(image, len(said) - 1)] if said else seeds.next()
+            resolved = parsed
+            if variant.is_dynamic:
+                resolved = parse_prompt_line(variant.resolve(seed), line.where)
+                if resolved.settings.get("seeds") != said:
+                    raise InputError("--d", "cannot be left to a {…} choice, which is drawn from it", line.where)
+            for warning in resolved.warnings:
+                logger.warning("%s", warning)
+            yield self._job(resolved, seed, line, name_file)
+
+    def _job(self, parsed: PromptLine, seed: int, line: SourceLine, name_file: NameFile) -> Job:
+        overrides = {name: value for name, value in parsed.settings.items() if name != "seeds"}
+        if said := overrides.get("network_multipliers"):
+            overrides["network_multipliers"] = self._multipliers(said, line.where)
+        settings = self.defaults.override(_with_implied(overrides, self.defaults))
+        place = self._made if line.picture is None else line.picture
+        picture = in_turn(self.sources.pictures, place)
+        mask, has_parts = in_turn(self.sources.masks, place), PART_SEPARATOR in parsed.prompt
+        width, height = _size(settings, picture, self.size_px, line.where)
+        common: dict[str, Any] = {each.name: getattr(settings, each.name) for each in fields(settings)}
+        common |= {"width": width, "height": height}
+        job = Job(
+            **common,
+            prompt=parsed.prompt,
+            seed=seed,
+            raw_prompt=line.text.strip(),
+            where=line.where,
+            file=name_file(seed, picture.path if picture else None),
+            source=picture.path if picture else None,
+            mask=None if has_parts or picture is None else mask,
+            regions=mask if has_parts else None,
+            guides=self.sources.guides_of(place),
+            follows=self._last_file if self.loss_guidance.uses_goal_picture and not self.sources.guides else None,
+        )
+        self._made += 1
+        self.check(job)
+        self._last_file = job.file
+        for stage in stages(job, self.highres):
+            _check_job(stage, self.sampler)
+            _check_loss_guidance(stage, self.loss_guidance)
+        return job
+
+    def _multipliers(self, said: tuple[float, ...], where: str) -> tuple[float, ...]:
+        """A line's multipliers for all networks; a short list repeats its last."""
+        subject, networks = f"--am {','.join(f'{m:g}' for m in said)}", len(self.defaults.network_multipliers)
+        if not networks:
+            raise InputError(
+                subject,
+                "there is no network whose multiplier could change (a merged one's cannot); leave it out",
+                where,
+            )
+        if len(said) > networks:
+            raise InputError(subject, f"{len(said)} multipliers for {networks} networks; give at most as many", where)
+        return said + said[-1:] * (networks - len(said))
+
+
+def _with_implied(overrides: dict[str, object], defaults: JobSettings) -> dict[str, object]:
+    """A prompt line's settings; minor options of Gradual Latent or Deep Shrink alone mean its usual use."""
+    parts = {path.partition(".")[0] for path in overrides}
+    implied: dict[str, object] = {}
+    if "gradual_latent" in parts and defaults.gradual_latent.timesteps is None:
+        implied["gradual_latent.timesteps"] = gradual_latent.USUAL_TIMESTEPS
+    if "deep_shrink" in parts and defaults.deep_shrink.depth_1 is None:
+        implied["deep_shrink.depth_1"] = USUAL_DEPTH
+    return implied | overrides
+
+
+def _size(settings: JobSettings, picture: SourcePicture | None, usual_px: int, where: str) -> tuple[int, int]:
+    """A job's width and height: what is said, else the source picture's, cut down to multiples of 8."""
+    if picture is None:
+        return settings.width or usual_px, settings.height or usual_px
+    if settings.width is not None and settings.height is not None:
+        return settings.width, settings.height
+    if settings.width is not None or settings.height is not None:
+        raise InputError("--W, --H", "img2img needs both to resize a picture; give both or neither", where)
+    width, height = (side - side % PIXELS_PER_CELL for side in (picture.width, picture.height))
+    if (width, height) != (picture.width, picture.height):
+        logger.warning("source pictures whose sides are no multiples of %d are resized to such", PIXELS_PER_CELL)
+    return width, height
+
+
+def _check_job(job: Job, sampler: Sampler) -> None:
+    """Refuse and warn of settings that do not go together.
+
+    Raises:
+        InputError: for steps that the sampler cannot do, or when nothing of an img2img job would be run.
+    """
+    fewest, most = sampler.steps
+    if not fewest <= job.steps <= most:
+        problem = f"the sampler {sampler.name} does {fewest} to {most} steps; use as many or another sampler"
+        raise InputError(f"{job.steps} steps", problem, job.where)
+    if job.steps_run < 1:
+        smallest = math.ceil(1000 / job.steps) / 1000
+        raise InputError(
+            f"strength {job.strength:g} of {job.steps} steps",
+            f"leaves no step to run; use a strength of {smallest:g} or more, or more steps",
+            job.where,
+        )
+    _check_sizes(job, sampler)
+    if job.guidance_scale > sampler.highest_scale:
+        place = f"{job.where}: " if job.where else ""
+        advice = f"the sampler {sampler.name} is made for a scale of 1 to {sampler.highest_scale:g}"
+        logger.warning("%sguidance scale %g: %s", place, job.guidance_scale, advice)
+    if len(job.parts) > 1 and job.regions is None:
+        logger.warning("a prompt's parts (AND) have no map of regions (--mask_path): each is for the whole picture")
+    if job.negative_scale is not None and job.branches == 1:
+        place = f"{job.where}: " if job.where else ""
+        logger.warning("%sthe negative scale does nothing at a guidance scale of 1 or less", place)
+
+
+def _check_sizes(job: Job, sampler: Sampler) -> None:
+    """Refuse Gradual Latent and Deep Shrink where they cannot work."""
+    height, width = job.height // PIXELS_PER_CELL, job.width // PIXELS_PER_CELL
+    if job.gradual_latent.timesteps is not None:
+        if sampler.name != gradual_latent.SAMPLER:
+            problem = f"works with the sampler {gradual_latent.SAMPLER} only; use it, or leave Gradual Latent out"
+            raise InputError("Gradual Latent", problem, job.where)
+        timesteps = ancestral_timesteps(job.steps)[job.steps - job.steps_run :]
+        if problem := job.gradual_latent.check(timesteps, height, width):
+            raise InputError("Gradual Latent", problem, job.where)
+    if problem := job.deep_shrink.check(height, width):
+        raise InputError("Deep Shrink", problem, job.where)
+
+
+def _check_loss_guidance(job: Job, guidance: LossGuidanceSettings) -> None:
+    """Refuse pictures that cannot be guided, and warn of a text for CLIP that nothing reads."""
+    if guidance.uses_anything and len(job.parts) > 1:
+        problem = "a prompt in parts cannot be guided by CLIP or VGG16; leave out AND, or the guidance"
+        raise InputError("AND", problem, job.where)
+    smallest = guidance.smallest_side_px
+    if min(job.width, job.height) < smallest:
+        problem = f"VGG16's layer {guidance.vgg16_layer} sees nothing of it; use sides of {smallest} pixels or more"
+        raise InputError(f"{job.width} x {job.height} pixels", problem, job.where)
+    if job.clip_prompt and not guidance.clip_scale:
+        place = f"{job.where}: " if job.where else ""
+        logger.warning("%s--c does nothing without --clip_guidance_scale", place)
+
+
+def check_regions(networks: NetworkPlan, job: Job) -> None:
+    """Refuse networks that cannot keep to the regions of a job's parts."""
+    if job.regions is None:
+        return
+    if networks.merged or networks.pre_calculated:
+        option = "--network_merge" if networks.merged else "--network_pre_calc"
+        problem = "acts on the whole picture, not on the regions of a prompt with AND; leave it out, or --mask_path"
+        raise InputError(option, problem, job.where)
+    for spec in networks.specs:
+        if spec.module != OWN_MODULE:
+            problem = f"does not keep to regions; use {OWN_MODULE}, which reads LoRA and its relatives"
+            raise InputError(f"--network_module {spec.module}", problem, job.where)
+    if len(networks.specs) > len(job.parts):
+        problem = f"the prompt has {len(job.parts)} parts (AND), each for one network; add parts or leave out networks"
+        raise InputError(f"--network_module, {len(networks.specs)} of them", problem, job.where)
+
+
+def count_pictures(lines: Sequence[SourceLine], images_per_prompt: int, iterations: int) -> int:
+    """How many pictures a run makes.
+
+    Raises:
+        InputError: for a fault in a line's dynamic prompt, and for more than `MAX_JOBS`.
+    """
+
+    def parse(line: SourceLine) -> DynamicPrompt:
+        return parse_dynamic_prompt(line.text if line.parsed is None else "", line.where)
+
+    dynamics = _for_all(lines, parse)
+    pictures = iterations * sum(d.count() if d.enumerated else images_per_prompt for d in dynamics)
+    if pictures > MAX_JOBS:
+        raise InputError(
+            f"--n_iter {iterations}, --images_per_prompt {images_per_prompt}",
+            f"{pictures:,} pictures, more than {MAX_JOBS:,} in one run; make several runs",
+        )
+    return pictures
+
+
+def plan_jobs(
+    lines: Sequence[SourceLine],
+    maker: JobMaker,
+    seeds: SeedSource,
+    name_file: NameFile,
+    iterations: int,
+    shuffle: random.Random | None = None,
+) -> list[Job]:
+    """The jobs of a run, in the order of its pictures: iteration by iteration, line by line.
+
+    Args:
+        lines: the prompt lines.
+        maker: makes jobs of them.
+        seeds: for lines that name none.
+        name_file: names the pictures.
+        iterations: how often all lines are gone through.
+        shuffle: mixes the lines anew for each iteration; None leaves their order.
+    """
+    jobs: list[Job] = []
+    for _ in range(iterations):
+        seeds.start_iteration()
+        order = list(lines)
+        if shuffle is not None:
+            shuffle.shuffle(order)
+        for made in _for_all(order, lambda line: list(maker.jobs(line, seeds, name_file))):
+            jobs += made
+    return jobs
+
+
+def _for_all(lines: Sequence[SourceLine], work: Callable[[SourceLine], Thing]) -> list[Thing]:
+    """What `work` gives for each line; its refusals are raised together, after all lines have been looked at."""
+    results: list[Thing] = []
+    problems: list[InputError] = []
+    for line in lines:
+        try:
+            results.append(work(line))
+        except InputError as problem:
+            problems.append(problem)
+    if problems:
+        raise problems[0] if len(problems) == 1 else InputErrors(problems)
+    return results

@@ -1,0 +1,39 @@
+"""Jobs as prompt lines again."""
+
+from dataclasses import astuple, is_dataclass
+from operator import attrgetter
+
+from library.plan.job import Job, JobSettings
+from library.plan.prompts import PROMPT_OPTIONS
+
+
+def prompt_line(job: Job, defaults: JobSettings, size_px: int) -> str:
+    """A prompt line that makes a job's picture again.
+
+    Args:
+        job: the picture.
+        defaults: of the command line that the line is to be under.
+        size_px: of a picture's sides where neither that nor a source picture tells.
+    """
+    texts = [job.prompt]
+    for option in PROMPT_OPTIONS.values():
+        if option.sets == "seeds":
+            texts.append(f"--{option.name} {job.seed}")
+            continue
+        value, implied = (attrgetter(option.sets)(settings) for settings in (job, defaults))
+        if option.sets in ("width", "height"):
+            implied = None if job.source else implied or size_px
+        if value != implied:
+            texts.append(f"--{option.name} {_as_typed(value)}")
+    line = " ".join(texts)
+    return f" {line}" if line.startswith("#") else line  # not a comment
+
+
+def _as_typed(value: object) -> str:
+    if value is None:
+        return "none"
+    if is_dataclass(value) and not isinstance(value, type):
+        value = astuple(value)
+    if isinstance(value, tuple):
+        return ",".join(map(_as_typed, value))
+    return str(int(value)) if isinstance(value, bool) else str(value)

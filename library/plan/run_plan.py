@@ -1,0 +1,100 @@
+"""The plan of a run: all that it will do, resolved and checked, before any model is loaded."""
+
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from library.files.loss_guidance import LossGuidanceFiles
+from library.files.model_files import ModelFiles
+from library.files.textual_inversion import Embedding
+from library.files.tokenizers import load_tokenizer
+from library.plan.batches import group_into_batches
+from library.plan.job import Job, JobSettings
+from library.plan.job_maker import JobMaker, NameFile
+from library.plan.run_record import RunRecord
+from library.plan.seeds import SeedSource
+from library.plan.stages import stages
+from library.plan.tokens import PromptTokens
+from library.settings.cfg_interval import CfgInterval
+from library.settings.computing import Computing
+from library.settings.control_net import ControlNetSettings
+from library.settings.highres import HighresFix
+from library.settings.loss_guidance import LossGuidanceSettings
+from library.settings.masks import MaskSettings
+from library.settings.output import OutputSettings
+from library.settings.repeats import Repeats
+from library.settings.samplers import Sampler
+from networks.files import NetworkPlan
+
+
+@dataclass(frozen=True)
+class TextPlan:
+    """How prompts are read."""
+
+    model: ModelFiles
+    embeddings: tuple[Embedding, ...]
+    clip_skip: int
+    max_chunks: int
+    tokenizer_cache_dir: Path | None
+
+    @cached_property
+    def tokens(self) -> PromptTokens:
+        """Tells the prompts' tokens; the tokenizer is loaded when it is first asked for."""
+        family, texts = self.model.family, self.model.texts
+        tokenizer = load_tokenizer(self.model.tokenizer, family, self.tokenizer_cache_dir)
+        vocabulary = max(text.config["vocab_size"] for text in texts)
+        return PromptTokens(tokenizer, family.encoders, vocabulary, self.max_chunks, self.embeddings)
+
+
+@dataclass(frozen=True)
+class Keyboard:
+    """What makes jobs of the prompts that are typed in."""
+
+    maker: JobMaker
+    seeds: SeedSource
+    name_file: NameFile
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """Everything a run will do."""
+
+    model: ModelFiles
+    text: TextPlan
+    sampler: Sampler
+    cfg_interval: CfgInterval
+    highres: HighresFix | None
+    networks: NetworkPlan
+    control_nets: ControlNetSettings
+    loss_guidance: LossGuidanceSettings
+    loss_guidance_files: LossGuidanceFiles
+    masks: MaskSettings
+    computing: Computing
+    output: OutputSettings
+    repeats: Repeats
+    defaults: JobSettings
+    jobs: tuple[Job, ...]
+    record: RunRecord  # what makes the run the same one when it is gone on with; the loop keeps none
+    done: Mapping[int, Path]  # pictures that an earlier process has made, by their place in `jobs`
+    resumed: bool
+    keyboard: Keyboard | None  # when prompts come from there
+    preview: bool
+    dry_run: bool
+
+    @property
+    def to_do(self) -> list[Job]:
+        """The pictures that are still to be made."""
+        return [job for place, job in enumerate(self.jobs) if place not in self.done]
+
+    def batch_key(self, job: Job) -> tuple[Hashable, ...]:
+        """Jobs with equal keys can be drawn together: their stages have the same shapes, and their texts one length."""
+        return (*(stage.batch_key for stage in stages(job, self.highres)), self.text.tokens.chunks(*job.texts))
+
+    def batches(self, jobs: Iterable[Job]) -> list[list[Job]]:
+        """The batches that jobs are drawn in, filled from all of them."""
+        return group_into_batches(jobs, self.computing.batch_size, self.batch_key)
+
+    def to_share(self) -> dict[str, object]:
+        """What other processes need to plan the same run, as plain data."""
+        return {"record": self.record.to_json(), "done": {place: file.name for place, file in self.done.items()}}

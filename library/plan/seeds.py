@@ -1,0 +1,37 @@
+"""Seeds for pictures whose prompt line names none."""
+
+import random
+
+_RANDOM_SEED_LIMIT = 0x7FFFFFFF  # as sd-scripts draws them
+
+
+class SeedSource:
+    """Hands out the seeds of pictures whose prompt line names none.
+
+    Args:
+        seed: what `--seed` says; None draws anew each run.
+        pictures: how many the run makes; a single one has `seed` itself. None where that is not known.
+        same_in_iteration: all pictures of an iteration share one seed.
+    """
+
+    def __init__(self, seed: int | None, pictures: int | None, *, same_in_iteration: bool = False) -> None:
+        self._rng = random.Random(seed) if seed is not None else random.SystemRandom()
+        self._only = seed if pictures == 1 else None
+        self._same_in_iteration = same_in_iteration
+        self._shared: int | None = None
+
+    def start_iteration(self) -> None:
+        """Draw the iteration's seed where its pictures share one."""
+        self._shared = self._draw() if self._same_in_iteration else None
+
+    def next(self) -> int:
+        """The next picture's seed."""
+        return self._shared if self._shared is not None else self._draw()
+
+    def _draw(self) -> int:
+        return self._rng.randint(0, _RANDOM_SEED_LIMIT) if self._only is None else self._only
+
+
+def random_seed() -> int:
+    """A seed out of nothing."""
+    return random.SystemRandom().randint(0, _RANDOM_SEED_LIMIT)

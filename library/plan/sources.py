@@ -1,0 +1,201 @@
+"""Where a run's prompt lines come from, and the pictures that it starts from and is guided by."""
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from library.errors import InputError
+from library.files.pictures import check_picture, find_pictures, read_picture, region_color
+from library.plan.picture_prompts import read_prompt
+from library.plan.prompts import PromptLine, one_line
+from library.settings.options import Options
+
+logger = logging.getLogger(__name__)
+
+Thing = TypeVar("Thing")
+_LINE_END = re.compile(r"\r\n|\n|\r")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pictures
+
+
+@dataclass(frozen=True, slots=True)
+class SourcePicture:
+    """A picture for img2img and its upright size in pixels."""
+
+    path: Path
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The pictures that a run starts from and is guided by.
+
+    Image k takes picture k, mask k and the k-th `guides_per_picture` guides, counting round and round.
+    """
+
+    pictures: tuple[SourcePicture, ...] = ()
+    masks: tuple[Path, ...] = ()
+    guides: tuple[Path, ...] = ()
+    guides_per_picture: int = 1
+
+    def guides_of(self, place: int) -> tuple[Path, ...]:
+        """The guides of image number `place`."""
+        first = place * self.guides_per_picture
+        places = range(first, first + self.guides_per_picture) if self.guides else ()
+        return tuple(self.guides[place % len(self.guides)] for place in places)
+
+
+NO_SOURCES = Sources()
+
+
+def in_turn(things: Sequence[Thing], place: int) -> Thing | None:
+    """The thing at a place, counting round and round."""
+    return things[place % len(things)] if things else None
+
+
+def find_sources(options: Options) -> Sources:
+    """Find and check the pictures that img2img starts from, their masks, and the pictures that guide.
+
+    Raises:
+        InputError: for one that is not there or cannot be used.
+    """
+    pictures = []
+    if options.image_path is not None:
+        for path in find_pictures(options.image_path, "--image_path"):
+            pictures.append(
+                SourcePicture(path, *check_picture(path, "--image_path", any_size=options.allow_large_pictures))
+            )
+    masks = find_pictures(options.mask_path, "--mask_path") if options.mask_path is not None else []
+    for mask in masks:
+        check_picture(mask, "--mask_path", any_size=options.allow_large_pictures)
+        _check_mask(mask, options.network_regional_mask_max_color_codes)
+    guides = _find_guides(options, pictures)
+    return Sources(tuple(pictures), tuple(masks), guides, max(1, len(options.control_net_models or ())))
+
+
+def _check_mask(path: Path, color_codes: int | None) -> None:
+    """Warn of a mask that is black, and refuse a map of colours that has none of them."""
+    mask = read_picture(path, "--mask_path")
+    if mask.convert("L").getextrema()[1] == 0:
+        problem = "is black all over, so that nothing is repainted, and every region is the whole picture"
+        logger.warning("--mask_path %s: %s", path, problem)
+    if color_codes is not None:
+        found = {color for _, color in mask.getcolors(mask.width * mask.height) or ()}
+        wanted = [region_color(part) for part in range(color_codes)]
+        if found.isdisjoint(wanted):
+            listed = ", ".join(map(str, wanted))
+            problem = f"has none of the pure colours {listed}; draw regions in them, without soft edges, as PNG"
+            raise InputError(f"--mask_path {path}", problem)
+
+
+def _find_guides(options: Options, sources: Sequence[SourcePicture]) -> tuple[Path, ...]:
+    """Find the guide pictures, and check those that are not among the source pictures, which are checked already."""
+    guides = [path for given in options.guide_image_path or () for path in find_pictures(given, "--guide_image_path")]
+    for path in set(guides) - {source.path for source in sources}:
+        check_picture(path, "--guide_image_path", any_size=options.allow_large_pictures)
+    if (nets := len(options.control_net_models or ())) and not guides:
+        raise InputError("--control_net_models", "draws after a guide picture; give --guide_image_path too")
+    if nets and len(guides) > 1 and len(guides) % nets:
+        problem = f"{len(guides)} pictures for {nets} ControlNets; give one, or as many for each ControlNet"
+        raise InputError("--guide_image_path", problem)
+    return tuple(guides)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Prompt lines
+
+
+@dataclass(frozen=True, slots=True)
+class SourceLine:
+    """One raw prompt line, without line breaks, and its place, for messages ("" for one from the command line).
+
+    A line from a picture's metadata comes `parsed`, and belongs to that picture (its place among the sources).
+    """
+
+    text: str
+    where: str = ""
+    parsed: PromptLine | None = None
+    picture: int | None = None
+
+
+def source_lines(options: Options, sources: Sources) -> list[SourceLine]:
+    """The prompt lines of the run; without any, those in the metadata of the source pictures.
+
+    Raises:
+        InputError: when there are none, or they cannot be read.
+    """
+    if options.interactive:
+        return []
+    if options.from_file is None and options.prompt is None and options.image_path is None:
+        raise InputError("--prompt", "is missing; give --prompt TEXT, --from_file FILE or --interactive")
+    if options.from_file is not None:
+        return read_prompt_file(options.from_file)
+    if options.prompt is not None:
+        return [typed_line(options.prompt, "--prompt")]
+    lines = []
+    for number, picture in enumerate(sources.pictures):
+        parsed = read_prompt(picture.path)
+        lines.append(SourceLine(parsed.prompt, str(picture.path), parsed, number))
+    return lines
+
+
+def read_prompt_file(path: str) -> list[SourceLine]:
+    """Read a prompt file, or standard input for `-`: one prompt a line, blank lines and `#` comments skipped.
+
+    Raises:
+        InputError: when it cannot be read, is not UTF-8, holds a NUL, or holds no prompt.
+    """
+    subject, name = f"--from_file {path}", "standard input" if path == "-" else path
+    if path == "-" and sys.stdin is None:
+        raise InputError(subject, "standard input is closed; give a file")
+    try:
+        raw = sys.stdin.buffer.read() if path == "-" else Path(path).expanduser().read_bytes()
+    except (OSError, RuntimeError, ValueError) as problem:
+        reason = getattr(problem, "strerror", None) or problem
+        raise InputError(subject, f"cannot be read: {reason}; check the path") from None
+    text = _decode(raw, subject)
+    lines = []
+    for number, line in enumerate(_LINE_END.split(text), start=1):
+        if line.strip() and not line.startswith("#"):
+            lines.append(SourceLine(line, f"{name}:{number}"))
+    if not lines:
+        raise InputError(subject, "holds no prompt, only blank lines and comments; write one prompt a line")
+    return lines
+
+
+def _decode(raw: bytes, subject: str) -> str:
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise InputError(subject, "line 1, byte 1: the file is UTF-16; save it as UTF-8")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        lines = re.split(rb"\r\n|\n|\r", raw[: problem.start])
+        place = f"line {len(lines)}, byte {len(lines[-1]) + 1}"
+        raise InputError(subject, f"{place}: 0x{raw[problem.start]:02X} is not UTF-8; save the file as UTF-8") from None
+    if (place := text.find("\0")) >= 0:
+        lines = _LINE_END.split(text[:place])
+        raise InputError(subject, f"line {len(lines)}: holds a NUL character; save it as plain text")
+    return text
+
+
+def typed_line(text: str, subject: str) -> SourceLine:
+    """A prompt line from the command line or the keyboard; line breaks within it, as in wrapped commands, are spaces.
+
+    Raises:
+        InputError: when it is not UTF-8, or holds a NUL.
+    """
+    try:
+        text = os.fsencode(text).decode("utf-8")  # whatever the locale's encoding is
+    except UnicodeError:
+        raise InputError(subject, "the text is not UTF-8; set the terminal to UTF-8") from None
+    if "\0" in text:
+        raise InputError(subject, "the text holds a NUL character; leave it out")
+    return SourceLine(one_line(text))

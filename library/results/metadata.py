@@ -1,0 +1,151 @@
+"""What a picture's file says of it, from its own job."""
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from library.plan.job import Job
+from library.plan.stages import stages
+from library.settings.cfg_interval import WHOLE_RUN, CfgInterval
+from library.settings.control_net import ControlNetSpec
+from library.settings.deep_shrink import DeepShrink
+from library.settings.gradual_latent import GradualLatent
+from library.settings.highres import HighresFix
+from library.settings.loss_guidance import NO_LOSS_GUIDANCE, LossGuidanceSettings
+from library.settings.samplers import Sampler
+from networks.files import NetworkPlan
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a picture's metadata says of its run rather than of its job."""
+
+    sampler: Sampler
+    model_name: str
+    clip_skip: int
+    model_hash: Callable[[], str | None]  # called when the first picture is written
+    highres: HighresFix | None = None
+    networks: NetworkPlan = field(default_factory=NetworkPlan)
+    loss_guidance: LossGuidanceSettings = NO_LOSS_GUIDANCE
+    control_nets: tuple[ControlNetSpec, ...] = ()
+    cfg_interval: CfgInterval = WHOLE_RUN
+
+
+class FileHash:
+    """The SHA-256 of a file, worked out in the background; its first ten digits are what other tools call the hash."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._digits: str | None = None
+        self._thread = threading.Thread(target=self._work_out, daemon=True)  # leaving the program does not wait for it
+        self._thread.start()
+
+    def __call__(self) -> str | None:
+        """The hash; None for a folder, which has none, and for a file that went away."""
+        self._thread.join()
+        return self._digits
+
+    def _work_out(self) -> None:
+        with suppress(OSError), self._path.open("rb") as file:
+            self._digits = hashlib.file_digest(file, "sha256").hexdigest()[:10]
+
+
+def metadata(job: Job, facts: RunFacts) -> dict[str, str]:
+    """A picture's metadata: the names of sd-scripts, and `parameters` as AUTOMATIC1111's web UI writes them."""
+    values = {
+        "prompt": job.prompt,
+        "negative-prompt": job.negative_prompt,
+        "seed": job.seed,
+        "sampler": facts.sampler.name,
+        "steps": job.steps,
+        "scale": job.guidance_scale,
+        "negative-scale": job.negative_scale if job.branches == 3 else None,
+        "networks": facts.networks.describe(job.network_multipliers),
+        "clip-prompt": job.clip_prompt if facts.loss_guidance.clip_scale else None,
+        "raw-prompt": job.raw_prompt,
+    }
+    texts = {name: str(value) for name, value in values.items() if value is not None and value != ""}
+    return texts | {"parameters": _a1111_parameters(job, facts)}
+
+
+def shown_settings(job: Job, facts: RunFacts) -> dict[str, str]:
+    """A picture's settings by the names that AUTOMATIC1111's web UI has for them."""
+    settings: dict[str, object] = {
+        "Steps": job.steps,
+        "Sampler": facts.sampler.a1111_name,
+        "CFG scale": _number(job.guidance_scale),
+        "Seed": job.seed,
+        "Size": f"{job.width}x{job.height}",
+        "Model hash": facts.model_hash(),
+        "Model": facts.model_name,
+    }
+    if job.source is not None or (facts.highres is not None and job.stage != 1):
+        settings["Denoising strength"] = _number(job.strength)
+    if facts.highres is not None and job.stage != 1:
+        first, _ = stages(job, facts.highres)
+        settings["First stage"] = f"{first.width}x{first.height}"
+        settings["First stage steps"] = first.steps
+        settings["Upscaler"] = facts.highres.method
+    if facts.clip_skip > 1:
+        settings["Clip skip"] = facts.clip_skip
+    if job.negative_scale is not None and job.branches == 3:
+        settings["Negative scale"] = _number(job.negative_scale)
+    if job.branches > 1 and (start := facts.cfg_interval.start) > 0:
+        settings["Guidance start"] = _number(start)
+    if job.branches > 1 and (end := facts.cfg_interval.end) < 1:
+        settings["Guidance end"] = _number(end)
+    if job.gradual_latent.timesteps is not None:
+        settings["Gradual Latent"] = _parts(job.gradual_latent)
+    if job.deep_shrink.depth_1 is not None:
+        settings["Deep Shrink"] = _parts(job.deep_shrink)
+    for name, file in (("Source image", job.source), ("Mask", job.mask), ("Regions", job.regions)):
+        settings[name] = None if file is None else file.name
+    if facts.control_nets and job.guides:
+        used = zip(facts.control_nets, job.guides)
+        settings["ControlNet"] = "; ".join(f"{spec.describe()}, guide {guide.name}" for spec, guide in used)
+    settings["Networks"] = facts.networks.describe(job.network_multipliers) or None
+    settings |= _loss_guidance_parameters(job, facts.loss_guidance)
+    return {name: str(value) for name, value in settings.items() if value is not None}
+
+
+def _a1111_parameters(job: Job, facts: RunFacts) -> str:
+    lines = [job.prompt]
+    if job.negative_prompt:
+        lines.append(f"Negative prompt: {job.negative_prompt}")
+    lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in shown_settings(job, facts).items()))
+    return "\n".join(lines)
+
+
+def _parts(settings: GradualLatent | DeepShrink) -> str:
+    """The fields of a settings object that are set: `name value, name value`."""
+    values = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
+
+
+def _loss_guidance_parameters(job: Job, guidance: LossGuidanceSettings) -> dict[str, object]:
+    """Guidance by CLIP and VGG16, and the goal picture's name."""
+    settings: dict[str, object] = {}
+    if guidance.clip_scale:
+        settings["CLIP guidance scale"] = _number(guidance.clip_scale)
+    if guidance.uses_goal_picture and job.goal is not None:
+        if guidance.clip_image_scale:
+            settings["CLIP image guidance scale"] = _number(guidance.clip_image_scale)
+        if guidance.vgg16_scale:
+            settings["VGG16 guidance scale"] = _number(guidance.vgg16_scale)
+            settings["VGG16 guidance layer"] = guidance.vgg16_layer
+        settings["Guide image"] = job.goal.name
+    return settings
+
+
+def _number(value: float) -> str:
+    """A number in full, without a needless `.0`."""
+    return str(int(value)) if value == int(value) else repr(value)
+
+
+def _quoted(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False) if re.search(r"[,:\n]", value) else value

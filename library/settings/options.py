@@ -1,0 +1,296 @@
+"""What an option is, told once: each has a record, made where the script adds it to its parser.
+
+Whatever treats options by their kind (config files, `--resume`, the web page's commands) asks these records, so that an
+option cannot be forgotten anywhere: without its use it cannot be added.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn
+
+from library import console
+from library.errors import InputError
+
+Said = dict[str, str | list[str] | bool]  # options as they were written, by name
+Converter = Callable[[str], object]
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Records
+
+
+@dataclass(frozen=True)
+class Use:
+    """What an option is for, which says where it counts."""
+
+    compared: bool  # a run that is gone on with has to have the same value
+    kept: bool  # `settings.toml` holds it
+    for_one: bool  # the command that makes one of the run's pictures again has it, too
+    in_config: bool = True  # it may stand in a config file
+
+
+PICTURE = Use(compared=True, kept=True, for_one=True)  # how a picture looks
+CHOICE = Use(compared=True, kept=True, for_one=False)  # which pictures are made, and how they are named
+COMPUTING = Use(compared=False, kept=True, for_one=True)  # how they are computed; or compared by its files' content
+RUN = Use(compared=False, kept=True, for_one=False)  # where lines come from and pictures go, or how many at a time
+TELLING = Use(compared=False, kept=False, for_one=False)  # what is done with the plan, and what is told of it
+COMMAND_LINE = Use(compared=False, kept=False, for_one=False, in_config=False)  # for the command line alone
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What has to be given beside an option: one of some others, or else what is wrong and what to do."""
+
+    one_of: tuple[str, ...]  # without their hyphens
+    problem: str
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of the program.
+
+    Args:
+        name: without its hyphens.
+        group: the heading that it stands under.
+        use: what it is for.
+        needs: what has to be given beside it.
+        alternative: what it is one of several of, in the plural; of these at most one can be given.
+        names_files: its values name files that pictures are made from.
+    """
+
+    name: str
+    group: str
+    use: Use
+    needs: tuple[Needs, ...] = ()
+    alternative: str = ""
+    names_files: bool = False
+
+
+class Options:
+    """The options of a command line: each an attribute, converted or its default.
+
+    Args:
+        values: by name.
+        said: those that were given, as they were written.
+        table: what each is.
+    """
+
+    def __init__(self, values: Mapping[str, Any], said: Said, table: Mapping[str, Option]) -> None:
+        self._values, self.said, self._table = values, said, table
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return vars(self)["_values"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def given(self, name: str) -> bool:
+        """Whether an option has a value, be it a default, that is not none, off or zero."""
+        return self._values.get(name) not in (None, False)
+
+    def given_in(self, group: str) -> list[str]:
+        """The names of the options under a heading that have a value."""
+        return [name for name, option in self._table.items() if option.group == group and self.given(name)]
+
+    def compared(self) -> dict[str, object]:
+        """The options that a run which is gone on with has to agree in."""
+        return {name: self._values[name] for name, option in self._table.items() if option.use.compared}
+
+    def files(self) -> list[Path]:
+        """The files that options which change pictures name; folders and ids of the Hub are none."""
+        found = []
+        for name, option in self._table.items():
+            value = self._values[name] if option.names_files and option.use.compared else None
+            for text in value if isinstance(value, list) else [] if value is None else [value]:
+                try:
+                    path = Path(text).expanduser()
+                    found += [path] if path.is_file() else []
+                except (OSError, RuntimeError, ValueError):
+                    continue  # no path
+        return found
+
+    def kept(self) -> Said:
+        """What of the options as they were written makes up the run's settings."""
+        return {name: value for name, value in self.said.items() if self._table[name].use.kept}
+
+    def for_one(self) -> Said:
+        """What of the options as they were written makes one of the run's pictures again."""
+        return {name: value for name, value in self.said.items() if self._table[name].use.for_one}
+
+    def check(self) -> None:
+        """Refuse options without what they need, and several where one is meant.
+
+        Raises:
+            InputError: for the first of these.
+        """
+        alternatives: dict[str, list[str]] = {}
+        for name, option in self._table.items():
+            if not self.given(name):
+                continue
+            for needs in option.needs:
+                if not any(map(self.given, needs.one_of)):
+                    raise InputError(f"--{name}", needs.problem)
+            if option.alternative:
+                alternatives.setdefault(option.alternative, []).append(f"--{name}")
+        for kind, given in alternatives.items():
+            if len(given) > 1:
+                raise InputError(" and ".join(given), f"are two {kind}; give one")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Parser
+
+
+class OptionParser(argparse.ArgumentParser):
+    """Argparse with one-line errors, converters that say which value they refused, and a record of each option."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(
+            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, add_help=False, **settings
+        )
+        self.table: dict[str, Option] = {}
+
+    def error(self, message: str) -> NoReturn:
+        """Write `error: --option value: what is wrong` and leave with status 2."""
+        message = re.sub(r"^argument [^:]+: (?=--)", "", message)
+        console.error(re.sub(r"^argument (?:\S+/)*(--\S+): ", r"\1: ", message))
+        sys.exit(InputError.exit_status)
+
+    def add_options(self, title: str) -> "OptionGroup":
+        """A heading, for options to be added to."""
+        return OptionGroup(self, self.add_argument_group(title), title)
+
+    def parse(self, argv: Sequence[str]) -> Options:
+        """Parse all arguments; an unknown one is refused with the nearest known one."""
+        values, unknown = self.parse_known_args(argv)
+        if unknown:
+            known = [name for action in self._actions for name in action.option_strings]
+            nearest = get_close_matches(unknown[0].partition("=")[0], known, n=1)
+            hint = f"did you mean {nearest[0]}?" if nearest else "see --help; a text with spaces needs quotes"
+            self.error(f"{unknown[0]}: no such option; {hint}")
+        return Options(vars(values), self.said(argv), self.table)
+
+    def said(self, argv: Sequence[str]) -> Said:
+        """The options that a command line gives, unconverted, by name."""
+        plain = _PlainParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+        for action in self._actions:
+            if action.nargs == 0:
+                names, default = action.option_strings, argparse.SUPPRESS
+                plain.add_argument(*names, dest=action.dest, action="store_true", default=default)
+            else:
+                plain.add_argument(*action.option_strings, dest=action.dest, nargs=action.nargs)
+        try:
+            return vars(plain.parse_known_args(argv)[0])
+        except argparse.ArgumentError:  # the parser that knows the types says what is wrong
+            return {}
+
+    def action(self, name: str) -> argparse.Action:
+        """What argparse knows of an option."""
+        return next(action for action in self._actions if action.dest == name)
+
+
+class _PlainParser(argparse.ArgumentParser):
+    """A parser that raises what others leave the program for."""
+
+    def error(self, message: str) -> NoReturn:
+        raise argparse.ArgumentError(None, message)
+
+
+class OptionGroup:
+    """Options under a heading of the parser's help."""
+
+    def __init__(self, parser: OptionParser, group: argparse._ActionsContainer, title: str) -> None:
+        self._parser, self._group, self._title = parser, group, title
+
+    def add(
+        self,
+        *names: str,
+        use: Use,
+        help: str,
+        metavar: str,
+        convert: Converter = str,
+        default: object = None,
+        many: bool = False,
+        required: bool = False,
+        needs: Needs | Sequence[Needs] = (),
+        alternative: str = "",
+        names_files: bool = False,
+    ) -> None:
+        """Add an option with a value, or with `many` of them; see `Option`."""
+        self._group.add_argument(
+            *names,
+            help=help,
+            metavar=metavar,
+            type=_named(names[0], convert),
+            default=default,
+            nargs="+" if many else None,
+            required=required,
+        )
+        self._note(names[0], use, needs, alternative, names_files)
+
+    def switch(
+        self, name: str, *, use: Use, help: str, needs: Needs | Sequence[Needs] = (), alternative: str = ""
+    ) -> None:
+        """Add an option that is on or off; see `Option`."""
+        self._group.add_argument(name, help=help, action="store_true")
+        self._note(name, use, needs, alternative)
+
+    def show_and_leave(self, *names: str, help: str, lines: Callable[[], Iterator[str]]) -> None:
+        """Add an option that writes some lines and leaves the program."""
+        self._group.add_argument(*names, help=help, action=_ShowLines, lines=lines, dest=names[-1].removeprefix("--"))
+        self._note(names[-1], COMMAND_LINE)
+
+    def show_help(self, *names: str, help: str) -> None:
+        """Add an option that writes the program's help and leaves it."""
+        self.show_and_leave(*names, help=help, lines=lambda: iter([self._parser.format_help().removesuffix("\n")]))
+
+    def only_one(self) -> "OptionGroup":
+        """A part of the group of which one option can be given."""
+        return OptionGroup(self._parser, self._group.add_mutually_exclusive_group(), self._title)
+
+    def _note(
+        self,
+        name: str,
+        use: Use,
+        needs: Needs | Sequence[Needs] = (),
+        alternative: str = "",
+        names_files: bool = False,
+    ) -> None:
+        plain, needed = name.removeprefix("--"), (needs,) if isinstance(needs, Needs) else tuple(needs)
+        self._parser.table[plain] = Option(plain, self._title, use, needed, alternative, names_files)
+
+
+class _ShowLines(argparse.Action):
+    """Writes some lines and leaves."""
+
+    def __init__(self, *, lines: Callable[[], Iterator[str]], **settings: Any) -> None:
+        super().__init__(nargs=0, default=argparse.SUPPRESS, **settings)
+        self._lines = lines
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> NoReturn:
+        """Write the lines."""
+        for line in self._lines():
+            console.result(line)
+        parser.exit()
+
+
+def _named(option: str, convert: Converter) -> Converter:
+    """A converter that names the option and the value in its errors."""
+
+    def convert_option(text: str) -> object:
+        try:
+            return convert(text)
+        except argparse.ArgumentTypeError as problem:
+            raise argparse.ArgumentTypeError(f"{option} {text}: {problem}") from None
+
+    return convert_option
