@@ -1,0 +1,134 @@
+"""What the parts of the program know of each other, and what an option is."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import gen_img_diffusers
+from library.plan import run_record
+from library.plan.job import Job
+from library.plan.run_record import job_id
+from library.settings.deep_shrink import DeepShrink
+from library.settings.gradual_latent import GradualLatent, Unsharp
+
+ROOT = Path(__file__).resolve().parent.parent
+HEAVY = ("torch", "diffusers", "transformers")
+IN_PLANNING = [
+    ".".join(file.relative_to(ROOT).with_suffix("").parts)
+    for pattern in ("library/*.py", "library/files/*.py", "library/settings/*.py", "library/plan/*.py")
+    for file in sorted(ROOT.glob(pattern))
+] + ["networks.files", "networks.keys", "networks.kinds", "gen_img_diffusers"]
+
+
+def run_python(code: str, *arguments: object) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def test_planning_imports_nothing_heavy():
+    """The contract in pyproject.toml lets a few files import torch inside functions; none does when it is imported."""
+    code = f"import sys, importlib\nfor name in {IN_PLANNING!r}: importlib.import_module(name)\n"
+    assert run_python(code + f"print([name for name in {HEAVY!r} if name in sys.modules])").strip() == "[]"
+
+
+def test_a_dry_run_needs_no_torch(sd1, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a cat\na {red|blue} dog --w 64\n" + "long " * 90)
+    code = (
+        "import sys, gen_img_diffusers\n"
+        "status = gen_img_diffusers.main(sys.argv[1:])\n"
+        "print(status, 'torch' in sys.modules, 'diffusers' in sys.modules)"
+    )
+    options = ("--ckpt", sd1.safetensors, "--from_file", tmp_path / "prompts.txt", "--outdir", tmp_path / "out")
+    lines = run_python(code, *options, "--dry_run", "--max_embeddings_multiples", 2).splitlines()
+    assert lines[-1] == "0 False False"
+    assert [line.split()[4] for line in lines[1:4]] == ["1", "2", "3"]  # batches: by width, and by length
+    assert not (tmp_path / "out").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Options
+
+
+def test_what_options_need_exists():
+    table = gen_img_diffusers.make_parser().table
+    for name, option in table.items():
+        for needs in option.needs:
+            assert set(needs.one_of) <= table.keys() - {name}, name
+
+
+def test_every_option_has_a_record():
+    parser = gen_img_diffusers.make_parser()
+    assert [action.dest for action in parser._actions] == list(parser.table)
+
+
+def test_options_for_files_say_so():
+    """`--resume` looks at the files that options of pictures name: those whose values stand for files in the help."""
+    parser = gen_img_diffusers.make_parser()
+    for name, option in parser.table.items():
+        is_file = parser.action(name).metavar in ("FILE", "PATH", "MODEL", "VAE")
+        assert option.names_files == (is_file and option.use.compared), name
+
+
+def test_each_of_several_alternatives_is_refused_beside_another(sd1, generate, tmp_path):
+    for options, message in (
+        (("--fp16", "--bf16"), "--fp16 and --bf16: are two precisions; give one"),
+        (("--from_file", "x"), "--prompt and --from_file: are two sources of prompts; give one"),
+        (("--highres_fix_scale", 0.5, "--highres_fix_latents_upscaling", "--highres_fix_upscaler", "tools.x"),
+         "--highres_fix_latents_upscaling and --highres_fix_upscaler: are two ways of enlarging; give one"),
+    ):  # fmt: skip
+        result = generate(sd1.folder, "--prompt", "a", *options)
+        assert (result.status, result.stderr) == (2, f"error: {message}\n")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Ids of jobs
+
+JOB = Job(
+    prompt="a é",
+    seed=3,
+    raw_prompt="x",
+    where="f:1",
+    file=Path("/a/b.png"),
+    width=512,
+    height=640,
+    guides=(Path("g.png"),),
+    source=Path("s.png"),
+    follows=Path("/q/z.png"),
+    network_multipliers=(0.5, 1.0),
+)
+GROWING = {"gradual_latent": GradualLatent(timesteps=750, unsharp=Unsharp(3, 0.5, 0.25))}
+
+
+def test_ids_are_those_of_the_first_version():
+    """Runs that version 0.1.0 began name their pictures so; these two ids are what it gave."""
+    assert job_id(JOB) == "0a4d79c2f780f3f357fc3b3d8d2ef4e6"
+    shrunk = replace(JOB, **GROWING, deep_shrink=DeepShrink(depth_1=2))
+    assert job_id(shrunk) == "eacfa05acb4218b213e782d404c12d6f"
+
+
+def test_an_id_tells_every_field_that_changes_the_picture():
+    changes = {"negative_prompt": "n", "width": 64, "height": 64, "steps": 3, "guidance_scale": 1, "negative_scale": 2}
+    changes |= {"strength": 0.5, "network_multipliers": (1,), **GROWING, "deep_shrink": DeepShrink(depth_1=1)}
+    changes |= {"clip_prompt": "c", "prompt": "p", "seed": 4, "raw_prompt": "r", "source": None, "stage": 2}
+    changes |= {"mask": Path("m"), "regions": Path("r"), "guides": (), "control_net": False, "guide_size": (8, 8)}
+    changes |= {"follows": None}
+    not_told = {"file", "where"}
+    assert set(changes) | not_told == set(Job.__dataclass_fields__)  # a new field belongs here, and into the ids
+    ids = {job_id(replace(JOB, **{name: value})) for name, value in changes.items()}
+    assert len(ids | {job_id(JOB)}) == len(changes) + 1
+    assert job_id(replace(JOB, file=Path("/c.png"), where="g:2", follows=Path("/other/z.png"))) == job_id(JOB)
+
+
+@pytest.mark.parametrize(("usual", "same"), [(0, True), (1, False)])
+def test_a_field_that_is_added_counts_where_it_is_not_as_usual(monkeypatch, usual, same):
+    before = job_id(JOB)
+    monkeypatch.setattr(run_record, "_FIELDS", tuple(name for name in run_record._FIELDS if name != "stage"))
+    without = job_id(JOB)
+    assert without != before
+    monkeypatch.setattr(run_record, "_LATER", {"stage": usual})
+    assert (job_id(JOB) == without) is same
