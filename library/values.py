@@ -9,11 +9,11 @@ import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 
-# Pictures are made of latent cells of 8×8 pixels: the VAEs of SD 1.x and 2.x halve the size three times.
+# Pictures are made of latent cells of 8×8 pixels: the VAEs of all families halve the size three times.
 PIXELS_PER_CELL = 8
 MAX_SIZE_PX = 16384
 MAX_SCALE = 1000.0  # far beyond use; keeps predictions finite
-MAX_STEPS = 1000  # timesteps that SD 1.x and 2.x were trained on
+MAX_STEPS = 1000  # timesteps that all families were trained on
 MAX_SEED = 2**63 - 1  # what torch.Generator.manual_seed takes, with room for a second stage's seed + 1
 
 

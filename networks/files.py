@@ -11,7 +11,7 @@ from typing import Any
 
 from library.console import others_at_work, say
 from library.errors import InputError
-from library.files.families import FOREIGN_FAMILIES, name_of_width
+from library.files.families import FOREIGN_FAMILIES, TEXT_PARTS, name_of_width
 from library.files.model_files import ModelFiles, name_kind
 from library.files.weight_files import WeightFile, choose_weights, open_weights
 from library.settings.options import Options
@@ -88,7 +88,7 @@ def peft_alphas(weights: WeightFile) -> dict[str, float]:
         alpha_key = f"{module}.alpha"
         if not mark or alpha_key in weights.shapes:
             continue
-        part = next((part for part in ("unet", "text_encoder") if f"{part}." in module and f"{part}.r" in config), "")
+        part = next((part for part in ("unet", *TEXT_PARTS) if f"{part}." in module and f"{part}.r" in config), "")
         settings = {name.removeprefix(f"{part}."): value for name, value in config.items()} if part else config
         pattern: dict[str, Any] = settings.get("alpha_pattern") or {}
         path = module.removeprefix("base_model.model.").removeprefix(f"{part}.")

@@ -222,6 +222,12 @@ def change_of(parts: dict[str, torch.Tensor], multiplier: float) -> LayerChange:
     return LayerChange(kind, plain, multiplier)
 
 
+def test_every_kind_has_its_formula_here():
+    makers = [(make, LAYERS["3x3"]) for make in (EVERYWHERE | CONVOLUTIONS).values()]
+    covered = {change_of(make(window)[0], 1.0).kind.name for make, window in makers}
+    assert covered | {"norm"} == {kind.name for kind in KINDS}  # norms have a test of their own
+
+
 def attach(layer: nn.Module, change: LayerChange, *, folded: bool) -> None:
     adapter_of(layer).add(change, folded=folded or not change.is_pair(layer))
     adapter_of(layer).fold()

@@ -65,6 +65,14 @@ def test_a_batch_of_eight_equals_eight_alone(sd1, generate, tmp_path, sampler):
         assert largest_difference(alone, [together[number]]) <= 1
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_two_in_a_batch_are_what_they_are_alone(sd1, generate, tmp_path, sampler):
+    options = ("--sampler", sampler, "--steps", 4, "--scale", 2)
+    together = generate(sd1.folder, "--prompt", "a --d 1,2", "--images_per_prompt", 2, "--batch_size", 2, *options)
+    alone = generate(sd1.folder, "--prompt", "a --d 2", *options, outdir=tmp_path / "alone")
+    assert largest_difference(alone.pictures, together.pictures[1:]) <= 1
+
+
 def test_the_place_in_a_batch_does_not_matter(sd2, generate, tmp_path):
     lines = PROMPTS.splitlines()
     orders = {"a": lines[:4], "b": [lines[2], lines[0], lines[3], lines[1]]}

@@ -119,9 +119,24 @@ def test_an_id_tells_every_field_that_changes_the_picture():
     changes |= {"follows": None}
     not_told = {"file", "where"}
     assert set(changes) | not_told == set(Job.__dataclass_fields__)  # a new field belongs here, and into the ids
+    for kind, names in run_record._PARTS.items():
+        later = {path.rpartition(".")[2] for path in run_record._LATER}
+        assert set(names) | later >= set(kind.__dataclass_fields__), kind
     ids = {job_id(replace(JOB, **{name: value})) for name, value in changes.items()}
     assert len(ids | {job_id(JOB)}) == len(changes) + 1
     assert job_id(replace(JOB, file=Path("/c.png"), where="g:2", follows=Path("/other/z.png"))) == job_id(JOB)
+
+
+def test_what_pictures_of_a_batch_share_is_in_its_key():
+    """A field of a job is either the picture's own in a batch, or jobs that differ in it do not meet in one."""
+    own = {"prompt", "raw_prompt", "seed", "file", "where", "negative_prompt", "clip_prompt", "guides", "follows"}
+    own |= {"guide_size", "control_net", "stage"}  # those of Highres. fix's stages, alike in all pictures of a run
+    shared = {"width": 64, "height": 64, "steps": 3, "strength": 0.5, "network_multipliers": (1,), "source": None}
+    shared |= {"mask": Path("m"), "regions": Path("r"), "deep_shrink": DeepShrink(depth_1=1), **GROWING}
+    shared |= {"guidance_scale": 1, "negative_scale": 2}  # whether there are one, two or three branches
+    assert own | set(shared) == set(Job.__dataclass_fields__)
+    for name, value in shared.items():
+        assert replace(JOB, **{name: value}).batch_key != JOB.batch_key, name
 
 
 @pytest.mark.parametrize(("usual", "same"), [(0, True), (1, False)])
@@ -131,4 +146,6 @@ def test_a_field_that_is_added_counts_where_it_is_not_as_usual(monkeypatch, usua
     without = job_id(JOB)
     assert without != before
     monkeypatch.setattr(run_record, "_LATER", {"stage": usual})
+    assert (job_id(JOB) == without) is same
+    monkeypatch.setattr(run_record, "_LATER", {"deep_shrink.ratio": 0.5 + usual})
     assert (job_id(JOB) == without) is same

@@ -39,7 +39,7 @@ class AttentionProcessor:
         """Attend from `hidden_states` (B, T, C) to the text (B, S, D), or to themselves without one.
 
         With regions the text has rows for each part of the prompt, see `regions.Regions`.
-        Diffusers passes `attention_mask`; the U-Nets of SD 1.x and 2.x have none.
+        Diffusers passes `attention_mask`; the U-Nets of Stable Diffusion have none.
         """
         query = _heads(attn, attn.to_q(hidden_states))
         if encoder_hidden_states is None:

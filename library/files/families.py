@@ -59,6 +59,7 @@ class Family:
         size_px: of a picture's sides where nothing says otherwise.
         option: what the user has to say of such a model, without its hyphens; None where the files say enough.
         may_hide_v: models that predict v and do not say so are common.
+        deepest_shrink: the last down block of the U-Net, from 0, that Deep Shrink can shrink at.
     """
 
     version: str
@@ -69,6 +70,7 @@ class Family:
     size_px: int = 512
     option: str | None = None
     may_hide_v: bool = False
+    deepest_shrink: int = 3
 
     @property
     def name(self) -> str:
@@ -146,6 +148,7 @@ FAMILIES = (SD1, SD2)
 _VERSIONS = [family.version for family in FAMILIES]
 ANY_FAMILY = f"Stable Diffusion {' or '.join(_VERSIONS)}"
 ALL_FAMILIES = f"Stable Diffusion {' and '.join(_VERSIONS)}"
+ALL_SHORT = f"SD {' and '.join(_VERSIONS)}"
 TEXT_PARTS = tuple(dict.fromkeys(kind.part for family in FAMILIES for kind in family.encoders))
 
 

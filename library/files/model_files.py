@@ -15,6 +15,7 @@ from library.errors import InputError
 from library.files import checkpoint_layout as layout
 from library.files.families import (
     ALL_FAMILIES,
+    ALL_SHORT,
     ANY_FAMILY,
     FAMILIES,
     FOREIGN_FAMILIES,
@@ -89,7 +90,7 @@ def find_model(ckpt: str, *, v2: bool, v_parameterization: bool, vae: str | None
         check_tokenizer(own_tokenizer)
     vae_files = find_vae(vae, family) if vae is not None else own_vae
     if len(vae_files.config.get("block_out_channels") or ()) != VAE_LEVELS:
-        raise InputError(str(vae_files.weights.path), f"is no VAE of {VAE_LEVELS} levels, as SD 1.x and 2.x have them")
+        raise InputError(str(vae_files.weights.path), f"is no VAE of {VAE_LEVELS} levels, as {ALL_SHORT} have them")
     return ModelFiles(
         path=path,
         name=name.encode("utf-8", "replace").decode(),
@@ -122,7 +123,7 @@ def find_vae(vae: str, family: Family) -> Component:
     subject = f"--vae {vae}"
     if component.config.get("latent_channels", 4) != 4:
         channels = component.config["latent_channels"]
-        raise InputError(subject, f"has {channels} latent channels; SD 1.x and 2.x need a VAE with 4")
+        raise InputError(subject, f"has {channels} latent channels; {ALL_SHORT} need a VAE with 4")
     architecture = component.weights.metadata.get("modelspec.architecture", "")
     for foreign in FOREIGN_FAMILIES:
         if foreign.has_vae(component.config, architecture):

@@ -61,7 +61,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
     begun = earlier.record if earlier else None
     model = _find_model(options)
     networks = plan_networks(options, model)
-    embeddings = find_embeddings(options.textual_inversion_embeddings or [], options.XTI_embeddings or [], model)
+    text = _text_plan(options, model)
     seed = options.seed if options.seed is not None else random_seed()
     maker = JobMaker(
         _job_defaults(options, networks),
@@ -84,9 +84,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
     seeds = SeedSource(seed, None, same_in_iteration=counts.same_seed_in_iteration)
     return RunPlan(
         model=model,
-        text=TextPlan(
-            model, embeddings, options.clip_skip, options.max_embeddings_multiples, options.tokenizer_cache_dir
-        ),
+        text=text,
         sampler=maker.sampler,
         cfg_interval=interval,
         highres=two_stages,
@@ -126,6 +124,12 @@ def _find_model(options: Options) -> ModelFiles:
         problem = f"this model's text encoder has {layers} layers; use 1 to {layers}"
         raise InputError(f"--clip_skip {options.clip_skip}", problem)
     return model
+
+
+def _text_plan(options: Options, model: ModelFiles) -> TextPlan:
+    """How prompts are read by this model."""
+    embeddings = find_embeddings(options.textual_inversion_embeddings or [], options.XTI_embeddings or [], model)
+    return TextPlan(model, embeddings, options.clip_skip, options.max_embeddings_multiples, options.tokenizer_cache_dir)
 
 
 def _job_defaults(options: Options, networks: NetworkPlan) -> JobSettings:

@@ -19,7 +19,7 @@ from library.settings import deep_shrink, gradual_latent
 
 @dataclass(frozen=True)
 class PromptOption:
-    """One `--name value` that a prompt line may hold; `sets` is what it overrides (see `jobs.JobSettings.override`)."""
+    """One `--name value` that a prompt line may hold; `sets` is what it overrides (see `job.JobSettings.override`)."""
 
     name: str
     sets: str

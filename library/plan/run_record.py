@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +70,15 @@ class RunRecord:
 
 
 # What a job's id is made of, by name, so that what a job gains later does not change the ids of earlier runs. A field
-# that is added belongs into `_LATER` with its usual value, and counts where it has another one.
+# that is added to a job, or to settings that it holds (`deep_shrink.x`), belongs into `_LATER` with its usual value,
+# and counts where it has another one.
 _FIELDS = (
     *("negative_prompt", "width", "height", "steps", "guidance_scale", "negative_scale", "strength"),
     *("network_multipliers", "gradual_latent", "deep_shrink", "clip_prompt", "prompt", "seed", "raw_prompt"),
     *("source", "mask", "regions", "guides", "control_net", "guide_size", "follows", "stage"),
 )
 _LATER: dict[str, object] = {}
-_PARTS: dict[type, tuple[str, ...]] = {  # the fields of settings that a job holds, likewise
+_PARTS: dict[type, tuple[str, ...]] = {  # the first fields of settings that a job holds
     GradualLatent: ("timesteps", "ratio", "ratio_step", "every_n_steps", "s_noise", "unsharp"),
     Unsharp: ("kernel_size", "sigma", "strength", "on_sample"),
     DeepShrink: ("depth_1", "timesteps_1", "depth_2", "timesteps_2", "ratio"),
@@ -85,8 +87,8 @@ _PARTS: dict[type, tuple[str, ...]] = {  # the fields of settings that a job hol
 
 def job_id(job: Job) -> str:
     """A hash of all that a picture depends on beside the model; its place in the run and its file are not."""
-    later = [name for name, usual in _LATER.items() if getattr(job, name) != usual]
-    parameters = {name: getattr(job, name) for name in (*_FIELDS, *later)}
+    parameters = {name: getattr(job, name) for name in _FIELDS}
+    parameters |= {path: value for path, usual in _LATER.items() if (value := attrgetter(path)(job)) != usual}
     parameters["follows"] = job.follows and job.follows.name
     text = json.dumps(parameters, sort_keys=True, default=_as_text)
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]

@@ -5,9 +5,10 @@ pictures in one piece. Its settings.
 from dataclasses import dataclass
 
 from library import values
+from library.files.families import FAMILIES
 from library.settings.options import Options
 
-MAX_DEPTH = 3  # the U-Nets of SD 1.x and 2.x have four down blocks
+MAX_DEPTH = max(family.deepest_shrink for family in FAMILIES)
 USUAL_DEPTH = 3  # where a prompt line shrinks that sets only the other options
 
 
