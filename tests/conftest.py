@@ -27,10 +27,9 @@ class Models:
 
 
 def _write_model(root: Path, family: str, prediction_type: str, options: list[str]) -> Models:
-    record = random_model.BY_NAME[family]
-    components = random_model.random_components(record, tiny=True, seed=0)
-    random_model.write_folder(record, components, root / family, prediction_type, variant=None)
-    state = random_model.original_state_dict(record, components, ema=True)
+    networks = random_model.random_networks(family, tiny=True, seed=0)
+    random_model.write_folder(networks, root / family, prediction_type, variant=None)
+    state = random_model.original_state_dict(networks, ema=True)
     for suffix in (".safetensors", ".ckpt"):
         random_model.write_file(state, root / f"{family}{suffix}")
     return Models(root / family, root / f"{family}.safetensors", root / f"{family}.ckpt", options)

@@ -77,8 +77,9 @@ def encoders(two) -> list[TextEncoder]:
 def folder_of_two(two, sd1, tmp_path, monkeypatch):
     """A Diffusers folder of that family, which the program then knows."""
     monkeypatch.setattr(model_files, "FAMILIES", (two, *FAMILIES))
-    components = random_model.random_components(two, tiny=True, seed=0)
-    random_model.write_folder(two, components, tmp_path / "two", "epsilon", variant=None)
+    monkeypatch.setitem(random_model.BY_NAME, "two", two)
+    networks = random_model.random_networks("two", tiny=True, seed=0)
+    random_model.write_folder(networks, tmp_path / "two", "epsilon", variant=None)
     return tmp_path / "two"
 
 

@@ -28,7 +28,6 @@ from library.draw.sources import pixels_to_tensor
 from library.draw.text_conditions import TextConditions
 from library.errors import InputError
 from library.files import loss_guidance as guidance_files
-from library.files.families import SD1
 from library.files.loss_guidance import VGG16_LAYERS, find_clip, find_vgg16
 from library.machine.attention import sdpa
 from library.plan.job import Job
@@ -95,7 +94,7 @@ def largest(first, second) -> int:
 @pytest.fixture(scope="module")
 def exact_models():
     """A tiny U-Net and VAE in float64."""
-    networks = random_model.random_components(SD1, tiny=True, seed=3)
+    networks = random_model.random_networks("sd1", tiny=True, seed=3)
     use_kernel(networks["unet"], sdpa)
     return [networks[part].double().eval().requires_grad_(False) for part in ("unet", "vae")]
 

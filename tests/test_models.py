@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from library.errors import InputError
-from library.files.families import SD2
 from library.files.model_files import find_model
 from library.files.tokenizers import SHIPPED_TOKENIZER, load_tokenizer
 from library.models.models import load_text_encoder, load_unet, load_vae
@@ -331,11 +330,11 @@ def test_the_tokenizer_folder_is_filled_once_and_then_used(sd2, tmp_path):
 
 
 def test_random_models_write_what_their_options_say(tmp_path):
-    components = random_model.random_components(SD2, tiny=True, seed=3)
-    state = random_model.original_state_dict(SD2, components, ema=True)
+    networks = random_model.random_networks("sd2", tiny=True, seed=3)
+    state = random_model.original_state_dict(networks, ema=True)
     assert any(name.startswith("model_ema.") for name in state)
     layers = {name.split(".")[4] for name in state if "resblocks" in name}
-    assert len(layers) == components["text_encoder"].config.num_hidden_layers + 1
+    assert len(layers) == networks["text_encoder"].config.num_hidden_layers + 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------

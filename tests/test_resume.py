@@ -14,7 +14,6 @@ from conftest import pictures_in
 from PIL import Image
 
 import gen_img_diffusers
-from library.files.families import SD1
 from library.plan.earlier_runs import read_runs
 from library.results import writer
 from library.run.manifest import Manifest
@@ -185,7 +184,7 @@ def test_another_model_is_named(command, generate, tmp_path):
     from tools import random_model
 
     random_model.write_folder(
-        SD1, random_model.random_components(SD1, tiny=True, seed=1), tmp_path / "sd1", "epsilon", variant=None
+        random_model.random_networks("sd1", tiny=True, seed=1), tmp_path / "sd1", "epsilon", variant=None
     )
     generate(*command)
     result = generate(tmp_path / "sd1", *command[1:], "--resume")

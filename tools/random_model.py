@@ -37,7 +37,7 @@ TINY = {
     "text_encoder": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 1},
 }
 StateDict = dict[str, torch.Tensor]
-Components = dict[str, Any]  # diffusers' and transformers' models, by their folders' names
+Networks = dict[str, Any]  # diffusers' and transformers' models, by their folders' names
 
 
 def configurations(family: Family, *, tiny: bool) -> dict[str, dict[str, Any]]:
@@ -54,9 +54,9 @@ def configurations(family: Family, *, tiny: bool) -> dict[str, dict[str, Any]]:
     return configs
 
 
-def random_components(family: Family, *, tiny: bool, seed: int) -> Components:
+def random_networks(family: str, *, tiny: bool, seed: int) -> Networks:
     """A family's components with the random weights their classes start from, by their parts."""
-    configs = configurations(family, tiny=tiny)
+    configs = configurations(BY_NAME[family], tiny=tiny)
     torch.manual_seed(seed)
     return {
         "unet": UNet2DConditionModel.from_config(configs.pop("unet")),
@@ -64,12 +64,17 @@ def random_components(family: Family, *, tiny: bool, seed: int) -> Components:
     } | {part: CLIPTextModel(CLIPTextConfig(**config)) for part, config in configs.items()}
 
 
-def write_folder(
-    family: Family, components: Components, folder: Path, prediction_type: str, variant: str | None
-) -> None:
+def family_of(networks: Networks) -> Family:
+    """The family of components, told by their text encoders."""
+    configs = {part: network.config.to_dict() for part, network in networks.items() if part not in ("unet", "vae")}
+    return next(family for family in BY_NAME.values() if family.fits_texts(configs))
+
+
+def write_folder(networks: Networks, folder: Path, prediction_type: str, variant: str | None) -> None:
     """Write a Diffusers folder."""
-    for part, component in components.items():
-        component.save_pretrained(folder / part, variant=variant)
+    family = family_of(networks)
+    for part, network in networks.items():
+        network.save_pretrained(folder / part, variant=variant)
     classes = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "scheduler": "DDIMScheduler"}
     index = {"_class_name": "StableDiffusionPipeline"} | {part: ["diffusers", name] for part, name in classes.items()}
     index |= {kind.part: ["transformers", "CLIPTextModel"] for kind in family.encoders}
@@ -98,9 +103,9 @@ def _write_json(path: Path, content: Mapping[str, object]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def original_state_dict(family: Family, components: Components, *, ema: bool) -> StateDict:
+def original_state_dict(networks: Networks, *, ema: bool) -> StateDict:
     """The components' weights under the names of the original checkpoints, with what training leaves beside them."""
-    unet, vae = components["unet"], components["vae"]
+    unet, vae = networks["unet"], networks["vae"]
     state = _renamed(unet.state_dict(), layout.unet_modules(unet.config), layout.UNET_PREFIX)
     if ema:
         prefix = "model."
@@ -111,8 +116,8 @@ def original_state_dict(family: Family, components: Components, *, ema: bool) ->
     for name in list(state):
         if ".attn_1." in name and name.endswith(".weight") and state[name].dim() == 2:  # 1×1 convolutions there
             state[name] = state[name][:, :, None, None]
-    for kind in family.encoders:
-        state |= _original_text(components[kind.part].state_dict(), kind)
+    for kind in family_of(networks).encoders:
+        state |= _original_text(networks[kind.part].state_dict(), kind)
     state["betas"] = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).float() ** 2
     return {name: value.contiguous() for name, value in state.items()}
 
@@ -171,14 +176,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     diffusers.utils.logging.set_verbosity_error()
-    family = BY_NAME[args.family]
-    components = random_components(family, tiny=args.tiny, seed=args.seed)
-    components = {part: component.to(DTYPES[args.dtype]) for part, component in components.items()}
+    networks = random_networks(args.family, tiny=args.tiny, seed=args.seed)
+    networks = {part: network.to(DTYPES[args.dtype]) for part, network in networks.items()}
     if args.layout in ("folder", "both"):
-        write_folder(family, components, args.path, args.prediction_type, args.variant)
+        write_folder(networks, args.path, args.prediction_type, args.variant)
     if args.layout != "folder":
         suffix = ".ckpt" if args.layout == "ckpt" else ".safetensors"
-        write_file(original_state_dict(family, components, ema=args.ema), args.path.with_name(args.path.name + suffix))
+        write_file(original_state_dict(networks, ema=args.ema), args.path.with_name(args.path.name + suffix))
 
 
 if __name__ == "__main__":
