@@ -502,18 +502,16 @@ class Pipeline:
 
         They stay on the CPU, where schedulers look numbers up by them: a step then waits for no other device.
         """
-        from library.draw.samplers import make_scheduler
+        from library.draw.samplers import make_scheduler, run_from
 
         growing = job.gradual_latent.timesteps is not None
         scheduler = make_scheduler(self.sampler, self.prediction_type, growing=growing)
         scheduler.set_timesteps(job.steps)
-        first = (job.steps - job.steps_run) * scheduler.order
-        if hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(first)
-        timesteps = scheduler.timesteps[first:]
+        left_out = job.steps - job.steps_run
+        timesteps = run_from(scheduler, left_out)
         if growing:
             sizes = job.gradual_latent.growth(timesteps.tolist(), *self._latent_shape(job)[1:])
-            scheduler.plan(job.gradual_latent, {first + place: size for place, size in sizes.items()})
+            scheduler.plan(job.gradual_latent, {left_out + place: size for place, size in sizes.items()})
         return scheduler, timesteps
 
     def _start(
@@ -617,7 +615,7 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
     from library.draw.control_net import ControlNets, load_control_net
     from library.machine.prepare import make_fast, set_layout
     from library.models.upscaler import make_upscaler
-    from networks.attach import Networks
+    from networks.attach import Networks, merge_networks
     from networks.states import read_state
 
     gradients = plan.loss_guidance.uses_anything
@@ -625,6 +623,8 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
     if plan.highres and plan.highres.upscaler:
         upscaler = make_upscaler(plan.highres.upscaler, machine.device, machine.dtype)
     network_weights = [read_state(spec.weights) for spec in plan.networks.specs]
+    merge_networks(plan.networks, network_weights, models)
+    # differences are to the U-Net that networks were merged into, and to nothing that only hangs on it
     nets = [load_control_net(spec, models.unet) for spec in plan.control_nets.specs]
     control_nets = ControlNets(nets, plan.control_nets)
     kernel = devices.choose_attention(machine, xformers=computing.xformers, gradients=gradients)

@@ -18,7 +18,7 @@ from library.models.models import Models, TextEncoder
 from networks.files import OWN_MODULE, NetworkPlan, NetworkSpec
 from networks.keys import UNET
 from networks.layers import LayerChange, adapter_of, is_rewritten
-from networks.lora import LoraNetwork, TextEncoders
+from networks.lora import LoraNetwork, TextEncoders, merge_together
 from networks.regional import make_gate
 from networks.states import State
 
@@ -75,12 +75,38 @@ class HuggingFaceNames(nn.Module):
         self.text_model = text_encoder
 
 
+@torch.no_grad()
+def merge_networks(plan: NetworkPlan, states: Sequence[State], models: Models) -> None:
+    """Add the first networks of a run, as many as the plan merges, to the models' weights for good.
+
+    Those of our own go in together, each worked out from the original weights; other modules' after them, one by one.
+
+    Args:
+        plan: which.
+        states: the weights of each, from `states.read_state`.
+        models: whose weights change.
+
+    Raises:
+        InputError: when a module cannot do what is asked of it.
+    """
+    own: list[LoraNetwork] = []
+    for spec, state in zip(plan.specs[: plan.merged], states):
+        with others_at_work():
+            text_encoder = _text_encoders(models.texts, own=spec.module == OWN_MODULE)
+            network, state = _create(spec, state, models.vae, text_encoder, models.unet)
+            if isinstance(network, LoraNetwork):
+                own.append(network)
+            else:
+                _merge(network, spec, state, text_encoder, models.unet)
+    merge_together(own)
+
+
 class Networks:
-    """The networks of a run.
+    """The networks of a run that are not merged.
 
     Args:
         plan: which, and how they act.
-        states: the weights of each, from `states.read_state`.
+        states: the weights of each, from `states.read_state`, merged ones' among them.
         models: what they are attached to.
 
     Raises:
@@ -94,9 +120,9 @@ class Networks:
         self._unet = models.unet
         self._attached: list[Network] = []
         self._folding: list[FoldingNetwork] = []  # those of them that are pre-calculated
-        for place, (spec, state) in enumerate(zip(plan.specs, states)):
+        for spec, state in zip(plan.specs[plan.merged :], states[plan.merged :]):
             with others_at_work():
-                self._add(spec, state, models, merge=place < plan.merged)
+                self._add(spec, state, models)
         self._multipliers: tuple[float, ...] | None = None
         self.use(plan.multipliers)
 
@@ -137,13 +163,10 @@ class Networks:
             yield
 
     @torch.no_grad()
-    def _add(self, spec: NetworkSpec, state: State, models: Models, *, merge: bool) -> None:
+    def _add(self, spec: NetworkSpec, state: State, models: Models) -> None:
         own = spec.module == OWN_MODULE
         text_encoder = _text_encoders(models.texts, own=own)
         network, state = _create(spec, state, models.vae, text_encoder, models.unet)
-        if merge:
-            _merge(network, spec, state, text_encoder, models.unet)
-            return
         folding = network if isinstance(network, FoldingNetwork) and self._pre_calculated else None
         if self._pre_calculated and folding is None:
             raise InputError(f"--network_pre_calc with {spec.module}", "the module cannot do that; leave one out")

@@ -117,7 +117,7 @@ class LoraNetwork:
 
     def detach(self) -> None:
         """Leave the models as if the network had never been there."""
-        for layer, change in self._layer_changes():
+        for layer, change in self.layer_changes():
             remove_change(layer, change)
         self._attached = False
 
@@ -125,7 +125,7 @@ class LoraNetwork:
     def set_multiplier(self, multiplier: float) -> None:
         """Set how strongly the network acts; after `backup_weights`, from the next `pre_calculation` on."""
         self.multiplier = multiplier
-        for layer, change in self._layer_changes():
+        for layer, change in self.layer_changes():
             change.multiplier = multiplier
             if self._attached:
                 adapter_of(layer).update()
@@ -156,13 +156,7 @@ class LoraNetwork:
         """
         if weights_sd is not None:
             self.load_state_dict(weights_sd, strict=False)
-        for layer, change in self._layer_changes():
-            for name, value in folded_values(layer, [change]).items():
-                original = getattr(layer, name)
-                if original is None:
-                    setattr(layer, name, nn.Parameter(value.to(layer.weight.dtype), requires_grad=False))
-                else:
-                    original.copy_(value)
+        merge_together([self])
 
     def backup_weights(self) -> None:
         """From now on the whole network goes into the weights, when `pre_calculation` says so."""
@@ -177,14 +171,14 @@ class LoraNetwork:
 
     def restore_weights(self) -> None:
         """Put the original weights back until the next `pre_calculation`."""
-        for layer, _ in self._layer_changes():
+        for layer, _ in self.layer_changes():
             adapter_of(layer).restore()
 
     @torch.no_grad()
     def pre_calculation(self) -> None:
         """Work out the weights with the current multipliers of all networks, from the original weights."""
         if self._attached:
-            for layer, _ in self._layer_changes():
+            for layer, _ in self.layer_changes():
                 adapter_of(layer).fold()
 
     @property
@@ -192,16 +186,33 @@ class LoraNetwork:
         """What it changes, by the model's part and the layer's path in it."""
         return self._changes
 
-    def _layer_changes(self) -> list[tuple[Layer, LayerChange]]:
+    def layer_changes(self) -> list[tuple[Layer, LayerChange]]:
+        """What it changes, layer by layer."""
         return [(self._layers[target], change) for target, change in self._changes.items()]
 
     @torch.no_grad()
     def _attach(self) -> None:
-        for layer, change in self._layer_changes():
+        for layer, change in self.layer_changes():
             adapter_of(layer).add(change, folded=self._pre_calculated or not change.is_pair(layer))
         self._attached = True
         if not self._pre_calculated:
             self.pre_calculation()
+
+
+@torch.no_grad()
+def merge_together(networks: Sequence[LoraNetwork]) -> None:
+    """Add networks to their models' weights for good, all worked out from the weights as they are, in float32."""
+    changes: dict[Layer, list[LayerChange]] = {}
+    for network in networks:
+        for layer, change in network.layer_changes():
+            changes.setdefault(layer, []).append(change)
+    for layer, its_changes in changes.items():
+        for name, value in folded_values(layer, its_changes).items():
+            original = getattr(layer, name)
+            if original is None:
+                setattr(layer, name, nn.Parameter(value.to(layer.weight.dtype), requires_grad=False))
+            else:
+                original.copy_(value)
 
 
 class LoadedKeys(NamedTuple):

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, UNet2DConditionModel
+from loading import load_all
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from library.draw import control_net
 from library.draw.attention import use_kernel
@@ -16,12 +17,16 @@ from library.files import checkpoint_layout as layout
 from library.files.model_files import find_model
 from library.machine.attention import sdpa
 from library.settings.samplers import SAMPLERS
+from networks import lora
 from networks.keys import layer_shapes
 from tools.random_network import random_lora
 
 # at 64 pixels the tiny model normalises groups of two numbers, which makes a rounding error a change of sign
 SIZE = ("--W", 128, "--H", 128, "--steps", 3)
 PROMPT = ("--prompt", "a cat --n fog --d 1")
+
+
+OWN = ("zero_convs.", "middle_block_out.", "input_hint_block.")  # what a difference holds whole
 
 
 def original_names(model: ControlNetModel, unet: UNet2DConditionModel) -> dict[str, torch.Tensor]:
@@ -44,8 +49,7 @@ def write_control_net(folder, family, seed: int):
     whole = {"model.diffusion_model.out.2.bias": torch.zeros(4), "cond_stage_model.x": torch.zeros(1)}
     torch.save({"state_dict": prefixed | whole}, folder / "wrapped.pth")
     shared = original_names(ControlNetModel.from_unet(unet), unet)
-    own = ("zero_convs.", "middle_block_out.", "input_hint_block.")
-    difference = {n: v if n.startswith(own) else v - shared[n] for n, v in state.items()}
+    difference = {n: v if n.startswith(OWN) else v - shared[n] for n, v in state.items()}
     prefixed = {f"control_model.{name}": value for name, value in difference.items()}
     save_file(prefixed | {"difference": torch.tensor([])}, folder / "difference.safetensors")
     return folder
@@ -244,7 +248,7 @@ def test_half_precision_and_img2img(sd1, net1, generate, guides, tmp_path):
 
 
 def test_with_highres_fix_and_deep_shrink(sd1, net1, generate, guides, monkeypatch):
-    """Both stages are steered by the same features, or the first one alone; shrunk features still fit together."""
+    """Each stage sees the guide at its own size, or the first one alone; shrunk features still fit together."""
     used, embedded = steps_used(monkeypatch), []
     real = control_net.ControlNet.embed
     monkeypatch.setattr(control_net.ControlNet, "embed", lambda self, g: embedded.append(g.shape) or real(self, g))
@@ -252,14 +256,14 @@ def test_with_highres_fix_and_deep_shrink(sd1, net1, generate, guides, monkeypat
     options = (*options, "--strength", 0.5, "--ds_depth_1", 2, "--ds_timesteps_1", 400, "--steps", 4, *PROMPT)
     controlled(generate, sd1, net1 / "bare.safetensors", *options)
     assert [timestep for _, timestep in used] == [501, 1, 251, 1]
-    assert embedded == [(128, 128, 3)]
+    assert embedded == [(64, 64, 3), (128, 128, 3)]
     used.clear()
     controlled(generate, sd1, net1 / "bare.safetensors", *options, "--highres_fix_disable_control_net")
     assert [timestep for _, timestep in used] == [501, 1]
 
 
 def test_difference_files_with_ratios_and_highres_fix(sd1, net1, generate, guides, tmp_path):
-    """They are the whole ControlNet wherever that is used, beside networks too, which are not added to them."""
+    """They are the whole ControlNet wherever that is used, beside networks too, which only hang on the U-Net."""
     options = ("--guide_image_path", guides / "0.png", guides / "1.png", *PROMPT, "--steps", 4)
     nets = (net1 / "difference.safetensors", net1 / "difference.safetensors")
     whole = (net1 / "bare.safetensors", net1 / "bare.safetensors")
@@ -269,7 +273,8 @@ def test_difference_files_with_ratios_and_highres_fix(sd1, net1, generate, guide
     for more in (
         ("--control_net_ratios", 0.5, 0.25, "--negative_scale", 2),
         ("--highres_fix_scale", 0.5, "--highres_fix_steps", 2, "--strength", 0.5),
-        (*network, "--network_merge"),
+        network,
+        (*network, "--network_pre_calc"),
     ):
         first, second = (
             generate(sd1.folder, *SIZE, "--control_net_models", *files, *options, *more).pictures
@@ -277,6 +282,28 @@ def test_difference_files_with_ratios_and_highres_fix(sd1, net1, generate, guide
         )
         # differences are rounded when they are taken and added; the first stage of 64 pixels blows that up
         assert np.abs(first[0] - second[0]).mean() < 0.5, more
+
+
+def test_differences_are_to_the_unet_that_networks_were_merged_into(sd1, net1, generate, guides, tmp_path):
+    models = load_all(find_model(str(sd1.folder), v2=False, v_parameterization=False))
+    layers = layer_shapes(find_model(str(sd1.folder), v2=False, v_parameterization=False))
+    save_file(random_lora(layers, 4, alpha=None, convolutions=True, seed=1), tmp_path / "lora.safetensors")
+    text_encoder = models.texts[0].model
+    merged, _ = lora.create_network_from_weights(5, str(tmp_path / "lora.safetensors"), None, text_encoder, models.unet)
+    merged.merge_to(text_encoder, models.unet)
+    shared = original_names(ControlNetModel.from_unet(models.unet), models.unet)
+    whole = {name.removeprefix("control_model."): v for name, v in load_file(net1 / "difference.safetensors").items()}
+    whole.pop("difference")
+    whole = {n: v if n.startswith(OWN) else v + shared[n] for n, v in whole.items()}
+    save_file(whole, tmp_path / "whole.safetensors")
+    options = ("--guide_image_path", guides / "0.png", *PROMPT, "--network_module", "networks.lora", "--network_merge")
+    options = (*options, "--network_weights", tmp_path / "lora.safetensors", "--network_mul", 5)
+    first, second, other = (
+        controlled(generate, sd1, file, *options)
+        for file in (net1 / "difference.safetensors", tmp_path / "whole.safetensors", net1 / "bare.safetensors")
+    )
+    assert np.abs(first[0] - second[0]).mean() < 0.5  # differences are rounded when they are taken and added
+    assert np.abs(first[0] - other[0]).mean() > 1
 
 
 def test_guides_of_several_control_nets_go_in_step(sd1, net1, generate, guides, tmp_path):

@@ -10,8 +10,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from library.errors import InputError
-from library.plan.stages import first_stage_name
-from library.settings.highres import UpscalerSpec, check_upscaler, upscaler_arguments
+from library.plan.job import Job
+from library.plan.stages import first_stage_name, stages
+from library.settings.highres import HighresFix, UpscalerSpec, check_upscaler, upscaler_arguments
 from tools.latent_upscaler import LatentUpscaler, create_upscaler
 
 HIGHRES = ["--W", 128, "--H", 64, "--steps", 4, "--strength", 0.5]
@@ -34,6 +35,18 @@ def upscaler_file(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("upscaler") / "upscaler.safetensors"
     save_file(state, path)
     return path
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "first"),
+    [((192, 144), 0.5, (96, 64)), ((192, 144), 0.7, (128, 96)), ((64, 48), 0.5, (32, 24)), ((16, 8), 0.5, (8, 8))],
+)
+def test_the_first_stages_sides_are_rounded_down(size, scale, first):
+    """To multiples of 32 pixels, as sd-scripts does it; below that to latent cells."""
+    highres = HighresFix(scale=scale, steps=3, save_first=False, enlarge_latents=False)
+    job = Job(prompt="", seed=1, raw_prompt="", where="", file=Path("im_1.png"), width=size[0], height=size[1])
+    small, large = stages(job, highres)
+    assert ((small.width, small.height), (large.width, large.height)) == (first, size)
 
 
 def test_the_stages_are_a_small_picture_and_img2img_on_its_enlargement(sd1, generate, tmp_path):

@@ -114,6 +114,37 @@ def test_samplers_reach_the_clean_picture(name):
     assert (latents - clean).abs().max() < 0.1
 
 
+@pytest.mark.parametrize("steps", [20, 50])
+@pytest.mark.parametrize("name", ["pndm", "lms"])
+def test_methods_of_higher_order_are_nearer_the_solution_than_ddim_wherever_they_begin(name, steps):
+    """With data spread around 0 as a Gaussian, the best prediction and what a latent ends as are known."""
+    for left_out in range(0, steps - 1, steps // 10):
+        error, ddim_error = (_gaussian_error(which, steps, left_out) for which in (name, "ddim"))
+        assert error < 1.15 * ddim_error, left_out  # LMS is about as far as DDIM while its order is still 1
+
+
+def _gaussian_error(name: str, steps: int, left_out: int, spread: float = 0.5) -> float:
+    """How far from the solution, as a part of it, a sampler ends which leaves out the first steps."""
+    scheduler = make_scheduler(SAMPLERS[name], "epsilon")
+    scheduler.set_timesteps(steps)
+    timesteps = samplers.run_from(scheduler, left_out)
+    kept = scheduler.alphas_cumprod.double()  # of the picture's variance
+    first = kept[int(timesteps[0])]
+    one = torch.ones((), dtype=torch.float64)
+    start = scheduler.add_noise(0 * one, one, timesteps[:1])
+    latent = start
+    for timestep in timesteps:
+        seen, now = scheduler.scale_model_input(latent, timestep), kept[int(timestep)]
+        predicted = seen * (1 - now).sqrt() / (now * spread**2 + 1 - now)
+        latent = scheduler.step(predicted, timestep, latent).prev_sample
+    if name == "lms":  # its latents are the picture's with noise added; and its last one holds none
+        start, last = start * first.sqrt(), one
+    else:
+        last = kept[0]
+    solution = start * ((last * spread**2 + 1 - last) / (first * spread**2 + 1 - first)).sqrt()
+    return float((latent / solution - 1).abs())
+
+
 def test_lcm_draws_as_its_paper_says(sd1, generate, tmp_path):
     """Multistep consistency sampling (Luo et al. 2023, algorithm 3), written out, reserved noises left aside."""
     pipeline = load("--ckpt", sd1.folder, "--prompt", "a cat --l 1", "--sampler", "lcm")

@@ -115,7 +115,7 @@ def test_an_id_tells_every_field_that_changes_the_picture():
     changes = {"negative_prompt": "n", "width": 64, "height": 64, "steps": 3, "guidance_scale": 1, "negative_scale": 2}
     changes |= {"strength": 0.5, "network_multipliers": (1,), **GROWING, "deep_shrink": DeepShrink(depth_1=1)}
     changes |= {"clip_prompt": "c", "prompt": "p", "seed": 4, "raw_prompt": "r", "source": None, "stage": 2}
-    changes |= {"mask": Path("m"), "regions": Path("r"), "guides": (), "control_net": False, "guide_size": (8, 8)}
+    changes |= {"mask": Path("m"), "regions": Path("r"), "guides": (), "control_net": False}
     changes |= {"follows": None}
     not_told = {"file", "where"}
     assert set(changes) | not_told == set(Job.__dataclass_fields__)  # a new field belongs here, and into the ids
@@ -130,7 +130,7 @@ def test_an_id_tells_every_field_that_changes_the_picture():
 def test_what_pictures_of_a_batch_share_is_in_its_key():
     """A field of a job is either the picture's own in a batch, or jobs that differ in it do not meet in one."""
     own = {"prompt", "raw_prompt", "seed", "file", "where", "negative_prompt", "clip_prompt", "guides", "follows"}
-    own |= {"guide_size", "control_net", "stage"}  # those of Highres. fix's stages, alike in all pictures of a run
+    own |= {"control_net", "stage"}  # those of Highres. fix's stages, alike in all pictures of a run
     shared = {"width": 64, "height": 64, "steps": 3, "strength": 0.5, "network_multipliers": (1,), "source": None}
     shared |= {"mask": Path("m"), "regions": Path("r"), "deep_shrink": DeepShrink(depth_1=1), **GROWING}
     shared |= {"guidance_scale": 1, "negative_scale": 2}  # whether there are one, two or three branches

@@ -117,19 +117,15 @@ class ControlNets:
             for place, net in enumerate(self.nets):
                 file = job.file.with_name(f"{job.file.stem}_guide{place + 1}.png")
                 if not file.exists():
-                    guide = prepare_guide(job.guides[place], _guide_size(job), net.spec.preprocess)
+                    guide = prepare_guide(job.guides[place], (job.width, job.height), net.spec.preprocess)
                     save_whole(encode(guide, ".png", {}), file)
 
     def _embed(self, place: int, job: Job, last: dict[EmbeddedKey, torch.Tensor]) -> torch.Tensor:
-        key = (place, job.guides[place], _guide_size(job))
+        key = (place, job.guides[place], (job.width, job.height))
         if key not in last:
             last[key] = self.nets[place].embed(prepare_guide(*key[1:], self.nets[place].spec.preprocess))
         self._embedded[key] = last[key]
         return last[key]
-
-
-def _guide_size(job: Job) -> tuple[int, int]:
-    return job.guide_size or (job.width, job.height)
 
 
 class Steering:
@@ -172,7 +168,7 @@ class Steering:
 
 
 def load_control_net(spec: ControlNetSpec, unet: UNet2DConditionModel) -> ControlNet:
-    """Load a ControlNet beside the U-Net that it steers; nothing may be attached to that or merged into it yet.
+    """Load a ControlNet beside the U-Net that it steers; networks that are merged are in that, others not on it yet.
 
     Raises:
         InputError: when tensors are missing, of a wrong shape, or hold NaN or infinite values.

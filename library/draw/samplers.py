@@ -8,7 +8,9 @@ import diffusers
 import torch
 from diffusers import SchedulerMixin
 
+from library.draw import schedulers
 from library.draw.gradual_latent import GrowingEulerAncestral
+from library.draw.schedulers import LatePNDM
 from library.plan.job import Job
 from library.settings.samplers import Sampler
 
@@ -29,11 +31,23 @@ def make_scheduler(sampler: Sampler, prediction_type: str, *, growing: bool = Fa
         prediction_type: what the model predicts, as diffusers names it.
         growing: for Gradual Latent; the sampler is euler_a then.
     """
-    scheduler_class = GrowingEulerAncestral if growing else getattr(diffusers, sampler.scheduler)
+    own = GrowingEulerAncestral if growing else getattr(schedulers, sampler.scheduler, None)
+    scheduler_class = own or getattr(diffusers, sampler.scheduler)
     with warnings.catch_warnings():
         # DPM-Solver is announced to go in diffusers 1.0; requirements.txt pins an earlier version
         warnings.filterwarnings("ignore", ".*algorithm_types", FutureWarning)
         return scheduler_class(**_TRAINING_SCHEDULE, **sampler.arguments, prediction_type=prediction_type)
+
+
+def run_from(scheduler: SchedulerMixin, left_out: int) -> torch.Tensor:
+    """Set a scheduler, whose timesteps are set, to begin after so many steps; gives the timesteps that are run."""
+    if isinstance(scheduler, LatePNDM):
+        scheduler.begin_at(left_out)
+        return scheduler.timesteps
+    first = left_out * scheduler.order
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first)
+    return scheduler.timesteps[first:]
 
 
 @dataclass(frozen=True)

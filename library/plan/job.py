@@ -53,7 +53,6 @@ class Job(JobSettings):
     regions: Path | None = None  # the map of its parts' regions; without one they are all the whole picture
     guides: tuple[Path, ...] = ()  # pictures, one for each ControlNet; a loss's goal is the first of them
     control_net: bool = True  # whether ControlNets steer it, where there are any
-    guide_size: tuple[int, int] | None = None  # (width, height) in pixels they see the guides at; None is the picture's
     follows: Path | None = None  # the file of the picture before it, where that one is a loss's goal
     stage: int = 0  # of Highres. fix: 1 is the small picture, 2 its enlargement; 0 is drawn in one go
 

@@ -75,7 +75,7 @@ class RunRecord:
 _FIELDS = (
     *("negative_prompt", "width", "height", "steps", "guidance_scale", "negative_scale", "strength"),
     *("network_multipliers", "gradual_latent", "deep_shrink", "clip_prompt", "prompt", "seed", "raw_prompt"),
-    *("source", "mask", "regions", "guides", "control_net", "guide_size", "follows", "stage"),
+    *("source", "mask", "regions", "guides", "control_net", "follows", "stage"),
 )
 _LATER: dict[str, object] = {}
 _PARTS: dict[type, tuple[str, ...]] = {  # the first fields of settings that a job holds
@@ -89,7 +89,7 @@ def job_id(job: Job) -> str:
     """A hash of all that a picture depends on beside the model; its place in the run and its file are not."""
     parameters = {name: getattr(job, name) for name in _FIELDS}
     parameters |= {path: value for path, usual in _LATER.items() if (value := attrgetter(path)(job)) != usual}
-    parameters["follows"] = job.follows and job.follows.name
+    parameters |= {"follows": job.follows and job.follows.name, "guide_size": None}  # the latter was once a field
     text = json.dumps(parameters, sort_keys=True, default=_as_text)
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 

@@ -7,6 +7,8 @@ from library.plan.job import Job
 from library.settings.highres import HighresFix
 from library.values import PIXELS_PER_CELL
 
+_ALIGNMENT_PX = 32
+
 
 def stages(job: Job, highres: HighresFix | None) -> tuple[Job, ...]:
     """The jobs that a picture is drawn by, one after the other; the last one gives the picture.
@@ -21,14 +23,15 @@ def stages(job: Job, highres: HighresFix | None) -> tuple[Job, ...]:
         height=_first_side(job.height, highres.scale),
         steps=highres.steps,
         stage=1,
-        guide_size=(job.width, job.height),
         file=job.file.with_name(first_stage_name(job.file.name)),
     )
     return first, replace(job, seed=job.seed + 1, stage=2, control_net=highres.control_net)
 
 
 def _first_side(side: int, scale: float) -> int:
-    return max(int(side * scale + 0.5) // PIXELS_PER_CELL * PIXELS_PER_CELL, PIXELS_PER_CELL)
+    """A side of the first stage, as sd-scripts rounds it down: to a multiple of 32 pixels, a smaller one to cells."""
+    scaled = int(side * scale + 0.5)
+    return scaled // _ALIGNMENT_PX * _ALIGNMENT_PX or max(scaled // PIXELS_PER_CELL, 1) * PIXELS_PER_CELL
 
 
 def first_stage_name(name: str) -> str:

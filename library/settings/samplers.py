@@ -12,7 +12,7 @@ class Sampler:
     """One entry of the table of samplers."""
 
     name: str
-    scheduler: str  # class name in diffusers
+    scheduler: str  # class name in `draw.schedulers` or diffusers
     a1111_name: str  # what AUTOMATIC1111's web UI calls it, for its metadata
     arguments: Mapping[str, object] = field(default_factory=dict)
     draws_noise: bool = False  # whether its steps add noise, drawn from each picture's generator
@@ -27,8 +27,8 @@ SAMPLERS = {
     sampler.name: sampler
     for sampler in (
         Sampler("ddim", "DDIMScheduler", "DDIM", {"clip_sample": False} | _OFFSET, steps=(1, 999)),
-        Sampler("pndm", "PNDMScheduler", "PLMS", {"skip_prk_steps": False} | _OFFSET, steps=(4, 999)),
-        Sampler("lms", "LMSDiscreteScheduler", "LMS", _OFFSET),
+        Sampler("pndm", "LatePNDM", "PLMS", {"skip_prk_steps": True} | _OFFSET, steps=(4, 999)),
+        Sampler("lms", "LateLMS", "LMS", _OFFSET),
         Sampler("euler", "EulerDiscreteScheduler", "Euler", _OFFSET),
         Sampler("euler_a", "EulerAncestralDiscreteScheduler", "Euler a", _OFFSET, draws_noise=True),
         Sampler("heun", "HeunDiscreteScheduler", "Heun", _OFFSET),
