@@ -97,6 +97,7 @@ _GUIDED = Needs(
     "nothing uses it; give --control_net_models, --clip_image_guidance_scale or --vgg16_guidance_scale too, "
     "or leave it out",
 )
+_LOOP = ("interactive",)  # where one line is known at a time
 _REGION_MAP = Needs(("mask_path",), "reads a map of regions; give --mask_path too")
 _UPSCALER = Needs(("highres_fix_upscaler",), "has no upscaler; give --highres_fix_upscaler too")
 
@@ -173,17 +174,19 @@ def _output_options(group: OptionGroup) -> None:
               help=f"{', '.join(FORMATS)} (default png)")  # fmt: skip
     group.add("--quality", use=PICTURE, metavar="N", convert=values.whole_number(1, 100),
               help=f"of WebP and JPEG, 1 to 100 (default {DEFAULT_QUALITY})")  # fmt: skip
-    group.switch("--grid", use=RUN, help="make contact sheets too: one a prompt, or with --iter_same_seed prompts by "
-                 "seeds")  # fmt: skip
-    group.switch("--html", use=RUN, help="make index.html too: all pictures with their settings")
+    group.switch("--grid", use=RUN, not_with=_LOOP,
+                 help="make contact sheets too: one a prompt, or with --iter_same_seed prompts by seeds")  # fmt: skip
+    group.switch("--html", use=RUN, not_with=_LOOP, help="make index.html too: all pictures with their settings")
 
 
 def _run_options(group: OptionGroup) -> None:
     group.add("--config", use=COMMAND_LINE, metavar="FILE",
               help="TOML file of options (steps = 20); those given here win")  # fmt: skip
-    group.switch("--resume", use=TELLING, help="go on with the run that this command began in --outdir")
-    group.switch("--dry_run", use=TELLING, help="check everything, show what would be made, make nothing")
-    group.switch("--json", use=TELLING,
+    group.switch("--resume", use=TELLING, not_with=_LOOP, help="go on with the run that this command began in --outdir")
+    group.switch(
+        "--dry_run", use=TELLING, not_with=_LOOP, help="check everything, show what would be made, make nothing"
+    )
+    group.switch("--json", use=TELLING, not_with=_LOOP,
                  help="write a JSON object for each picture to standard output, not its path alone")  # fmt: skip
     shown = group.only_one()
     shown.switch("--quiet", use=TELLING, help="show warnings and errors only")

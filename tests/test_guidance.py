@@ -355,8 +355,8 @@ def by_clip(clip_folder):
 def test_the_batch_does_not_matter(sd1, generate, guides, vgg16_file, by_clip, tmp_path, sampler):
     by_vgg16 = ("--vgg16_model", vgg16_file, "--vgg16_guidance_scale", 30, "--guide_image_path", guides)
     common = (*SIZE, *by_clip, *by_vgg16, "--sampler", sampler, "--steps", 4)
-    prompt = ("--prompt", "a cat --d 1,2,3", "--images_per_prompt", 3)
-    together = generate(sd1.folder, *common, *prompt, "--batch_size", 3, outdir=tmp_path / "3").pictures
+    prompt = ("--prompt", "a cat --d 1,2", "--images_per_prompt", 2)
+    together = generate(sd1.folder, *common, *prompt, "--batch_size", 2, outdir=tmp_path / "2").pictures
     alone = generate(sd1.folder, *common, *prompt, outdir=tmp_path / "1").pictures
     assert largest(together, alone) <= 1
     unguided = generate(sd1.folder, *SIZE, *prompt, "--sampler", sampler, "--steps", 4, outdir=tmp_path / "0").pictures
@@ -382,7 +382,7 @@ def test_guidance_brings_pictures_nearer(sd1, generate, clip_folder, vgg16_file,
         "clip_image": (clip.loss(clip.embed_goal(guide), 1.0), ("--clip_image_guidance_scale", 100)),
         "vgg16": (vgg16.loss(guide, 1.0, (128, 128)), ("--vgg16_guidance_scale", 30)),
     }
-    common = (*SIZE, "--prompt", "a cat", "--images_per_prompt", 6, "--seed", 4, "--steps", 6)
+    common = (*SIZE, "--prompt", "a cat", "--images_per_prompt", 4, "--seed", 4, "--steps", 5)
     plain = generate(sd1.folder, *common, outdir=tmp_path / "plain").pictures
     for name, (loss, options) in kinds.items():
         options += ("--vgg16_model", vgg16_file) if name == "vgg16" else ("--clip_model", clip_folder)
@@ -393,7 +393,7 @@ def test_guidance_brings_pictures_nearer(sd1, generate, clip_folder, vgg16_file,
                 [float(loss(torch.from_numpy(p / 255).float().permute(2, 0, 1)[None])) for p in pictures]
                 for pictures in (plain, guided)
             )
-        assert sum(a < b for a, b in zip(after, before)) >= 5, (name, before, after)
+        assert sum(a < b for a, b in zip(after, before)) >= 3, (name, before, after)
 
 
 def test_without_a_guide_each_picture_guides_the_next(sd1, generate, clip_folder, tmp_path):

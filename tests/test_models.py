@@ -396,6 +396,7 @@ def test_a_prediction_type_in_doubt_is_warned_of(sd2, tmp_path):
     [
         ("text_encoder", {"num_hidden_layers": None}),
         ("text_encoder", {"hidden_size": 32}),
+        ("text_encoder", {"vocab_size": None}),
         ("unet", {"block_out_channels": None}),
         ("unet", {"down_block_types": ["X", "X", "X", "X"]}),
         ("vae", {"block_out_channels": [32, 32]}),
@@ -409,6 +410,20 @@ def test_damaged_configurations_are_bad_input(sd1, tmp_path, generate, part, cha
     result = generate(tmp_path / "model", "--prompt", "a")
     assert result.status == 2, result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_what_a_configuration_leaves_out_is_as_transformers_and_diffusers_take_it(sd1, tmp_path, generate):
+    """Or refused, where the weights are of another size."""
+    shutil.copytree(sd1.folder, tmp_path / "model")
+    for part, name in (("text_encoder", "vocab_size"), ("unet", "layers_per_block"), ("unet", "block_out_channels")):
+        path = tmp_path / "model" / part / "config.json"
+        config = json.loads(path.read_text())
+        value = config.pop(name)
+        usual = {"vocab_size": 49408, "layers_per_block": 2, "block_out_channels": [320, 640, 1280, 1280]}[name]
+        path.write_text(json.dumps(config))
+        result = generate(tmp_path / "model", "--prompt", "a", outdir=tmp_path / name)
+        assert result.status == (0 if value == usual else 2), (name, result.stderr)
+        path.write_text(json.dumps(config | {name: value}))
 
 
 def test_float16_holds_large_weights_of_both_signs(sd1, tmp_path):

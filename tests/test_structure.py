@@ -1,7 +1,10 @@
 """What the parts of the program know of each other, and what an option is."""
 
+import ast
+import re
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from library.plan.job import Job
 from library.plan.run_record import job_id
 from library.settings.deep_shrink import DeepShrink
 from library.settings.gradual_latent import GradualLatent, Unsharp
+from library.settings.options import CHOICE, COMMAND_LINE, COMPUTING, RUN, TELLING, Options
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "diffusers", "transformers")
@@ -50,8 +54,67 @@ def test_a_dry_run_needs_no_torch(sd1, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_every_module_has_its_place_among_the_layers():
+    """A wing or a file that the contract in pyproject.toml does not name could import whatever it likes."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    layers = next(c["layers"] for c in settings["tool"]["importlinter"]["contracts"] if c["type"] == "layers")
+    here = {
+        f"{top}.{entry.stem}"
+        for top in ("library", "networks")
+        for entry in (ROOT / top).iterdir()
+        if (entry.suffix == ".py" and entry.stem != "__init__") or (entry / "__init__.py").is_file()
+    }
+    assert {name for layer in layers for name in re.split(r" *[|:] *", layer)} == here
+
+
+def test_the_script_needs_no_tools():
+    names = []
+    for node in ast.walk(ast.parse((ROOT / "gen_img_diffusers.py").read_text())):
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+    assert "library.plan.planning" in names
+    assert not [name for name in names if name.split(".")[0] in ("tools", "tests")]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Options
+
+
+def test_every_option_that_code_reads_exists():
+    """Options are attributes of any type to the type checker, which cannot tell a misspelt one."""
+    known = {*gen_img_diffusers.make_parser().table, *vars(Options), "said"}
+    for file in (ROOT / "gen_img_diffusers.py", *sorted(ROOT.glob("library/**/*.py")), *ROOT.glob("networks/*.py")):
+        tree = ast.parse(file.read_text())
+        read = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and ast.unparse(n.value) == "options"}
+        assert read <= known, (file, read - known)
+
+
+@pytest.mark.parametrize(
+    ("use", "names"),
+    [
+        (COMPUTING, "ckpt tokenizer_cache_dir network_show_meta control_net_save_guides vae_slices xformers sdpa "
+                    "diffusers_xformers lowvram compile opt_channels_last"),
+        (CHOICE, "shuffle_prompts seed iter_same_seed images_per_prompt n_iter sequential_file_name image_path "
+                 "use_original_file_name mask_path"),
+        (RUN, "prompt from_file interactive no_preview outdir grid html batch_size vae_batch_size"),
+        (TELLING, "resume dry_run json quiet verbose debug"),
+        (COMMAND_LINE, "config list_samplers version help"),
+    ],
+)  # fmt: skip
+def test_only_these_options_do_not_change_how_a_picture_looks(use, names):
+    """`--resume` refuses a change of any other: whoever adds an option that it need not compare says so here, too."""
+    table = gen_img_diffusers.make_parser().table
+    assert {name for name, option in table.items() if option.use is use} == set(names.split())
+
+
+def test_a_value_of_zero_is_given_where_it_is_not_the_default(sd1, generate):
+    alone = generate(sd1.folder, "--prompt", "a", "--ds_timesteps_1", 0)
+    assert (alone.status, alone.stderr) == (
+        2, "error: --ds_timesteps_1: does nothing by itself; give --ds_depth_1 too\n",
+    )  # fmt: skip
+    assert generate(sd1.folder, "--prompt", "a --dsd1 none", "--ds_depth_1", 0, "--dry_run").status == 0
+    unused = generate(sd1.folder, "--prompt", "a", "--guide_image_path", "x", "--clip_image_guidance_scale", 0)
+    assert unused.stderr.startswith("error: --guide_image_path: nothing uses it")
 
 
 def test_what_options_need_exists():

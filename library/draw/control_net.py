@@ -98,7 +98,7 @@ class ControlNets:
 
     @property
     def models(self) -> list[ControlNetModel]:
-        """The networks themselves."""
+        """The models themselves."""
         return [net.model for net in self.nets]
 
     def steer(self, jobs: Sequence[Job], steps: int) -> "Steering":

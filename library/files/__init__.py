@@ -1,1 +1,1 @@
-"""What is read: weight files, models and what tells their family, embeddings, pictures. Nothing is loaded here."""
+"""What is read: weight files, models and what tells their family, embeddings, pictures. Models are loaded elsewhere."""

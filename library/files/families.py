@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from library.errors import InputError
 from library.files.json_files import read_json
 
 _CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -207,5 +208,12 @@ def name_of_width(text_width: int | None) -> str | None:
 
 
 def encoder_kinds(count: int) -> tuple[TextEncoderKind, ...]:
-    """So many text encoders' kinds: families with equally many name them alike in networks."""
-    return next(family.encoders for family in FAMILIES if len(family.encoders) == count)
+    """So many text encoders' kinds: families with equally many name them alike in networks.
+
+    Raises:
+        InputError: when no family has so many.
+    """
+    kinds = next((family.encoders for family in FAMILIES if len(family.encoders) == count), None)
+    if kinds is None:
+        raise InputError(f"{count} text encoders", f"are in no {ANY_FAMILY} model; give a network those of one")
+    return kinds

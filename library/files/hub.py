@@ -16,14 +16,14 @@ _TIMEOUT_S = 10
 
 
 def fetch_model(repo_id: str, subject: str, stems: tuple[str, ...]) -> Path:
-    """Return the local folder of a model of the Hugging Face Hub, or of a single network.
+    """Return the local folder of a model of the Hugging Face Hub, or of a single component.
 
-    The network is asked only for what the cache lacks, and then for one weight file of each network.
+    The network is asked only for what the cache lacks, and then for one weight file of each component.
 
     Args:
         repo_id: `owner/name`.
         subject: what messages are about.
-        stems: how the weight file's name may begin where the repository holds a single network.
+        stems: how the weight file's name may begin where the repository holds a single component.
 
     Raises:
         InputError: when a file is neither in the cache nor to be had, naming it.
@@ -46,7 +46,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def _chosen_weights(names: list[str], stems: tuple[str, ...]) -> dict[str, str | None]:
-    """The weight file of each network among a repository's file names, by its folder ("" for a single network)."""
+    """The weight file of each component among a repository's file names, by its folder ("" for a single one)."""
     parts = {"": stems}
     if "model_index.json" in names:  # families differ in how many text encoders they have
         parts = {part: s for part, s in _PARTS.items() if part not in TEXT_PARTS[1:] or f"{part}/config.json" in names}

@@ -7,7 +7,7 @@ import glob
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +141,7 @@ def resolve(given: str, option: str, stems: tuple[str, ...] = WEIGHT_STEMS) -> t
     Args:
         given: what the user wrote.
         option: where.
-        stems: how the weight file's name may begin where an id names a single network.
+        stems: how the weight file's name may begin where an id names a single component.
     """
     try:
         path = Path(given).expanduser()
@@ -172,6 +172,21 @@ def _is_hub_id(given: str) -> bool:
 # Diffusers folders
 
 
+# What diffusers and transformers take where a configuration says nothing
+_UNSAID_UNET = {
+    "block_out_channels": [320, 640, 1280, 1280],
+    "layers_per_block": 2,
+    "down_block_types": [*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", *["CrossAttnUpBlock2D"] * 3],
+}
+_UNSAID_TEXT = {"vocab_size": 49408, "intermediate_size": 2048}
+
+
+def _whole(component: Component, unsaid: Mapping[str, object]) -> Component:
+    """A component whose configuration says what the program reads of it."""
+    return replace(component, config=dict(unsaid) | component.config)
+
+
 # What a model that was opened is: its family, U-Net, VAE and text encoders
 _Opened = tuple[Family, Component, Component, tuple[TextComponent, ...]]
 
@@ -192,6 +207,8 @@ def _open_folder(path: Path, subject: str) -> _Opened:
     unet = folder_component(path / "unet", *WEIGHT_STEMS)
     vae = folder_component(path / "vae", *WEIGHT_STEMS)
     found = {part: folder_component(path / part, *TEXT_STEMS) for part in parts}
+    unet = _whole(unet, _UNSAID_UNET)
+    found = {part: _whole(text, _UNSAID_TEXT) for part, text in found.items()}
     _check_unet(unet.config, subject)
     _check_text_encoders([text.config for text in found.values()], unet.config, subject)
     family = _tell_family(
@@ -208,7 +225,7 @@ def _text_parts(path: Path) -> list[str]:
 
 
 def folder_component(folder: Path, *stems: str) -> Component:
-    """Open the configuration and the weights of one network of a Diffusers folder."""
+    """Open the configuration and the weights of one component of a Diffusers folder."""
     if not (folder / "config.json").is_file():
         raise InputError(str(folder), "has no config.json; give a Diffusers folder or a file")
     weights = choose_weights([entry.name for entry in folder.iterdir()], stems)
@@ -325,7 +342,7 @@ def _tell_family(unet: Mapping[str, object], fits: Callable[[Family], bool]) -> 
 def _check_text_encoders(texts: Sequence[Mapping[str, Any]], unet: Mapping[str, Any], subject: str) -> None:
     """Refuse text encoders whose configuration is not one, or whose width the U-Net does not take."""
     for config in texts:
-        for name in ("hidden_size", "num_hidden_layers"):
+        for name in ("hidden_size", "num_hidden_layers", *_UNSAID_TEXT):
             if not isinstance(config.get(name), int):
                 problem = f"its text encoder's configuration has no whole number {name}; download it again"
                 raise InputError(subject, problem)

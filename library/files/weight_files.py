@@ -104,7 +104,7 @@ def open_weights(path: Path) -> WeightFile:
 
 
 def choose_weights(names: list[str], stems: tuple[str, ...]) -> str | None:
-    """Choose a network's weight file: full weights before other variants than fp16, safetensors before pickles."""
+    """Choose a component's weight file: full weights before other variants than fp16, safetensors before pickles."""
 
     def preference(name: str) -> tuple[bool, bool, str, str]:
         variant = name.removesuffix(".safetensors").removesuffix(".bin").partition(".")[2]

@@ -91,7 +91,7 @@ def choose_device(process: int = 0) -> "torch.device":
 
 
 def choose_dtype(device: "torch.device", *, fp16: bool, bf16: bool) -> "torch.dtype":
-    """The type the networks run in; `--fp16` on a CPU warns and means float32.
+    """The type the models run in; `--fp16` on a CPU warns and means float32.
 
     Raises:
         InputError: for `--bf16` on a device that has no bfloat16.

@@ -94,7 +94,7 @@ def read_ahead(files: ModelFiles, device: torch.device, dtype: torch.dtype, *, c
 
     def begin(component: Component, *prefixes: str) -> CastWeights:
         weights = CastWeights(component.weights, device, dtype, channels_last=channels_last)
-        own = [name for name in weights.shapes if name.startswith(prefixes)]  # a checkpoint holds more than one network
+        own = [name for name in weights.shapes if name.startswith(prefixes)]  # a checkpoint holds several components
         weights.begin(own or weights.shapes, pool)
         return weights
 

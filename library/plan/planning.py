@@ -29,7 +29,7 @@ from library.settings import (
     output,
     repeats,
 )
-from library.settings.cfg_interval import WHOLE_RUN
+from library.settings.cfg_interval import WHOLE_RUN, CfgInterval
 from library.settings.options import Options
 from library.settings.samplers import SAMPLERS
 from networks.files import NetworkPlan, plan_networks
@@ -48,7 +48,6 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         InputError: for the first thing that cannot work.
     """
     options.check()
-    _check_interactive(options)
     two_stages, interval = highres.from_options(options), cfg_interval.from_options(options)
     guidance = loss_guidance.from_options(options)
     out, counts = output.from_options(options), repeats.from_options(options)
@@ -76,7 +75,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
     name_file = _file_names(out, begun, two_stages=two_stages is not None).next
     jobs, parts = plan_parts(lines, maker, seed, name_file, counts, out.folder, begun)
     if lines:
-        _check_use(options, sources, jobs)
+        _check_use(options, interval, sources, jobs)
     needs_one_before = guidance.uses_goal_picture and not sources.guides
     if needs_one_before:
         logger.warning("no --guide_image_path: each picture is guided by the one before it, one at a time")
@@ -105,13 +104,6 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         preview=options.interactive and not options.no_preview,
         dry_run=options.dry_run,
     )
-
-
-def _check_interactive(options: Options) -> None:
-    """Refuse what the loop cannot do."""
-    for name in ("resume", "dry_run", "json", "grid", "html"):
-        if options.interactive and options.given(name):
-            raise InputError(f"--{name} and --interactive", "do not go together; give one")
 
 
 def _find_model(options: Options) -> ModelFiles:
@@ -160,7 +152,7 @@ def _file_names(out: output.OutputSettings, begun: RunRecord | None, *, two_stag
     )
 
 
-def _check_use(options: Options, sources: Sources, jobs: Sequence[Job]) -> None:
+def _check_use(options: Options, interval: CfgInterval, sources: Sources, jobs: Sequence[Job]) -> None:
     """Refuse what was given for all pictures and is used by none."""
     for group, switch, used in (
         ("Gradual Latent", "gradual_latent_timesteps", any(job.gradual_latent.timesteps is not None for job in jobs)),
@@ -169,7 +161,7 @@ def _check_use(options: Options, sources: Sources, jobs: Sequence[Job]) -> None:
         given = options.given_in(group)
         if given and not used and switch not in given:
             raise InputError(f"--{given[0]}", f"does nothing by itself; give --{switch} too")
-    if cfg_interval.from_options(options) != WHOLE_RUN and all(job.branches == 1 for job in jobs):
+    if interval != WHOLE_RUN and all(job.branches == 1 for job in jobs):
         problem = "there is no guidance at a scale of 1 or less; give a higher --scale, or leave it out"
         name = "guidance_start" if options.guidance_start > 0 else "guidance_end"
         raise InputError(f"--{name} {getattr(options, name):g}", problem)

@@ -75,7 +75,7 @@ class RunPlan:
     repeats: Repeats
     defaults: JobSettings
     jobs: tuple[Job, ...]
-    record: RunRecord  # what makes the run the same one when it is gone on with; the loop keeps none
+    record: RunRecord  # what makes the run the same one when it is gone on with
     done: Mapping[int, Path]  # pictures that an earlier process has made, by their place in `jobs`
     resumed: bool
     keyboard: Keyboard | None  # when prompts come from there

@@ -60,6 +60,8 @@ class Option:
         needs: what has to be given beside it.
         alternative: what it is one of several of, in the plural; of these at most one can be given.
         names_files: its values name files that pictures are made from.
+        default: what it is where it is not given.
+        not_with: what it does not go together with, without hyphens.
     """
 
     name: str
@@ -68,6 +70,8 @@ class Option:
     needs: tuple[Needs, ...] = ()
     alternative: str = ""
     names_files: bool = False
+    default: object = None
+    not_with: tuple[str, ...] = ()
 
 
 class Options:
@@ -89,11 +93,11 @@ class Options:
             raise AttributeError(name) from None
 
     def given(self, name: str) -> bool:
-        """Whether an option has a value, be it a default, that is not none, off or zero."""
-        return self._values.get(name) not in (None, False)
+        """Whether an option has another value than its default."""
+        return self._values.get(name) != self._table[name].default
 
     def given_in(self, group: str) -> list[str]:
-        """The names of the options under a heading that have a value."""
+        """The names of the options under a heading that are given."""
         return [name for name, option in self._table.items() if option.group == group and self.given(name)]
 
     def compared(self) -> dict[str, object]:
@@ -122,7 +126,7 @@ class Options:
         return {name: value for name, value in self.said.items() if self._table[name].use.for_one}
 
     def check(self) -> None:
-        """Refuse options without what they need, and several where one is meant.
+        """Refuse options without what they need, beside what they do not go with, and several where one is meant.
 
         Raises:
             InputError: for the first of these.
@@ -134,6 +138,8 @@ class Options:
             for needs in option.needs:
                 if not any(map(self.given, needs.one_of)):
                     raise InputError(f"--{name}", needs.problem)
+            for other in filter(self.given, option.not_with):
+                raise InputError(f"--{name} and --{other}", "do not go together; give one")
             if option.alternative:
                 alternatives.setdefault(option.alternative, []).append(f"--{name}")
         for kind, given in alternatives.items():
@@ -219,6 +225,7 @@ class OptionGroup:
         needs: Needs | Sequence[Needs] = (),
         alternative: str = "",
         names_files: bool = False,
+        not_with: tuple[str, ...] = (),
     ) -> None:
         """Add an option with a value, or with `many` of them; see `Option`."""
         self._group.add_argument(
@@ -230,14 +237,21 @@ class OptionGroup:
             nargs="+" if many else None,
             required=required,
         )
-        self._note(names[0], use, needs, alternative, names_files)
+        self._note(names[0], use, needs, alternative, names_files, default, not_with)
 
     def switch(
-        self, name: str, *, use: Use, help: str, needs: Needs | Sequence[Needs] = (), alternative: str = ""
+        self,
+        name: str,
+        *,
+        use: Use,
+        help: str,
+        needs: Needs | Sequence[Needs] = (),
+        alternative: str = "",
+        not_with: tuple[str, ...] = (),
     ) -> None:
         """Add an option that is on or off; see `Option`."""
         self._group.add_argument(name, help=help, action="store_true")
-        self._note(name, use, needs, alternative)
+        self._note(name, use, needs, alternative, default=False, not_with=not_with)
 
     def show_and_leave(self, *names: str, help: str, lines: Callable[[], Iterator[str]]) -> None:
         """Add an option that writes some lines and leaves the program."""
@@ -259,9 +273,11 @@ class OptionGroup:
         needs: Needs | Sequence[Needs] = (),
         alternative: str = "",
         names_files: bool = False,
+        default: object = None,
+        not_with: tuple[str, ...] = (),
     ) -> None:
         plain, needed = name.removeprefix("--"), (needs,) if isinstance(needs, Needs) else tuple(needs)
-        self._parser.table[plain] = Option(plain, self._title, use, needed, alternative, names_files)
+        self._parser.table[plain] = Option(plain, self._title, use, needed, alternative, names_files, default, not_with)
 
 
 class _ShowLines(argparse.Action):
