@@ -505,6 +505,7 @@ class Pipeline:
 
         They stay on the CPU, where schedulers look numbers up by them: a step then waits for no other device.
         """
+        from library.draw.gradual_latent import GrowingEulerAncestral
         from library.draw.samplers import make_scheduler, run_from
 
         growing = job.gradual_latent.timesteps is not None
@@ -512,7 +513,7 @@ class Pipeline:
         scheduler.set_timesteps(job.steps)
         left_out = job.steps - job.steps_run
         timesteps = run_from(scheduler, left_out)
-        if growing:
+        if isinstance(scheduler, GrowingEulerAncestral):
             sizes = job.gradual_latent.growth(timesteps.tolist(), *self._latent_shape(job)[1:])
             scheduler.plan(job.gradual_latent, {left_out + place: size for place, size in sizes.items()})
         return scheduler, timesteps

@@ -17,7 +17,7 @@ from library.errors import InputError
 from library.models.models import Models, TextEncoder
 from networks.files import OWN_MODULE, NetworkPlan, NetworkSpec
 from networks.keys import UNET
-from networks.layers import LayerChange, adapter_of, is_rewritten
+from networks.layers import Layer, LayerChange, adapter_of, is_rewritten
 from networks.lora import LoraNetwork, TextEncoders, merge_together
 from networks.regional import make_gate
 from networks.states import State
@@ -158,6 +158,7 @@ class Networks:
         with ExitStack() as stack:
             for path, changes in layers.items():
                 layer = self._unet.get_submodule(path)
+                assert isinstance(layer, Layer)  # networks change no others
                 if (gate := make_gate(path, regions)) is not None:
                     stack.enter_context(adapter_of(layer).gated(gate, changes))
             yield

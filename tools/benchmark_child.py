@@ -264,7 +264,7 @@ def make_control_net(case: Case) -> dict[str, object]:
     from diffusers import ControlNetModel, UNet2DConditionModel
     from PIL import Image
 
-    assert case.guide is not None  # as with every ControlNet
+    assert case.control_net is not None and case.guide is not None  # else there is none to make
     unet = UNet2DConditionModel.from_pretrained(case.ckpt, subfolder="unet")
     ControlNetModel.from_unet(unet).save_pretrained(case.control_net)
     noise = np.random.default_rng(0).integers(0, 256, (case.height, case.width, 3), np.uint8)

@@ -45,8 +45,8 @@ def run_from(scheduler: SchedulerMixin, left_out: int) -> torch.Tensor:
         scheduler.begin_at(left_out)
         return scheduler.timesteps
     first = left_out * scheduler.order
-    if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(first)
+    if set_begin_index := getattr(scheduler, "set_begin_index", None):
+        set_begin_index(first)
     return scheduler.timesteps[first:]
 
 

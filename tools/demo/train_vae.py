@@ -51,9 +51,9 @@ def new_vae() -> AutoencoderKL:
             leave(half.conv_out)
         for conv in (vae.quant_conv, vae.post_quant_conv):
             conv.weight.copy_(torch.eye(len(conv.weight))[..., None, None])
-            conv.bias.zero_()
+            bias_of(conv).zero_()
         vae.encoder.conv_out.weight[3] *= 6  # the fourth latent starts as a mixture of details, loud enough to be used
-        vae.quant_conv.bias[4:] = FIRST_LOGVAR
+        bias_of(vae.quant_conv)[4:] = FIRST_LOGVAR
     return vae
 
 

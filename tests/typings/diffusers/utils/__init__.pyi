@@ -1,0 +1,3 @@
+"""diffusers ships no types; see the stub of the package."""
+
+from diffusers.utils import logging as logging
