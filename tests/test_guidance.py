@@ -397,7 +397,7 @@ def test_guidance_brings_pictures_nearer(sd1, generate, clip_folder, vgg16_file,
 
 
 def test_without_a_guide_each_picture_guides_the_next(sd1, generate, clip_folder, tmp_path):
-    common = (*SIZE, "--sampler", "pndm", "--steps", 4)
+    common = (*SIZE, "--steps", 3)
     by_clip = ("--clip_model", clip_folder, "--clip_image_guidance_scale", 100)
     prompts = ("--prompt", "a cat --d 1,2", "--images_per_prompt", 2, "--batch_size", 2)
     chain = generate(sd1.folder, *common, *by_clip, *prompts, outdir=tmp_path / "chain")

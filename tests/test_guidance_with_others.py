@@ -172,9 +172,9 @@ def test_with_networks_in_every_mode(draw, assets):
 
 
 def test_each_picture_is_guided_with_its_own_multipliers(draw, assets, tmp_path):
-    lines = ["a cat --d 1 --am 0.5,1", "a cat --d 1 --am 0", "a cat --d 2"]
+    lines = ["a cat --d 1 --am 0.5,1", "a cat --d 1 --am 0"]
     (tmp_path / "lines.txt").write_text("\n".join(lines))
-    options = (*network(assets, 1, 2), "--sequential_file_name", "--batch_size", 3)
+    options = (*network(assets, 1, 2), "--sequential_file_name", "--batch_size", 2)
     together = draw(*options, "--from_file", tmp_path / "lines.txt")
     for number, line in enumerate(lines):
         assert largest(draw(*options, "--prompt", line), together[number : number + 1]) <= 1, line
@@ -209,14 +209,14 @@ def test_with_control_nets(draw, assets, control_net, sampler):
 
 def test_everything_at_once_is_the_same_at_any_batch_size(draw, assets, control_net, tmp_path):
     long = "word " * 90
-    lines = [f"a cat {long} --d 1", f"a zzyzx {long} --n fog --d 2 --am 0.3,1", f"{long} BREAK a (dog:1.3) --d 3"]
+    lines = [f"a zzyzx {long} --n fog --d 2 --am 0.3,1", f"{long} BREAK a (dog:1.3) --d 3"]
     (tmp_path / "lines.txt").write_text("\n".join(lines))
     options = ("--from_file", tmp_path / "lines.txt", "--sequential_file_name", "--max_embeddings_multiples", 3)
     options += (*network(assets, 1, 2), "--XTI_embeddings", assets / "xti" / "zzyzx.safetensors")
     options += ("--control_net_models", control_net, "--guide_image_path", assets / "guides")
     options += ("--highres_fix_scale", 0.5, "--highres_fix_steps", 3, "--strength", 0.7, "--negative_scale", 2)
-    together, alone = draw(*options, "--batch_size", 3), draw(*options)
-    assert len(together) == 3
+    together, alone = draw(*options, "--batch_size", 2), draw(*options)
+    assert len(together) == 2
     # the first stage, at 64, is where rounding is blown up
     assert np.mean([np.abs(a - b).mean() for a, b in zip(together, alone)]) < 0.5
     assert min(np.abs(a - b).mean() for a, b in zip(draw(*options, scale=0), alone)) > 2

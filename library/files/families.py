@@ -107,6 +107,15 @@ def _published(name: str) -> Mapping[str, Any]:
     return read_json(_CONFIGS / f"{name}.json")
 
 
+# What diffusers and transformers take where a folder's configuration says nothing; of what the program itself reads
+UNSAID_UNET = {
+    "block_out_channels": [320, 640, 1280, 1280],
+    "layers_per_block": 2,
+    "down_block_types": [*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", *["CrossAttnUpBlock2D"] * 3],
+}
+UNSAID_TEXT = {"vocab_size": 49408, "intermediate_size": 2048}
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Records
 

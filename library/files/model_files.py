@@ -19,6 +19,8 @@ from library.files.families import (
     ANY_FAMILY,
     FAMILIES,
     FOREIGN_FAMILIES,
+    UNSAID_TEXT,
+    UNSAID_UNET,
     Family,
     TextEncoderKind,
     TextNames,
@@ -172,16 +174,6 @@ def _is_hub_id(given: str) -> bool:
 # Diffusers folders
 
 
-# What diffusers and transformers take where a configuration says nothing
-_UNSAID_UNET = {
-    "block_out_channels": [320, 640, 1280, 1280],
-    "layers_per_block": 2,
-    "down_block_types": [*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", *["CrossAttnUpBlock2D"] * 3],
-}
-_UNSAID_TEXT = {"vocab_size": 49408, "intermediate_size": 2048}
-
-
 def _whole(component: Component, unsaid: Mapping[str, object]) -> Component:
     """A component whose configuration says what the program reads of it."""
     return replace(component, config=dict(unsaid) | component.config)
@@ -207,8 +199,8 @@ def _open_folder(path: Path, subject: str) -> _Opened:
     unet = folder_component(path / "unet", *WEIGHT_STEMS)
     vae = folder_component(path / "vae", *WEIGHT_STEMS)
     found = {part: folder_component(path / part, *TEXT_STEMS) for part in parts}
-    unet = _whole(unet, _UNSAID_UNET)
-    found = {part: _whole(text, _UNSAID_TEXT) for part, text in found.items()}
+    unet = _whole(unet, UNSAID_UNET)
+    found = {part: _whole(text, UNSAID_TEXT) for part, text in found.items()}
     _check_unet(unet.config, subject)
     _check_text_encoders([text.config for text in found.values()], unet.config, subject)
     family = _tell_family(
@@ -342,7 +334,7 @@ def _tell_family(unet: Mapping[str, object], fits: Callable[[Family], bool]) -> 
 def _check_text_encoders(texts: Sequence[Mapping[str, Any]], unet: Mapping[str, Any], subject: str) -> None:
     """Refuse text encoders whose configuration is not one, or whose width the U-Net does not take."""
     for config in texts:
-        for name in ("hidden_size", "num_hidden_layers", *_UNSAID_TEXT):
+        for name in ("hidden_size", "num_hidden_layers", *UNSAID_TEXT):
             if not isinstance(config.get(name), int):
                 problem = f"its text encoder's configuration has no whole number {name}; download it again"
                 raise InputError(subject, problem)
