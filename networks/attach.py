@@ -79,7 +79,8 @@ class HuggingFaceNames(nn.Module):
 def merge_networks(plan: NetworkPlan, states: Sequence[State], models: Models) -> None:
     """Add the first networks of a run, as many as the plan merges, to the models' weights for good.
 
-    Those of our own go in together, each worked out from the original weights; other modules' after them, one by one.
+    Other modules' go in one by one, as they come. Then those of our own go in together, each worked out from the
+    weights as they are by then, not from what the one before it made of them.
 
     Args:
         plan: which.
