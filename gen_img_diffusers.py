@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draw pictures with Stable Diffusion 1.x and 2.x: from the shell, from a file of prompts, or in a loop."""
+"""Draw pictures with Stable Diffusion 1.x, 2.x and XL: from the shell, from a file of prompts, or in a loop."""
 
 from __future__ import annotations
 
@@ -36,10 +36,12 @@ from library.run.manifest import Manifest, recover
 from library.run.processes import Others, Team, outlive_others
 from library.run.report import Tally, save_failed
 from library.run.runs import run_jobs
-from library.settings import deep_shrink, gradual_latent
+from library.settings import deep_shrink, gradual_latent, sizes
 from library.settings.computing import vae_batch_size
 from library.settings.control_net import preprocessing
+from library.settings.emphasis import ORIGINAL, normalization
 from library.settings.highres import upscaler_arguments
+from library.settings.noise_schedule import schedule_name, schedule_names
 from library.settings.options import (
     CHOICE,
     COMMAND_LINE,
@@ -59,8 +61,8 @@ from library.version import VERSION
 if TYPE_CHECKING:  # torch and what needs it are imported once every option and file has been checked
     import numpy as np
     import torch
-    from diffusers import AutoencoderKL, SchedulerMixin
-    from transformers import CLIPTextModel
+    from diffusers import SchedulerMixin
+    from torch import nn
 
     from library.draw.control_net import ControlNets
     from library.draw.decoding import Decoding
@@ -120,10 +122,15 @@ def _model_options(group: OptionGroup) -> None:
               help="checkpoint file, Diffusers folder, Hugging Face id, or a glob that matches one file")  # fmt: skip
     group.switch("--v2", use=PICTURE, help="the model is Stable Diffusion 2.x")
     group.switch("--v_parameterization", use=PICTURE, help="the model predicts v, not noise")
+    group.switch("--zero_terminal_snr", use=PICTURE, help="pictures begin at pure noise, as some v models want it")
     group.add("--vae", use=PICTURE, metavar="VAE", convert=values.not_empty, names_files=True,
               help="VAE to use in place of the model's own (file, folder or id)")  # fmt: skip
-    group.add("--clip_skip", use=PICTURE, metavar="N", convert=values.whole_number(1), default=1,
-              help="take the text encoder's N-th last layer (default 1, the last)")  # fmt: skip
+    group.add("--clip_skip", use=PICTURE, metavar="N", convert=values.whole_number(1),
+              help="take the text encoders' N-th last layer (default 1, the last; XL: 2)")  # fmt: skip
+    group.add("--emb_normalize_mode", use=PICTURE, metavar="MODE", convert=normalization, default=ORIGINAL,
+              help="mean that a text keeps when its weights are applied: original (default), abs or none")  # fmt: skip
+    group.switch("--zero_empty_negative", use=PICTURE,
+                 help="XL: zeros for an empty negative prompt, not what text encoders make of it")  # fmt: skip
     group.add("--max_embeddings_multiples", use=PICTURE, metavar="N", convert=values.whole_number(1, 100), default=1,
               help="longest prompt, in chunks of 75 tokens (default 1)")  # fmt: skip
     group.add("--tokenizer_cache_dir", use=COMPUTING, metavar="DIR", convert=Path,
@@ -141,8 +148,8 @@ def _source_options(group: OptionGroup) -> None:
 
 
 def _picture_options(group: OptionGroup) -> None:
-    group.add("--W", use=PICTURE, metavar="PIXELS", convert=values.size_px, help="width (default 512)")
-    group.add("--H", use=PICTURE, metavar="PIXELS", convert=values.size_px, help="height (default 512)")
+    group.add("--W", use=PICTURE, metavar="PIXELS", convert=values.size_px, help="width (default 512, XL: 1024)")
+    group.add("--H", use=PICTURE, metavar="PIXELS", convert=values.size_px, help="height (default 512, XL: 1024)")
     group.add("--steps", use=PICTURE, metavar="N", convert=values.steps, default=50, help="sampling steps (default 50)")
     group.add("--scale", use=PICTURE, metavar="SCALE", convert=values.guidance_scale, default=7.5,
               help="guidance scale; up to 1 is without guidance (default 7.5)")  # fmt: skip
@@ -152,8 +159,12 @@ def _picture_options(group: OptionGroup) -> None:
               help="approximate, faster: guide after this share of the steps only (default 0)")  # fmt: skip
     group.add("--guidance_end", use=PICTURE, metavar="SHARE", convert=values.share, default=1.0,
               help="approximate, faster: guide up to this share of the steps only (default 1)")  # fmt: skip
+    group.add("--guidance_rescale", use=PICTURE, metavar="PHI", convert=values.share, default=0.0,
+              help="pull what guidance overdoes back, 0 to 1; 0.7 for models with zero terminal SNR")  # fmt: skip
     group.add("--sampler", use=PICTURE, metavar="NAME", convert=sampler_name, default="ddim",
               help=f"{', '.join([*SAMPLERS, *SECOND_NAMES])} (default ddim)")  # fmt: skip
+    group.add("--schedule", use=PICTURE, metavar="NAME", convert=schedule_name, default="own",
+              help=f"how timesteps are spaced: {schedule_names()} (default own, the sampler's)")  # fmt: skip
     group.add("--seed", use=CHOICE, metavar="SEED", convert=values.seed,
               help="the picture's seed; of several pictures, the seed their seeds are drawn from")  # fmt: skip
     group.switch("--iter_same_seed", use=CHOICE, help="one seed for all pictures of an iteration")
@@ -161,6 +172,18 @@ def _picture_options(group: OptionGroup) -> None:
               help="pictures for each prompt (default 1)")  # fmt: skip
     group.add("--n_iter", use=CHOICE, metavar="N", convert=values.whole_number(1), default=1,
               help="how often all prompts are gone through (default 1)")  # fmt: skip
+
+
+def _size_options(group: OptionGroup) -> None:
+    for name, help in (
+        ("original_width", "width of the original that the model is told (default: the picture's)"),
+        ("original_height", "its height (default: the picture's)"),
+        ("original_width_negative", "its width for the negative prompt (default: as for the prompt)"),
+        ("original_height_negative", "its height for the negative prompt (default: as for the prompt)"),
+        ("crop_top", "where the original was cropped, from its top (default 0)"),
+        ("crop_left", "where the original was cropped, from its left (default 0)"),
+    ):
+        group.add(f"--{name}", use=PICTURE, metavar="PIXELS", convert=sizes.pixels, help=help)
 
 
 def _output_options(group: OptionGroup) -> None:
@@ -274,11 +297,12 @@ def _gradual_latent_options(group: OptionGroup) -> None:
 
 def _deep_shrink_options(group: OptionGroup) -> None:
     group.add("--ds_depth_1", use=PICTURE, metavar="DEPTH", convert=deep_shrink.depth_or_none,
-              help="shrink what enters this down block of the U-Net, 0 to 3, in early steps")  # fmt: skip
+              help="shrink what enters this down block of the U-Net, 0 to 3, in early steps; XL: this input block, "
+              "0 to 8")  # fmt: skip
     group.add("--ds_timesteps_1", use=PICTURE, metavar="TIMESTEP", convert=deep_shrink.timesteps,
               help="down to this timestep (default 650)")  # fmt: skip
     group.add("--ds_depth_2", use=PICTURE, metavar="DEPTH", convert=deep_shrink.depth_or_none,
-              help="after that, shrink what enters this down block")  # fmt: skip
+              help="after that, shrink what enters this one")  # fmt: skip
     group.add("--ds_timesteps_2", use=PICTURE, metavar="TIMESTEP", convert=deep_shrink.timesteps,
               help="down to this timestep (default 650)")  # fmt: skip
     group.add("--ds_ratio", use=PICTURE, metavar="RATIO", convert=deep_shrink.ratio,
@@ -333,6 +357,7 @@ def _speed_options(group: OptionGroup) -> None:
               help="run the VAE in N slices: the same picture with less memory")  # fmt: skip
     group.switch("--fp16", use=PICTURE, alternative=precisions, help="compute in float16")
     group.switch("--bf16", use=PICTURE, alternative=precisions, help="compute in bfloat16")
+    group.switch("--no_half_vae", use=PICTURE, help="run the VAE in float32")
     group.switch("--xformers", use=COMPUTING, help="use xFormers' attention where it runs")
     group.switch("--diffusers_xformers", use=COMPUTING, help="the same as --xformers")
     group.switch("--sdpa", use=COMPUTING, help="use PyTorch's attention (the default)")
@@ -347,6 +372,7 @@ _OPTION_GROUPS = {
     "model": _model_options,
     "prompts": _source_options,
     "picture": _picture_options,
+    sizes.GROUP: _size_options,
     "output": _output_options,
     "the run": _run_options,
     "img2img, inpainting and regions": _img2img_options,
@@ -381,10 +407,13 @@ class Pipeline:
         self.unet, self.vae, self.texts = models.unet, models.vae, models.texts
         self.networks, self.control_nets = networks, control_nets
         text = plan.text
-        self.encoder = PromptEncoder(text.tokens, models.texts, text.clip_skip, text.embeddings, networks.use)
-        self.sampler = plan.sampler
-        self.cfg_interval = plan.cfg_interval
-        self.prediction_type = plan.model.prediction_type
+        self.encoder = PromptEncoder(
+            *(text.tokens, models.texts, text.clip_skip, text.embeddings, networks.use, text.normalization)
+        )
+        self.zero_empty_negative = text.zero_empty_negative
+        self.family = plan.model.family
+        self.sampler, self.schedule = plan.sampler, plan.schedule
+        self.cfg_interval, self.guidance_rescale = plan.cfg_interval, plan.guidance_rescale
         self.vae_batch_size = plan.computing.vae_batch_size
         self.low_vram = plan.computing.low_vram
         self.masks = plan.masks
@@ -453,23 +482,26 @@ class Pipeline:
         from library.draw.samplers import draw_noise
 
         device, dtype = self.unet.device, self.unet.dtype
-        cfg = Cfg(jobs, device)
+        cfg = Cfg(jobs, device, self.guidance_rescale)
         chunks = self.encoder.tokens.chunks(*cfg.texts)
         with ExitStack() as stack:
             for encoder in self.texts:
                 stack.enter_context(self._on_device(encoder.model))
             text = self.encoder.encode(cfg.texts, chunks, cfg.text_multipliers).to(dtype)
+        if self.zero_empty_negative:
+            text = text.without(cfg.empty_texts)
+        told_sizes = cfg.sizes if self.family.told_sizes else None
         self.networks.use(jobs[0].network_multipliers)
         regions = make_regions(jobs, self.masks.color_codes, device)
-        text = replace(text, regions=regions)
+        text = replace(text.for_unet(cfg.text_of_row, told_sizes), regions=regions)
         scheduler, timesteps = self._schedule(jobs[0])
         noise = draw_noise([job.seed for job in jobs], self._latent_shape(jobs[0]), self.sampler, jobs[0])
         step_arguments = {"generator": noise.generators} if self.sampler.draws_noise else {}
         latents, before_step, after_step = self._start(jobs, originals, scheduler, timesteps, noise)
         if self.judges:
-            prompts = [self.encoder.encode([job.prompt], chunks, [job.network_multipliers]).to(dtype) for job in jobs]
+            prompts = [text.rows(*cfg.prompt_of(place)) for place in range(len(jobs))]
             before_step.append(self.judges.guide(jobs, prompts, scheduler, timesteps))
-        shrinker = Shrinker(jobs[0].deep_shrink, timesteps.tolist())
+        shrinker = Shrinker(jobs[0].deep_shrink, self.family.shrink_points, timesteps.tolist())
         guided = self.cfg_interval.guided(len(timesteps), scheduler.order)
         steering = self.control_nets.steer(jobs, len(timesteps))
         with shrinker.attached(self.unet, *self.control_nets.models), self._in_regions(regions):
@@ -484,7 +516,7 @@ class Pipeline:
                     latents = hook(latents, index)
         return latents
 
-    def _on_device(self, model: CLIPTextModel | AutoencoderKL) -> AbstractContextManager:
+    def _on_device(self, model: nn.Module) -> AbstractContextManager:
         """A block in which a model is on the U-Net's device; with --lowvram only then."""
         return devices.on_device(model, self.unet.device, leave=self.low_vram)
 
@@ -509,7 +541,7 @@ class Pipeline:
         from library.draw.samplers import make_scheduler, run_from
 
         growing = job.gradual_latent.timesteps is not None
-        scheduler = make_scheduler(self.sampler, self.prediction_type, growing=growing)
+        scheduler = make_scheduler(self.sampler, self.schedule, growing=growing)
         scheduler.set_timesteps(job.steps)
         left_out = job.steps - job.steps_run
         timesteps = run_from(scheduler, left_out)
@@ -602,7 +634,10 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
     from library.models.weight_reading import read_ahead
 
     with devices.single_threaded():
-        weights = read_ahead(plan.model, machine.device, machine.dtype, channels_last=machine.channels_last)
+        vae_dtype = devices.choose_vae_dtype(machine, plan.model, no_half=computing.no_half_vae)
+        weights = read_ahead(
+            *(plan.model, machine.device, machine.dtype), vae_dtype=vae_dtype, channels_last=machine.channels_last
+        )
         # these take longer to import than the weights take to be read meanwhile
         import diffusers.utils.logging
         import transformers.utils.logging
@@ -721,6 +756,8 @@ def run(options: Options, team: Team) -> int:
     facts = RunFacts(
         *(plan.sampler, plan.model.name, plan.text.clip_skip, model_hash, plan.highres),
         *(plan.networks, plan.loss_guidance, plan.control_nets.specs, plan.cfg_interval),
+        *(plan.schedule, plan.guidance_rescale, plan.text.normalization, plan.text.zero_empty_negative),
+        tells_sizes=plan.model.family.told_sizes,
     )
     if plan.keyboard is not None:
         with PictureWriter(facts, announce, quality=plan.output.quality) as writer:

@@ -7,7 +7,7 @@ and what to write instead.
 import math
 import re
 from argparse import ArgumentTypeError
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 # Pictures are made of latent cells of 8×8 pixels: the VAEs of all families halve the size three times.
 PIXELS_PER_CELL = 8
@@ -59,6 +59,17 @@ def size_px(text: str) -> int:
         lower = value - remainder
         raise ArgumentTypeError(f"must be a multiple of {PIXELS_PER_CELL}; use {lower} or {lower + PIXELS_PER_CELL}")
     return value
+
+
+def one_of(names: Sequence[str]) -> Callable[[str], str]:
+    """Make a converter for one of a few names."""
+
+    def convert(text: str) -> str:
+        if text not in names:
+            raise ArgumentTypeError(f"there is none of that name; write {', '.join(names[:-1])} or {names[-1]}")
+        return text
+
+    return convert
 
 
 def seeds(text: str) -> tuple[int, ...]:

@@ -181,7 +181,7 @@ class Networks:
 
 def _text_encoders(texts: Sequence[TextEncoder], *, own: bool) -> TextEncoders:
     """The text encoders as networks' modules expect them: one by itself, several as a list."""
-    models = [text.model if own else HuggingFaceNames(text.model) for text in texts]
+    models = [text.model if own or text.kind.pooled else HuggingFaceNames(text.model) for text in texts]
     return models[0] if len(models) == 1 else models
 
 

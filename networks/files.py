@@ -11,11 +11,11 @@ from typing import Any
 
 from library.console import others_at_work, say
 from library.errors import InputError
-from library.files.families import FOREIGN_FAMILIES, TEXT_PARTS, name_of_width
+from library.files.families import TEXT_PARTS, Family
 from library.files.model_files import ModelFiles, name_kind
 from library.files.weight_files import WeightFile, choose_weights, open_weights
 from library.settings.options import Options
-from networks.keys import LayerNames, Target, layer_shapes, match_keys, text_width
+from networks.keys import LayerNames, Target, Widths, layer_shapes, made_for, match_keys
 from networks.kinds import Shape
 
 logger = logging.getLogger(__name__)
@@ -165,13 +165,15 @@ def find_networks(
     specs = []
     shapes = layer_shapes(model)
     names = LayerNames(shapes, model.unet.config, model.family.encoders)
+    encoders = tuple(text.config["hidden_size"] for text in model.texts)
+    widths = Widths(sum(encoders), encoders)
     for place, (module, path) in enumerate(zip(modules, weights)):
         multiplier = multipliers[place] if place < len(multipliers) else 1.0
         parsed = _parse_arguments(arguments[place]) if place < len(arguments) else {}
         if parsed and module == OWN_MODULE:
             logger.warning("--network_args: %s takes none, %s does nothing", module, ", ".join(parsed))
         spec = NetworkSpec(module, open_network(Path(path)), multiplier, parsed)
-        _check_file(spec, names, shapes, sum(text.config["hidden_size"] for text in model.texts))
+        _check_file(spec, names, shapes, model.family, widths)
         specs.append(spec)
     return tuple(specs)
 
@@ -203,18 +205,16 @@ def _parse_arguments(text: str) -> dict[str, str]:
     return arguments
 
 
-def _check_file(spec: NetworkSpec, names: LayerNames, layers: Mapping[Target, Shape], width: int) -> None:
+def _check_file(
+    spec: NetworkSpec, names: LayerNames, layers: Mapping[Target, Shape], family: Family, widths: Widths
+) -> None:
     """Refuse a file of another family or with no key that fits; warn of keys that do not."""
     subject, shapes = f"--network_weights {spec.weights.path}", spec.weights.shapes
     match = match_keys(shapes, names, layers)
-    family = next((f.name for f in FOREIGN_FAMILIES if any(m in k for k in shapes for m in f.network_marks)), None)
-    made_for = text_width(shapes)
-    if family is None and made_for not in (None, width):
-        family = name_of_width(made_for) or f"a model whose text is {made_for} wide"
     fits = f"{match.matched} of {len(shapes)} keys fit"
-    if family is not None:
-        this = name_of_width(width) or f"a model whose text is {width} wide"
-        raise InputError(subject, f"{fits}; it is made for {family}, the model is {this}; use one made for it")
+    if (other := made_for(shapes, family, widths)) is not None:
+        problem = f"{fits}; it is made for {other}, the model is {family.name}; use one made for it"
+        raise InputError(subject, problem)
     if spec.module != OWN_MODULE:
         return  # what its keys mean is the module's to say
     if not match.layers:

@@ -9,53 +9,71 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from library.files import checkpoint_layout as layout
-from library.files.families import TextEncoderKind
+from library.files.families import FAMILIES, FOREIGN_FAMILIES, Family, TextEncoderKind, name_of_width
 from library.files.model_files import Component, ModelFiles
 from networks.kinds import KINDS, Kind, Shape, Shapes
 
 UNET = "unet"
 Target = tuple[str, str]  # UNET or a text encoder's part, and the module's path in it
 
-# How a key ends → the part it holds
+
+class Widths(NamedTuple):
+    """How wide a model's texts are: what its U-Net attends to, and each text encoder by itself."""
+
+    joined: int
+    encoders: tuple[int, ...]
+
+
+# How a key ends, as a pattern → the part it holds; PEFT puts the adapter's name in between
 _ENDINGS = {
-    **{f".{name}.weight": name for name in ("lora_down", "lora_up", "lora_mid")},
+    **{rf"\.{name}\.weight": name for name in ("lora_down", "lora_up", "lora_mid")},
     **{
-        f".{name}": name
+        rf"\.{name}": name
         for kind in KINDS
         for name in (*frozenset().union(*kind.needed), *kind.optional)
         if not name.startswith("lora_")
     },
     # Diffusers
-    ".lora.down.weight": "lora_down",
-    ".lora.up.weight": "lora_up",
-    "_lora.down.weight": "lora_down",
-    "_lora.up.weight": "lora_up",
-    ".lora_linear_layer.down.weight": "lora_down",
-    ".lora_linear_layer.up.weight": "lora_up",
+    r"\.lora\.down\.weight": "lora_down",
+    r"\.lora\.up\.weight": "lora_up",
+    r"_lora\.down\.weight": "lora_down",
+    r"_lora\.up\.weight": "lora_up",
+    r"\.lora_linear_layer\.down\.weight": "lora_down",
+    r"\.lora_linear_layer\.up\.weight": "lora_up",
     # PEFT
-    ".lora_A.weight": "lora_down",
-    ".lora_B.weight": "lora_up",
-    ".lora_A.default.weight": "lora_down",
-    ".lora_B.default.weight": "lora_up",
-    ".lora_magnitude_vector": "dora_scale",
-    ".lora_magnitude_vector.weight": "dora_scale",
-    ".lora_magnitude_vector.default.weight": "dora_scale",
+    r"\.lora_A(?:\.[^.]+)?\.weight": "lora_down",
+    r"\.lora_B(?:\.[^.]+)?\.weight": "lora_up",
+    r"\.lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?": "dora_scale",
+    r"\.magnitude": "dora_scale",
 }
-_ENDING = re.compile(f"(?P<module>.+?)(?P<ending>{'|'.join(sorted(map(re.escape, _ENDINGS), key=len, reverse=True))})")
-_UNET_PREFIXES = ("lora_unet_", "oft_unet_", "unet_")
+_ENDING = re.compile("|".join(rf"(?P<p{place}>{pattern})$" for place, pattern in enumerate(_ENDINGS)))
+_PARTS = list(_ENDINGS.values())
+# Of the U-Net's layers; without one a key may name any component's
+_UNET_PREFIXES = ("lora_unet_", "oft_unet_", "lycoris_", "unet_", "diffusion_model_", "model_diffusion_model_")
+# What Diffusers' first files call the projections of text encoders' attention
+_OLD_PROJECTIONS = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out_0"}
 
 
 def split_key(key: str) -> tuple[str, str] | None:
     """A key's flat module name and part, `lora_unet_mid_block_…` and `lora_down`; None when it has no known part."""
-    match = _ENDING.fullmatch(key)
-    if match is None:
+    match = _ENDING.search(key)
+    if match is None or match.lastgroup is None or not match.start():
         return None
-    module = match["module"].removeprefix("base_model.model.").replace(".processor.", ".")
-    if match["ending"].startswith("_lora.") and module.endswith(".to_out"):
+    module = key[: match.start()].removeprefix("base_model.model.").replace(".processor.", ".")
+    if match[0].startswith("_lora.") and module.endswith(".to_out"):
         module += ".0"  # older Diffusers files leave the list out that to_out is
-    return module.replace(".", "_"), _ENDINGS[match["ending"]]
+    return module.replace(".", "_"), _PARTS[int(match.lastgroup[1:])]
+
+
+@dataclass(frozen=True)
+class Named:
+    """The layers that a flat module name may mean, of which the first that fits counts; `original`: in its naming."""
+
+    targets: tuple[Target, ...]
+    original: bool = False
 
 
 class LayerNames:
@@ -69,25 +87,34 @@ class LayerNames:
     """
 
     def __init__(self, targets: Iterable[Target], unet_config: Mapping, encoders: Sequence[TextEncoderKind]) -> None:
-        prefixes = {prefix: kind.part for kind in encoders for prefix in kind.lora_prefixes}
-        prefixes |= dict.fromkeys(_UNET_PREFIXES, UNET)
+        prefixes: dict[str, tuple[str, ...]] = dict.fromkeys(_UNET_PREFIXES, (UNET,))
+        for kind in encoders:
+            for prefix in kind.lora_prefixes:
+                prefixes[prefix] = (*prefixes.get(prefix, ()), kind.part)
         self._prefixes = dict(sorted(prefixes.items(), key=lambda item: -len(item[0])))  # one may begin another
         self._flat: dict[str, dict[str, str]] = {UNET: {}, **{kind.part: {} for kind in encoders}}
+        self._originals: dict[str, str] = {}  # the U-Net's
         originals = layout.unet_modules(unet_config)
         for component, path in targets:
-            flat = path.removeprefix("text_model.").replace(".", "_") if component != UNET else path.replace(".", "_")
-            self._flat[component][flat] = path
-            if component != UNET:
-                self._flat[component][f"text_model_{flat}"] = path
-            elif original := layout.original_name(path, originals):
-                self._flat[UNET][original.replace(".", "_")] = path
+            if component == UNET:
+                self._flat[UNET][path.replace(".", "_")] = path
+                if original := layout.original_name(path, originals):
+                    self._originals[original.replace(".", "_")] = path
+            else:
+                flat = path.removeprefix("text_model.").replace(".", "_")
+                old = re.sub("[a-z]+_proj$", lambda last: _OLD_PROJECTIONS.get(last[0], last[0]), flat)
+                for name in (flat, old):
+                    self._flat[component] |= {name: path, f"text_model_{name}": path}
 
-    def find(self, flat_name: str) -> Target | None:
-        """The layer of a flat module name; one without a prefix may be in any component."""
+    def find(self, flat_name: str) -> Named:
+        """What a flat module name may mean; one without a prefix may be in any component."""
         prefix = next((prefix for prefix in self._prefixes if flat_name.startswith(prefix)), "")
-        components = (self._prefixes[prefix],) if prefix else tuple(self._flat)
+        components = self._prefixes[prefix] if prefix else tuple(self._flat)
         name = flat_name.removeprefix(prefix)
-        return next(((part, self._flat[part][name]) for part in components if name in self._flat[part]), None)
+        targets = tuple((part, self._flat[part][name]) for part in components if name in self._flat[part])
+        if not targets and UNET in components and name in self._originals:
+            return Named(((UNET, self._originals[name]),), original=True)
+        return Named(targets)
 
 
 @dataclass
@@ -119,31 +146,59 @@ def match_keys(shapes: Shapes, names: LayerNames, weights: Mapping[Target, Shape
         names: the model's layers.
         weights: the shapes of their weights; parts that do not fit them are unmatched.
     """
-    found: dict[Target, dict[str, str]] = {}
+    found: dict[tuple[Target, ...], dict[str, tuple[str, Named]]] = {}
     unmatched = []
     for key in shapes:
         module, part = split_key(key) or ("", "")
-        target = names.find(module)
-        if target is None or part in found.get(target, {}):
+        named = names.find(module)
+        parts = found.setdefault(named.targets, {}) if named.targets else {}
+        if not named.targets or (part in parts and (named.original or not parts[part][1].original)):
             unmatched.append(key)
-        else:
-            found.setdefault(target, {})[part] = key
+            continue
+        if part in parts:  # a file that names a layer in both ways means Diffusers' one
+            unmatched.append(parts[part][0])
+        parts[part] = key, named
     layers = {}
-    for target, keys in found.items():
+    for targets, parts in found.items():
+        keys = {part: key for part, (key, _) in parts.items()}
         kind = next((kind for kind in KINDS if kind.has(keys)), None)
-        if kind and kind.fits({part: shapes[key] for part, key in keys.items()}, weights[target]):
+        its_shapes = {part: shapes[key] for part, key in keys.items()}
+        target = next((t for t in targets if kind and t not in layers and kind.fits(its_shapes, weights[t])), None)
+        if kind and target:
             layers[target] = LayerKeys(kind, keys)
         else:
             unmatched += keys.values()
     return KeyMatch(layers, tuple(unmatched))
 
 
-def text_width(shapes: Shapes) -> int | None:
-    """The width of the text that a network file is for, from its parts for cross-attention or the text encoder."""
-    marks = ("attn2_to_k", "attn2_to_v", "self_attn_q_proj", "self_attn_k_proj", "self_attn_v_proj")
+def made_for(shapes: Shapes, family: Family, widths: Widths) -> str | None:
+    """What a network file is made for where that is another family than the model's; None where nothing says so.
+
+    Args:
+        shapes: the file's tensors.
+        family: of the model.
+        widths: of the model's texts.
+    """
+    flat = [key.replace(".", "_") for key in shapes]
+    for foreign in FOREIGN_FAMILIES:
+        if any(mark in key for key in flat for mark in foreign.network_marks):
+            return foreign.name
+    if (width := _input_width(shapes, ("attn2_to_k", "attn2_to_v"))) is not None:
+        return None if width == widths.joined else name_of_width(width) or f"a model whose text is {width} wide"
+    marked = [each for each in FAMILIES if any(mark in key for key in flat for mark in each.network_marks)]
+    if marked and family not in marked:
+        return " or ".join(each.name for each in marked)
+    width = _input_width(shapes, ("self_attn_q_proj", "self_attn_k_proj", "self_attn_v_proj"))
+    if width is None or width in widths.encoders:
+        return None
+    return name_of_width(width) or f"a model whose text encoder is {width} wide"
+
+
+def _input_width(shapes: Shapes, modules: tuple[str, ...]) -> int | None:
+    """The width of what modules of these names take, by the first of them in a network file; None without one."""
     for key, shape in shapes.items():
         module, part = split_key(key) or ("", "")
-        if module.endswith(marks) and len(shape) > 1:
+        if module.endswith(modules) and len(shape) > 1:
             if part == "lora_down":
                 return math.prod(shape[1:])
             if part in ("hada_w1_b", "diff"):
@@ -160,6 +215,9 @@ def layer_shapes(model: ModelFiles) -> dict[Target, Shape]:
     shapes = {(UNET, path): shape for path, shape in _unet_shapes(model.unet)}
     for text in model.texts:
         shapes |= {(text.kind.part, path): shape for path, shape in _text_shapes(text.config)}
+        if text.kind.pooled:
+            width = text.config["hidden_size"]
+            shapes[text.kind.part, "text_projection"] = (text.config.get("projection_dim", width), width)
     return shapes
 
 

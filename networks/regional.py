@@ -2,7 +2,8 @@
 
 In the text encoder and in cross-attention's keys and values a network sees its own part's text alone; elsewhere in the
 U-Net its effect is multiplied by its region. In cross-attention's output the parts are averaged, and the networks'
-effects are weighted by their regions without being divided by the sum of them. The time embedding knows no place.
+effects are weighted by their regions without being divided by the sum of them. The embeddings of time and of sizes know
+no place.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from networks.layers import Gate
 
 def make_gate(path: str, regions: Regions) -> Gate | None:
     """Where the networks act in the U-Net's layer at a module path; None where they all act as without regions."""
-    if "time_emb" in path:
+    if "time_emb" in path or path.startswith("add_embedding"):
         return None
     if ".attn2.to_k" in path or ".attn2.to_v" in path:
         shares = _in_own_text

@@ -48,6 +48,12 @@ def sd2(tmp_path_factory: pytest.TempPathFactory) -> Models:
     return _write_model(tmp_path_factory.mktemp("sd2"), "sd2", "v_prediction", options)
 
 
+@pytest.fixture(scope="session")
+def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    """A tiny SDXL model."""
+    return _write_model(tmp_path_factory.mktemp("sdxl"), "sdxl", "epsilon", [])
+
+
 @dataclass
 class Result:
     """What a run of the program gave."""

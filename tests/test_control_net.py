@@ -16,6 +16,7 @@ from library.draw.text_conditions import TextConditions
 from library.files import checkpoint_layout as layout
 from library.files.model_files import find_model
 from library.machine.attention import sdpa
+from library.settings.noise_schedule import NoiseSchedule
 from library.settings.samplers import SAMPLERS
 from networks import lora
 from networks.keys import layer_shapes
@@ -111,7 +112,7 @@ def test_diffusers_pipeline_draws_the_same(request, generate, guides, family_nam
         controlnet=model,
         safety_checker=None,
         feature_extractor=None,
-        scheduler=make_scheduler(SAMPLERS["ddim"], prediction),
+        scheduler=make_scheduler(SAMPLERS["ddim"], NoiseSchedule(prediction)),
     )
     theirs = pipeline(
         "a cat",

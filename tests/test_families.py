@@ -1,53 +1,29 @@
-"""What families' records answer, with a family of two text encoders made up for it: what XL will ask everywhere."""
+"""What families' records answer, and what XL has besides: two text encoders, a pooled vector, sizes."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from loading import CPU, load_one, prompt_tokens
+from loading import load_one, prompt_encoder, prompt_tokens
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from library.draw.attention import keep_text, use_kernel
 from library.draw.text_conditions import TextConditions
 from library.draw.text_encoding import PromptEncoder, weigh
+from library.errors import InputError
 from library.files import checkpoint_layout as layout
-from library.files import families, model_files
-from library.files.families import FAMILIES, SD1, Family, TextEncoderKind, TextNames
-from library.files.model_files import find_model
+from library.files import families
+from library.files.families import SD1
+from library.files.model_files import ModelFiles, find_model
 from library.files.textual_inversion import Embedding, find_embeddings
-from library.files.tokenizers import load_tokenizer
 from library.machine.attention import sdpa
-from library.models.models import TextEncoder, load_text_encoder
-from library.plan.tokens import PromptTokens
+from library.models.models import load_text_encoder, load_unet
 from networks.keys import UNET, LayerNames, layer_shapes
 from networks.lora import LoraNetwork
-from tools import random_model
 
-TWO = replace(
-    SD1,
-    version="of two",
-    encoders=(
-        TextEncoderKind(
-            part="text_encoder",
-            names=(TextNames("conditioner.embedders.0.transformer.", openclip=False),),
-            pad_token="<|endoftext|>",
-            final_norm=False,
-            lora_prefixes=("lora_te1_", "text_encoder_"),
-            embedding_key="clip_l",
-        ),
-        TextEncoderKind(
-            part="text_encoder_2",
-            names=(TextNames("conditioner.embedders.1.model.", openclip=True),),
-            pad_token="!",
-            final_norm=False,
-            lora_prefixes=("lora_te2_", "text_encoder_2_"),
-            embedding_key="clip_g",
-        ),
-    ),
-)
-WIDTHS = (64, 32)
+WIDTHS = (64, 32)  # of the tiny XL model's text encoders
 
 
 def small_clip(width: int, seed: int) -> CLIPTextModel:
@@ -56,88 +32,93 @@ def small_clip(width: int, seed: int) -> CLIPTextModel:
     return CLIPTextModel(CLIPTextConfig(**SD1.config("text_encoder") | sizes)).eval()
 
 
-class Two(Family):
-    """Its second text encoder's configuration is the first one's, as its U-Net's and VAE's are those of SD 1.x."""
-
-    def config(self, part: str) -> dict:
-        return super().config("text_encoder" if part == "text_encoder_2" else part)
+@pytest.fixture(scope="module")
+def xl(sdxl) -> ModelFiles:
+    return find_model(str(sdxl.folder))
 
 
 @pytest.fixture(scope="module")
-def two() -> Family:
-    return Two(**{name: getattr(TWO, name) for name in TWO.__dataclass_fields__})
-
-
-@pytest.fixture(scope="module")
-def encoders(two) -> list[TextEncoder]:
-    return [TextEncoder(kind, small_clip(width, n)) for n, (kind, width) in enumerate(zip(two.encoders, WIDTHS))]
-
-
-@pytest.fixture
-def folder_of_two(two, sd1, tmp_path, monkeypatch):
-    """A Diffusers folder of that family, which the program then knows."""
-    monkeypatch.setattr(model_files, "FAMILIES", (two, *FAMILIES))
-    monkeypatch.setitem(random_model.BY_NAME, "two", two)
-    networks = random_model.random_networks("two", tiny=True, seed=0)
-    random_model.write_folder(networks, tmp_path / "two", "epsilon", variant=None)
-    return tmp_path / "two"
+def encoder(xl) -> PromptEncoder:
+    return prompt_encoder(xl, max_chunks=3, clip_skip=2)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Records
 
 
-def test_published_widths_tell_the_family_and_other_ones_the_text_encoders(sd1, sd2, folder_of_two, two):
-    assert [families.name_of_width(width) for width in (768, 1024, 2048, 640, None)] == [
-        "Stable Diffusion 1.x",
-        "Stable Diffusion 2.x",
-        "SDXL",
-        None,
-        None,
+def test_published_widths_tell_the_family_and_other_ones_the_text_encoders(sd1, sd2, sdxl):
+    assert [families.name_of_width(width) for width in (768, 1024, 2048, 1280, 640, None)] == [
+        *("Stable Diffusion 1.x", "Stable Diffusion 2.x", "Stable Diffusion XL", "the SDXL refiner", None, None)
     ]
     for path, v2, family in (
         (sd1.folder, False, families.SD1),
         (sd2.folder, True, families.SD2),
         (sd2.safetensors, True, families.SD2),
-        (folder_of_two, False, two),
+        (sdxl.folder, False, families.SDXL),
+        (sdxl.safetensors, False, families.SDXL),
     ):
         assert find_model(str(path), v2=v2, v_parameterization=v2).family is family
 
 
-def test_a_family_of_two_is_found_with_all_its_parts(folder_of_two, two):
-    model = find_model(str(folder_of_two), v2=False, v_parameterization=False)
-    assert list(model.parts) == ["unet", "vae", "text_encoder", "text_encoder_2"]
-    assert [text.kind for text in model.texts] == list(two.encoders)
-    loaded = [load_one(load_text_encoder, text) for text in model.texts]
-    for text in loaded:
-        published = CLIPTextModel.from_pretrained(folder_of_two / text.kind.part).state_dict()
-        assert all(torch.equal(value, published[name]) for name, value in text.model.state_dict().items())
+def test_a_family_of_two_is_found_with_all_its_parts(xl):
+    assert list(xl.parts) == ["unet", "vae", "text_encoder", "text_encoder_2"]
+    assert [text.kind for text in xl.texts] == list(families.SDXL.encoders)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Text
 
 
-def test_features_stand_side_by_side_each_with_its_own_padding_norm_and_mean(sd1, two, encoders):
-    files = find_model(str(sd1.folder), v2=False, v_parameterization=False)
-    tokens = PromptTokens(load_tokenizer(files.tokenizer, two), two.encoders, 49408)
+def test_features_stand_side_by_side_each_with_its_own_padding_and_mean_and_without_the_final_norm(encoder):
+    tokens = encoder.tokens
     assert tokens.pads == (49407, 0)
-    features = PromptEncoder(tokens, encoders, clip_skip=2).encode(["a (cat:1.5)"], 1).embeddings
+    features = encoder.encode(["a (cat:1.5)"], 1).embeddings
     assert features.shape == (1, 77, sum(WIDTHS))
     words = tokens.tokenize("a (cat:1.5)")
     factors = torch.ones(1, 77, 1)
     factors[0, 2] = 1.5  # begin, "a", "cat"
-    for encoder, pad, part in zip(encoders, tokens.pads, features.split(WIDTHS, dim=-1)):
+    for text, pad, part in zip(encoder.texts, tokens.pads, features.split(WIDTHS, dim=-1)):
         ids = torch.tensor([[49406, *words.ids, 49407, *[pad] * 73]])
         with torch.inference_mode():
-            hidden = encoder.model(ids, output_hidden_states=True).hidden_states[-2]
-            normed = encoder.model.final_layer_norm(hidden)
+            hidden = text.model(ids, output_hidden_states=True).hidden_states[-2]
+            normed = text.transformer.final_layer_norm(hidden)
         torch.testing.assert_close(part, weigh(hidden, factors))
         assert not torch.allclose(part, weigh(normed, factors))
 
 
+def pooled_of(encoder, ids, place):
+    """The projection of the second text encoder's last layer, normed, at one place: its own mathematics."""
+    model = encoder.texts[1].model
+    with torch.inference_mode():
+        hidden = model.text_model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1]
+        return model.text_model.final_layer_norm(hidden)[:, place] @ model.text_projection.weight.T
+
+
+def test_the_pooled_vector_is_that_of_the_first_end_token_of_the_first_chunk(encoder):
+    """Not weighted, not skipped, of one chunk or several."""
+    words = encoder.tokens.tokenize("a cat").ids
+    expected = pooled_of(encoder, [49406, *words, 49407, *[0] * 73], 1 + len(words))
+    for text, chunks in (("a cat", 1), ("a cat", 3), ("a (cat:1.4)", 1)):
+        torch.testing.assert_close(encoder.encode([text], chunks).pooled, expected)
+    long = "cat " * 100
+    words = encoder.tokens.tokenize(long).ids
+    torch.testing.assert_close(encoder.encode([long], 2).pooled, pooled_of(encoder, [49406, *words[:75], 49407], 76))
+
+
+def test_a_chunk_that_break_ends_has_its_end_token_where_its_words_end(encoder):
+    """Else it would have none in the second text encoder, and the pooled vector would be the same for all texts."""
+    words = encoder.tokens.tokenize("a cat").ids
+    ids = [49406, *words, 49407, *[0] * 73]
+    text = encoder.tokens.tokenize("a cat BREAK a dog")
+    assert encoder._chunk_ids(text, 2, 0, pooled=True)[0] == ids
+    assert encoder._chunk_ids(text, 2, 49407)[0] == [49406, *words, *[49407] * 74]
+    expected = pooled_of(encoder, ids, 1 + len(words))
+    torch.testing.assert_close(encoder.encode(["a cat BREAK a dog"], 2).pooled, expected)
+    torch.testing.assert_close(encoder.encode(["a cat BREAK"], 1).pooled, expected)
+
+
 def test_one_encoder_of_a_family_of_one_is_as_before(sd1):
-    files = find_model(str(sd1.folder), v2=False, v_parameterization=False)
+    files = find_model(str(sd1.folder))
     encoder = PromptEncoder(prompt_tokens(files), [load_one(load_text_encoder, files.texts[0])])
     ids = encoder.tokens.tokenizer("a cat", padding="max_length", max_length=77, return_tensors="pt").input_ids
     with torch.inference_mode():
@@ -145,18 +126,45 @@ def test_one_encoder_of_a_family_of_one_is_as_before(sd1):
     assert torch.equal(encoder.encode(["a cat"], 1).embeddings, expected)
 
 
-def test_a_word_has_vectors_in_each_encoder(folder_of_two, tmp_path):
-    model = find_model(str(folder_of_two), v2=False, v_parameterization=False)
-    vectors = {"clip_l": torch.randn(3, 64), "clip_g": torch.randn(3, 64)}
-    save_file(vectors, tmp_path / "zzyzx.safetensors")
-    (embedding,) = find_embeddings([str(tmp_path / "zzyzx.safetensors")], [], model)
-    assert (embedding.tokens, embedding.layers) == (3, 1)
-    tokens = PromptTokens(load_tokenizer(model.tokenizer, model.family), model.family.encoders, 49408, 1, [embedding])
-    texts = [load_one(load_text_encoder, text) for text in model.texts]
-    PromptEncoder(tokens, texts, embeddings=[embedding])
-    ids = torch.tensor(tokens.tokenize("zzyzx").ids)
-    for text, expected in zip(texts, vectors.values()):
+def test_weights_can_keep_the_mean_of_sizes_or_none():
+    features, factors = torch.tensor([[[1.0, -3.0], [2.0, 4.0]]]), torch.tensor([[[2.0], [1.0]]])
+    weighted = torch.tensor([[[2.0, -6.0], [2.0, 4.0]]])
+    assert torch.equal(weigh(features, factors, "none"), weighted)
+    torch.testing.assert_close(weigh(features, factors, "abs"), weighted * 10 / 14)
+    torch.testing.assert_close(weigh(features, factors, "original"), weighted * 4 / 2)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"zzyzx.safetensors": {"clip_l": 0, "clip_g": 1}},  # sd-scripts, OneTrainer
+        {"zzyzx.pti": {"text_encoders_0": 0, "text_encoders_1": 1}},  # cog-sdxl
+        {"zzyzx.safetensors": {"<w>": 0}, "zzyzx_2.safetensors": {"<w>": 1}},  # Diffusers
+    ],
+)
+def test_a_word_has_vectors_in_each_encoder(xl, tmp_path, written):
+    vectors = [torch.randn(3, width) for width in WIDTHS]
+    for name, tensors in written.items():
+        save_file({key: vectors[place] for key, place in tensors.items()}, tmp_path / name)
+    (embedding,) = find_embeddings([str(tmp_path / name) for name in written], [], xl)
+    assert (embedding.word, embedding.tokens, embedding.layers) == ("zzyzx", 3, 1)
+    encoder = prompt_encoder(xl, embeddings=(embedding,))
+    ids = torch.tensor(encoder.tokens.tokenize("zzyzx").ids)
+    for text, expected in zip(encoder.texts, vectors):
         torch.testing.assert_close(text.model.get_input_embeddings()(ids), expected)
+    # the end token is found among ids that are larger than it
+    words = encoder.tokens.tokenize("a zzyzx cat").ids
+    pooled = pooled_of(encoder, [49406, *words, 49407, *[0] * (75 - len(words))], 1 + len(words))
+    torch.testing.assert_close(encoder.encode(["a zzyzx cat"], 1).pooled, pooled)
+
+
+@pytest.mark.parametrize("tensors", [{"emb_params": torch.ones(1, 768)}, {"clip_l": torch.ones(2, 768)}])
+def test_an_embedding_for_one_encoder_is_refused(xl, tmp_path, tensors):
+    save_file(tensors, tmp_path / "old.safetensors")
+    with pytest.raises(InputError, match="its vectors are 768 wide, those of Stable Diffusion XL 64 and 32"):
+        find_embeddings([str(tmp_path / "old.safetensors")], [], xl)
+    with pytest.raises(InputError, match="there are no XTI embeddings for Stable Diffusion XL"):
+        find_embeddings([], [str(tmp_path / "old.safetensors")], xl)
 
 
 def test_tables_of_unequal_length_give_a_word_equal_numbers():
@@ -243,30 +251,32 @@ def test_depths_of_transformers_are_read_from_names(depths):
     assert sizes["cross_attention_dim"] == unet.config.cross_attention_dim
 
 
-def test_networks_name_each_encoder(folder_of_two, two, monkeypatch):
-    model = find_model(str(folder_of_two), v2=False, v_parameterization=False)
-    names = LayerNames(layer_shapes(model), model.unet.config, two.encoders)
-    layer = "text_model_encoder_layers_1_mlp_fc1"
-    for prefix, part in (
-        ("lora_te1_", "text_encoder"),
-        ("text_encoder_", "text_encoder"),
-        ("lora_te2_", "text_encoder_2"),
-        ("text_encoder_2_", "text_encoder_2"),  # of which the first one's prefix is a beginning
+def test_networks_name_each_encoder(xl):
+    names = LayerNames(layer_shapes(xl), xl.unet.config, xl.family.encoders)
+    layer, path = "text_model_encoder_layers_1_mlp_fc1", "encoder.layers.1.mlp.fc1"
+    for prefix, parts in (
+        ("lora_te1_", ["text_encoder"]),
+        ("text_encoder_", ["text_encoder"]),
+        ("text_encoders_clip_l_transformer_", ["text_encoder"]),
+        ("lora_te2_", ["text_encoder_2"]),
+        ("text_encoder_2_", ["text_encoder_2"]),  # of which the first one's prefix is a beginning
+        ("text_encoders_clip_g_transformer_", ["text_encoder_2"]),
+        ("lora_te_", ["text_encoder", "text_encoder_2"]),  # its width tells
     ):
-        assert names.find(prefix + layer) == (part, "encoder.layers.1.mlp.fc1")
-    assert names.find("lora_unet_mid_block_resnets_0_conv1") == (UNET, "mid_block.resnets.0.conv1")
-    monkeypatch.setattr(families, "FAMILIES", (two, *FAMILIES))
-    texts = [load_one(load_text_encoder, text).model for text in model.texts]
-    unet = UNet2DConditionModel.from_pretrained(folder_of_two / "unet")
-    network = LoraNetwork(texts, unet, 1.0)
-    down, up = torch.randn(2, 64), torch.randn(128, 2)
-    network.load_state_dict(
-        {f"lora_te2_{layer}.lora_down.weight": down, f"lora_te2_{layer}.lora_up.weight": up}, strict=True
-    )
+        assert names.find(prefix + layer).targets == tuple((part, path) for part in parts)
+    assert names.find("lora_unet_mid_block_resnets_0_conv1").targets == ((UNET, "mid_block.resnets.0.conv1"),)
+    assert names.find("lora_te2_text_projection").targets == (("text_encoder_2", "text_projection"),)
+
+
+def test_a_network_of_one_encoder_changes_no_other(xl):
+    texts = [load_one(load_text_encoder, text) for text in xl.texts]
+    network = LoraNetwork([text.model for text in texts], load_one(load_unet, xl.unet), 1.0)
+    layer = "lora_te2_text_model_encoder_layers_1_mlp_fc1"
+    down, up = torch.randn(2, 32), torch.randn(64, 2)
+    network.load_state_dict({f"{layer}.lora_down.weight": down, f"{layer}.lora_up.weight": up}, strict=True)
     ids = torch.tensor([[49406, 320, 49407]])
-    before = [text(ids).last_hidden_state for text in texts]
-    network.apply_to(texts, unet)
-    after = [text(ids).last_hidden_state for text in texts]
+    before = [text.transformer(ids).last_hidden_state for text in texts]
+    network.apply_to([text.model for text in texts], torch.nn.Module())
+    after = [text.transformer(ids).last_hidden_state for text in texts]
     assert torch.equal(before[0], after[0])
     assert not torch.allclose(before[1], after[1], atol=1e-3)
-    assert unet.device == CPU

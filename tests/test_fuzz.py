@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import gen_img_diffusers
 from library.errors import InputError
+from library.files.families import SD1
 from library.files.weight_files import open_weights
 from library.plan.earlier_runs import read_runs
 from library.plan.file_names import FileNames
@@ -77,7 +78,7 @@ def make_jobs(text: str):
     if pictures > 1000:
         return []
     names = FileNames(Path("does-not-exist"), sequential=True, now=datetime(2026, 11, 23))
-    maker = JobMaker(JobSettings(), 2, SAMPLERS["euler_a"], 512)
+    maker = JobMaker(JobSettings(), 2, SAMPLERS["euler_a"], SD1)
     return plan_jobs([line], maker, SeedSource(1, pictures), names.next, 1)
 
 

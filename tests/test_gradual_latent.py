@@ -11,6 +11,7 @@ from PIL import Image
 from library.draw.gradual_latent import gaussian_blur, sharpen, shrink_start
 from library.draw.samplers import make_scheduler
 from library.settings.gradual_latent import GradualLatent, Unsharp, ancestral_timesteps
+from library.settings.noise_schedule import NoiseSchedule
 from library.settings.samplers import SAMPLERS
 
 GROW = ["--sampler", "euler_a", "--gradual_latent_timesteps", 750, "--gradual_latent_every_n_steps", 1]
@@ -19,7 +20,7 @@ ONE_LEVEL = 1  # float32 sums in another order, rounded
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 20, 50, 999])
 def test_the_planned_timesteps_are_the_schedulers(steps):
-    scheduler = make_scheduler(SAMPLERS["euler_a"], "epsilon")
+    scheduler = make_scheduler(SAMPLERS["euler_a"], NoiseSchedule("epsilon"))
     scheduler.set_timesteps(steps)
     assert ancestral_timesteps(steps) == pytest.approx(scheduler.timesteps.tolist(), abs=1e-3)  # those are float32
 
@@ -65,7 +66,7 @@ def test_a_step_that_grows_by_nothing_is_an_ordinary_step(prediction_type):
     sample, output = torch.randn(2, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0)).unbind()
 
     def step(sizes: dict[int, tuple[int, int]]) -> torch.Tensor:
-        scheduler = make_scheduler(SAMPLERS["euler_a"], prediction_type, growing=True)
+        scheduler = make_scheduler(SAMPLERS["euler_a"], NoiseSchedule(prediction_type), growing=True)
         scheduler.set_timesteps(10)
         scheduler.set_begin_index(4)
         scheduler.plan(GradualLatent(timesteps=999), sizes)
@@ -81,7 +82,7 @@ def test_a_step_that_grows_by_nothing_is_an_ordinary_step(prediction_type):
 def test_sharpening_the_input_or_the_result_differs_by_the_direction_alone(on_sample):
     unsharp = Unsharp(3, 0.5, 0.8, on_sample)
     sample, output = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0)).unbind()
-    scheduler = make_scheduler(SAMPLERS["euler_a"], "epsilon", growing=True)
+    scheduler = make_scheduler(SAMPLERS["euler_a"], NoiseSchedule("epsilon"), growing=True)
     scheduler.set_timesteps(10)
     scheduler.set_begin_index(4)
     scheduler.plan(GradualLatent(timesteps=999, s_noise=0, unsharp=unsharp), {4: (12, 10)})

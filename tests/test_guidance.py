@@ -33,6 +33,7 @@ from library.machine.attention import sdpa
 from library.plan.job import Job
 from library.plan.planning import make_plan
 from library.settings.loss_guidance import GUIDED_SAMPLERS
+from library.settings.noise_schedule import NoiseSchedule
 from library.settings.samplers import SAMPLERS
 from tools import random_model
 
@@ -100,7 +101,7 @@ def exact_models():
 
 
 def guide_steps(sampler, prediction_type, unet, vae, text, losses, steps=8):
-    scheduler = make_scheduler(SAMPLERS[sampler], prediction_type)
+    scheduler = make_scheduler(SAMPLERS[sampler], NoiseSchedule(prediction_type))
     scheduler.set_timesteps(steps)
     return scheduler, LossGuidance(unet, vae, scheduler, scheduler.timesteps, text, losses)
 
@@ -172,7 +173,7 @@ def squared(picture):
 def test_a_v_model_is_guided_like_the_noise_model_it_stands_for(sampler):
     results = []
     for prediction_type in ("epsilon", "v_prediction"):
-        scheduler = make_scheduler(SAMPLERS[sampler], prediction_type)
+        scheduler = make_scheduler(SAMPLERS[sampler], NoiseSchedule(prediction_type))
         scheduler.set_timesteps(12)
         unet = FixedNoise(scheduler)
         text = [TextConditions(torch.zeros(1, 77, 8))]
@@ -192,7 +193,7 @@ def test_a_v_model_is_guided_like_the_noise_model_it_stands_for(sampler):
 
 @pytest.mark.parametrize("sampler", GUIDED_SAMPLERS)
 def test_steps_change_as_documented(sampler):
-    scheduler = make_scheduler(SAMPLERS[sampler], "epsilon")
+    scheduler = make_scheduler(SAMPLERS[sampler], NoiseSchedule("epsilon"))
     scheduler.set_timesteps(10)
     steps = LossGuidance(
         FixedNoise(scheduler),
@@ -218,14 +219,14 @@ def test_steps_change_as_documented(sampler):
 
 
 def test_lms_takes_the_noise_levels_of_the_steps_that_are_run():
-    scheduler = make_scheduler(SAMPLERS["lms"], "epsilon")
+    scheduler = make_scheduler(SAMPLERS["lms"], NoiseSchedule("epsilon"))
     scheduler.set_timesteps(10)
     levels = noise_levels(scheduler, scheduler.timesteps[4:])  # img2img runs the last steps only
     assert [level.sigma / level.alpha for level in levels] == pytest.approx(scheduler.sigmas[4:-1].tolist(), rel=1e-5)
 
 
 def test_two_losses_count_together():
-    scheduler = make_scheduler(SAMPLERS["ddim"], "epsilon")
+    scheduler = make_scheduler(SAMPLERS["ddim"], NoiseSchedule("epsilon"))
     scheduler.set_timesteps(10)
     text, latents = [TextConditions(torch.zeros(1, 77, 8))], torch.full((1, 4, 2, 2), 0.3, dtype=torch.float64)
     changes = []

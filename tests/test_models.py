@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from loading import load_all, load_one
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from library.errors import InputError
 from library.files.model_files import find_model
@@ -25,7 +25,7 @@ def find(models, path, **changes):
     return find_model(str(path), **({"v2": v2, "v_parameterization": v2} | changes))
 
 
-@pytest.fixture(params=["sd1", "sd2"])
+@pytest.fixture(params=["sd1", "sd2", "sdxl"])
 def family(request):
     return request.getfixturevalue(request.param)
 
@@ -36,19 +36,27 @@ def test_every_layout_gives_the_published_networks(family, layout):
     expected = {
         "unet": UNet2DConditionModel.from_pretrained(family.folder / "unet"),
         "vae": AutoencoderKL.from_pretrained(family.folder / "vae"),
-        "text_encoder": CLIPTextModel.from_pretrained(family.folder / "text_encoder"),
     }
+    for text in loaded.texts:
+        kind = CLIPTextModelWithProjection if text.kind.pooled else CLIPTextModel
+        expected[text.kind.part] = kind.from_pretrained(family.folder / text.kind.part)
+    ours_by_part = {text.kind.part: text.model for text in loaded.texts} | {"unet": loaded.unet, "vae": loaded.vae}
     for part, network in expected.items():
-        component = loaded.texts[0].model if part == "text_encoder" else getattr(loaded, part)
+        component = ours_by_part[part]
         ours, theirs = component.state_dict(), network.state_dict()
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs), part
+    for name in ("transformer_layers_per_block", "projection_class_embeddings_input_dim", "addition_embed_type"):
+        ours, theirs = loaded.unet.config[name], expected["unet"].config[name]
+        assert ours == theirs or ours == [theirs] * 4, name
     for name in ("attention_head_dim", "use_linear_projection", "cross_attention_dim", "norm_num_groups"):
         ours, theirs = loaded.unet.config[name], expected["unet"].config[name]
         heads = len(expected["unet"].config.block_out_channels)
         assert ours == theirs or [ours] * heads == list(theirs) or list(ours) == [theirs] * heads
-    for name in ("hidden_act", "num_attention_heads", "num_hidden_layers", "intermediate_size"):
-        assert getattr(loaded.texts[0].model.config, name) == getattr(expected["text_encoder"].config, name)
+    for text in loaded.texts:
+        for name in ("hidden_act", "num_attention_heads", "num_hidden_layers", "intermediate_size", "projection_dim"):
+            if name != "projection_dim" or text.kind.pooled:
+                assert getattr(text.model.config, name) == getattr(expected[text.kind.part].config, name)
     assert loaded.vae.config.scaling_factor == expected["vae"].config.scaling_factor
     assert not any(p.is_meta or p.requires_grad for p in loaded.unet.parameters())
 
@@ -134,7 +142,7 @@ def test_vaes_of_other_families_are_refused(sd1, tmp_path):
     path = tmp_path / "vae" / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"scaling_factor": 0.13025}))
-    with pytest.raises(InputError, match="SDXL"):
+    with pytest.raises(InputError, match=r"is the VAE of Stable Diffusion XL; use one of Stable Diffusion 1\.x"):
         find(sd1, sd1.folder, vae=str(tmp_path / "vae"))
     path.write_text(json.dumps(config | {"latent_channels": 16}))
     with pytest.raises(InputError, match="16 latent channels"):
@@ -156,20 +164,20 @@ def test_a_wrong_family_option_is_refused(sd1, sd2):
 
 
 def test_the_prediction_type_is_the_users_then_the_files(sd1, sd2, tmp_path):
-    assert find(sd2, sd2.folder).prediction_type == "v_prediction"
-    assert find(sd2, sd2.folder).warnings == ()
+    assert find(sd2, sd2.folder).prediction.type == "v_prediction"
+    assert find(sd2, sd2.folder).prediction.warnings == ()
     unsaid = find(sd2, sd2.folder, v_parameterization=False)
-    assert unsaid.prediction_type == "v_prediction"
-    assert "add --v_parameterization" in unsaid.warnings[0]
+    assert unsaid.prediction.type == "v_prediction"
+    assert "add --v_parameterization" in unsaid.prediction.warnings[0]
     overridden = find(sd1, sd1.folder, v_parameterization=True)
-    assert overridden.prediction_type == "v_prediction"
-    assert "overrides" in overridden.warnings[0]
+    assert overridden.prediction.type == "v_prediction"
+    assert "overrides" in overridden.prediction.warnings[0]
     state = load_file(sd1.safetensors)
     save_file(state, tmp_path / "stated.safetensors", metadata={"modelspec.prediction_type": "v"})
     save_file(state | {"v_pred": torch.empty(0)}, tmp_path / "marked.safetensors")
-    assert find(sd1, tmp_path / "stated.safetensors").prediction_type == "v_prediction"
-    assert find(sd1, tmp_path / "marked.safetensors").prediction_type == "v_prediction"
-    assert find(sd1, sd1.safetensors).prediction_type == "epsilon"
+    assert find(sd1, tmp_path / "stated.safetensors").prediction.type == "v_prediction"
+    assert find(sd1, tmp_path / "marked.safetensors").prediction.type == "v_prediction"
+    assert find(sd1, sd1.safetensors).prediction.type == "epsilon"
 
 
 @pytest.mark.parametrize(
@@ -178,7 +186,8 @@ def test_the_prediction_type_is_the_users_then_the_files(sd1, sd2, tmp_path):
         ({"in_channels": 9}, "an inpainting model"),
         ({"in_channels": 8}, "an instruct-pix2pix model"),
         ({"in_channels": 5}, "a depth model"),
-        ({"cross_attention_dim": 2048}, "SDXL"),
+        ({"cross_attention_dim": 1280}, "an SDXL refiner"),
+        ({"addition_embed_type": "text_time"}, "is told other things than its family's are"),
         ({"class_embed_type": "projection"}, "unCLIP"),
         ({"time_cond_proj_dim": 256}, "latent consistency model"),
     ],
@@ -194,7 +203,9 @@ def test_unets_for_more_than_text_are_refused(sd1, tmp_path, changes, message):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        (["conditioner.embedders.1.x", "model.diffusion_model.x"], "SDXL"),
+        (["conditioner.embedders.1.x", "model.diffusion_model.x"], "has no text encoder and no VAE"),
+        (["edm_mean", "model.diffusion_model.x"], r"a Playground 2\.5 model \(EDM\)"),
+        (["edm_vpred.sigma_max", "model.diffusion_model.x"], r"a CosXL model \(EDM\)"),
         (["model.diffusion_model.joint_blocks.0.x"], "Stable Diffusion 3"),
         (["double_blocks.0.x"], "Flux"),
         (["lora_unet_down.lora_up.weight"], "a LoRA"),
@@ -367,13 +378,6 @@ def test_tokenizers_that_are_none(sd1, tmp_path, generate):
     assert result.status == 2
 
 
-def test_an_sdxl_checkpoint_is_no_vae(sd1, tmp_path):
-    state = {k: v for k, v in load_file(sd1.safetensors).items() if k.startswith("first_stage_model.")}
-    save_file(state | {"conditioner.embedders.1.x": torch.ones(1)}, tmp_path / "x.safetensors")
-    with pytest.raises(InputError, match="an SDXL checkpoint"):
-        find(sd1, sd1.folder, vae=str(tmp_path / "x.safetensors"))
-
-
 def test_an_unclip_file_is_refused(sd2, tmp_path):
     state = load_file(sd2.safetensors)
     state["model.diffusion_model.label_emb.0.0.weight"] = torch.ones(4, 4)
@@ -383,7 +387,7 @@ def test_an_unclip_file_is_refused(sd2, tmp_path):
 
 
 def test_a_prediction_type_in_doubt_is_warned_of(sd2, tmp_path):
-    assert "add --v_parameterization" in find(sd2, sd2.safetensors, v_parameterization=False).warnings[0]
+    assert "add --v_parameterization" in find(sd2, sd2.safetensors, v_parameterization=False).prediction.warnings[0]
     shutil.copytree(sd2.folder, tmp_path / "model")
     path = tmp_path / "model" / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps({"prediction_type": "sample"}))

@@ -453,8 +453,8 @@ def test_files_of_other_families(sd1, sd2, generate, tmp_path):
     for state, family in (
         (of_width(768), "it is made for Stable Diffusion 1.x"),
         (of_width(1024), "it is made for Stable Diffusion 2.x"),
-        (of_width(1280, "lora_te2_text_model_encoder_layers_0"), "it is made for SDXL"),
-        (of_width(64, "lora_unet_double_blocks_0"), "it is made for Flux"),
+        (of_width(1280, "lora_te2_text_model_encoder_layers_0"), "it is made for Stable Diffusion XL"),
+        (of_width(64, "lora_unet_double_blocks_0"), "it is made for a Flux model"),
         ({"emb_params": torch.ones(1, 64)}, "it is a textual inversion embedding that networks.lora can read"),
         ({"x.weight": torch.ones(1)}, "0 of 1 keys fit"),
     ):

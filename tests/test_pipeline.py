@@ -18,6 +18,7 @@ from library.machine.attention import sdpa
 from library.machine.vae_slices import slice_resnets
 from library.plan.job import Job
 from library.plan.planning import make_plan
+from library.settings.noise_schedule import NoiseSchedule
 from library.settings.samplers import SAMPLERS, SECOND_NAMES
 
 PROMPTS = """a cat --d 1
@@ -101,7 +102,7 @@ def test_every_sampler_draws(request, generate, name, family):
 def test_samplers_reach_the_clean_picture(name):
     """With a model that knows the noise exactly, every sampler ends at the clean latents."""
     clean, noise = torch.full((1, 4, 8, 8), 0.5), torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    scheduler = make_scheduler(SAMPLERS[name], "epsilon")
+    scheduler = make_scheduler(SAMPLERS[name], NoiseSchedule("epsilon"))
     scheduler.set_timesteps(30)
     generators = {"generator": [torch.Generator().manual_seed(0)]} if SAMPLERS[name].draws_noise else {}
     latents = noise * scheduler.init_noise_sigma
@@ -125,7 +126,7 @@ def test_methods_of_higher_order_are_nearer_the_solution_than_ddim_wherever_they
 
 def _gaussian_error(name: str, steps: int, left_out: int, spread: float = 0.5) -> float:
     """How far from the solution, as a part of it, a sampler ends which leaves out the first steps."""
-    scheduler = make_scheduler(SAMPLERS[name], "epsilon")
+    scheduler = make_scheduler(SAMPLERS[name], NoiseSchedule("epsilon"))
     scheduler.set_timesteps(steps)
     timesteps = samplers.run_from(scheduler, left_out)
     kept = scheduler.alphas_cumprod.double()  # of the picture's variance
@@ -149,7 +150,7 @@ def test_lcm_draws_as_its_paper_says(sd1, generate, tmp_path):
     """Multistep consistency sampling (Luo et al. 2023, algorithm 3), written out, reserved noises left aside."""
     pipeline = load("--ckpt", sd1.folder, "--prompt", "a cat --l 1", "--sampler", "lcm")
     text = pipeline.encoder.encode(["a cat"], 1)
-    shares = make_scheduler(SAMPLERS["lcm"], "epsilon").alphas_cumprod
+    shares = make_scheduler(SAMPLERS["lcm"], NoiseSchedule("epsilon")).alphas_cumprod
     for strength, timesteps in ((None, [999, 759, 499, 259]), (0.5, [499, 259])):
         generator = torch.Generator().manual_seed(3)
         latents, *_ = (torch.randn((1, 4, 16, 16), generator=generator) for _ in range(5))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from library.errors import InputError
+from library.files.families import SD1
 from library.plan.batches import group_into_batches
 from library.plan.file_names import FileNames
 from library.plan.job import Job, JobSettings
@@ -22,7 +23,7 @@ def make_jobs(lines, seed=None, images=1, iterations=1, same=False, shuffle=None
     lines = [SourceLine(text, f"f:{number}") for number, text in enumerate(lines, 1)]
     seeds = SeedSource(seed, count_pictures(lines, images, iterations), same_in_iteration=same)
     names = FileNames(Path("does-not-exist"), sequential=True, now=NOW)
-    maker = JobMaker(JobSettings(), images, SAMPLERS["ddim"], 512)
+    maker = JobMaker(JobSettings(), images, SAMPLERS["ddim"], SD1)
     return plan_jobs(lines, maker, seeds, names.next, iterations, shuffle)
 
 

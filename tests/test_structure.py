@@ -17,6 +17,7 @@ from library.plan.run_record import job_id
 from library.settings.deep_shrink import DeepShrink
 from library.settings.gradual_latent import GradualLatent, Unsharp
 from library.settings.options import CHOICE, COMMAND_LINE, COMPUTING, RUN, TELLING, Options
+from library.settings.sizes import ToldSizes
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "diffusers", "transformers")
@@ -179,7 +180,7 @@ def test_an_id_tells_every_field_that_changes_the_picture():
     changes |= {"strength": 0.5, "network_multipliers": (1,), **GROWING, "deep_shrink": DeepShrink(depth_1=1)}
     changes |= {"clip_prompt": "c", "prompt": "p", "seed": 4, "raw_prompt": "r", "source": None, "stage": 2}
     changes |= {"mask": Path("m"), "regions": Path("r"), "guides": (), "control_net": False}
-    changes |= {"follows": None}
+    changes |= {"follows": None, "sizes": ToldSizes(crop_top=1)}
     not_told = {"file", "where"}
     assert set(changes) | not_told == set(Job.__dataclass_fields__)  # a new field belongs here, and into the ids
     for kind, names in run_record._PARTS.items():
@@ -192,7 +193,18 @@ def test_an_id_tells_every_field_that_changes_the_picture():
 
 def test_what_pictures_of_a_batch_share_is_in_its_key():
     """A field of a job is either the picture's own in a batch, or jobs that differ in it do not meet in one."""
-    own = {"prompt", "raw_prompt", "seed", "file", "where", "negative_prompt", "clip_prompt", "guides", "follows"}
+    own = {
+        "prompt",
+        "raw_prompt",
+        "seed",
+        "file",
+        "where",
+        "negative_prompt",
+        "clip_prompt",
+        "guides",
+        "follows",
+        "sizes",
+    }
     own |= {"control_net", "stage"}  # those of Highres. fix's stages, alike in all pictures of a run
     shared = {"width": 64, "height": 64, "steps": 3, "strength": 0.5, "network_multipliers": (1,), "source": None}
     shared |= {"mask": Path("m"), "regions": Path("r"), "deep_shrink": DeepShrink(depth_1=1), **GROWING}

@@ -238,7 +238,12 @@ PLAIN, XTI = "--textual_inversion_embeddings", "--XTI_embeddings"
     ("option", "name", "tensors", "message"),
     [
         (PLAIN, "wide", {"emb_params": torch.ones(1, 768)}, "are 768 wide, the model's text encoder is 64 wide"),
-        (PLAIN, "xl", {"clip_l": torch.ones(1, 768), "clip_g": torch.ones(1, 1280)}, "is an embedding for SDXL"),
+        (
+            PLAIN,
+            "xl",
+            {"clip_l": torch.ones(1, 768), "clip_g": torch.ones(1, 1280)},
+            "are 768 and 1280 wide, those of",
+        ),
         (PLAIN, "Cat", {"emb_params": vectors()}, "'Cat' is a word of the model's vocabulary; rename the file"),
         (PLAIN, "lora", {"x.lora_down.weight": torch.ones(1, 64)}, "is a LoRA or one of its relatives, not a"),
         (PLAIN, "two", {"a": vectors(), "b": vectors()}, "holds 2 tensors"),

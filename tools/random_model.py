@@ -22,7 +22,7 @@ import diffusers
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from library.files import checkpoint_layout as layout
 from library.files.families import FAMILIES, Family, TextEncoderKind
@@ -35,7 +35,9 @@ TINY = {
     "unet": {"block_out_channels": [32, 64, 64, 64], "sample_size": 16},
     "vae": {"block_out_channels": [32, 32, 32, 32], "sample_size": 128},
     "text_encoder": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 1},
+    "text_encoder_2": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 1},
 }
+_TINY_DEPTHS = [1, 1, 2]  # of transformers, where a family's levels differ in them
 StateDict = dict[str, torch.Tensor]
 Networks = dict[str, Any]  # diffusers' and transformers' models, by their folders' names
 
@@ -46,8 +48,15 @@ def configurations(family: Family, *, tiny: bool) -> dict[str, dict[str, Any]]:
     configs = {part: family.config(part) for part in ("unet", "vae", *text_parts)}
     if tiny:
         for part, config in configs.items():
-            config |= copy.deepcopy(TINY["text_encoder" if part in text_parts else part])
+            config |= copy.deepcopy(TINY[part])
         unet = configs["unet"]
+        levels = len(unet["down_block_types"])
+        unet["block_out_channels"] = unet["block_out_channels"][:levels]
+        if "transformer_layers_per_block" in unet:
+            unet["transformer_layers_per_block"] = _TINY_DEPTHS
+        if family.told_sizes:
+            configs["text_encoder_2"]["projection_dim"] = pooled = configs["text_encoder_2"]["hidden_size"]
+            unet["projection_class_embeddings_input_dim"] = pooled + 6 * unet["addition_time_embed_dim"]
         unet["cross_attention_dim"] = sum(configs[part]["hidden_size"] for part in text_parts)
         if family.head_size is not None:
             unet["attention_head_dim"] = [max(1, w // family.head_size) for w in unet["block_out_channels"]]
@@ -57,11 +66,14 @@ def configurations(family: Family, *, tiny: bool) -> dict[str, dict[str, Any]]:
 def random_networks(family: str, *, tiny: bool, seed: int) -> Networks:
     """A family's components with the random weights their classes start from, by their parts."""
     configs = configurations(BY_NAME[family], tiny=tiny)
+    texts = {
+        kind.part: CLIPTextModelWithProjection if kind.pooled else CLIPTextModel for kind in BY_NAME[family].encoders
+    }
     torch.manual_seed(seed)
     return {
         "unet": UNet2DConditionModel.from_config(configs.pop("unet")),
         "vae": AutoencoderKL.from_config(configs.pop("vae")),
-    } | {part: CLIPTextModel(CLIPTextConfig(**config)) for part, config in configs.items()}
+    } | {part: texts[part](CLIPTextConfig(**config)) for part, config in configs.items()}
 
 
 def family_of(networks: Networks) -> Family:
@@ -76,9 +88,11 @@ def write_folder(networks: Networks, folder: Path, prediction_type: str, variant
     for part, network in networks.items():
         network.save_pretrained(folder / part, variant=variant)
     classes = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "scheduler": "DDIMScheduler"}
-    index = {"_class_name": "StableDiffusionPipeline"} | {part: ["diffusers", name] for part, name in classes.items()}
-    index |= {kind.part: ["transformers", "CLIPTextModel"] for kind in family.encoders}
-    index |= {"tokenizer": ["transformers", "CLIPTokenizer"]}
+    index: dict[str, Any] = {"_class_name": f"StableDiffusion{'XL' if family.told_sizes else ''}Pipeline"}
+    index |= {part: ["diffusers", name] for part, name in classes.items()}
+    index |= {kind.part: ["transformers", type(networks[kind.part]).__name__] for kind in family.encoders}
+    tokenizers = {kind.part.replace("text_encoder", "tokenizer"): kind.pad_token for kind in family.encoders}
+    index |= {name: ["transformers", "CLIPTokenizer"] for name in tokenizers}
     _write_json(folder / "model_index.json", index)
     _write_json(
         folder / "scheduler" / "scheduler_config.json",
@@ -93,9 +107,10 @@ def write_folder(networks: Networks, folder: Path, prediction_type: str, variant
             "prediction_type": prediction_type,
         },
     )
-    shutil.copytree(SHIPPED_TOKENIZER, folder / "tokenizer", dirs_exist_ok=True)
-    path = folder / "tokenizer" / "tokenizer_config.json"
-    _write_json(path, json.loads(path.read_text(encoding="utf-8")) | {"pad_token": family.encoders[0].pad_token})
+    for name, pad_token in tokenizers.items():
+        shutil.copytree(SHIPPED_TOKENIZER, folder / name, dirs_exist_ok=True)
+        path = folder / name / "tokenizer_config.json"
+        _write_json(path, json.loads(path.read_text(encoding="utf-8")) | {"pad_token": pad_token})
 
 
 def _write_json(path: Path, content: Mapping[str, object]) -> None:
@@ -136,7 +151,8 @@ def _original_text(state: StateDict, kind: TextEncoderKind) -> StateDict:
     state = {name.removeprefix("text_model."): value for name, value in state.items() if "position_ids" not in name}
     if not names.openclip:
         return {f"{names.prefix}text_model.{name}": value for name, value in state.items()}
-    original: StateDict = {}
+    projection = state.pop(layout.TEXT_PROJECTION, None)
+    original = {} if projection is None else {names.prefix + layout.OPENCLIP_PROJECTION: projection.T}
     stacked: dict[str, list[torch.Tensor]] = {}
     for name, value in state.items():
         target, third = layout.openclip_name(name)

@@ -22,10 +22,14 @@ from networks.keys import UNET, Target, layer_shapes
 from networks.kinds import Shape
 
 
-def kohya_name(target: Target) -> str:
-    """A layer's name in the files of sd-scripts."""
+def kohya_name(target: Target, *, several: bool = False) -> str:
+    """A layer's name in the files of sd-scripts, for models of one text encoder or of several."""
     network, path = target
-    return ("lora_unet_" if network == UNET else "lora_te_text_model_") + path.replace(".", "_")
+    flat = path.removeprefix("text_model.").replace(".", "_")
+    if network == UNET:
+        return f"lora_unet_{flat}"
+    prefix = {"text_encoder": "te1" if several else "te", "text_encoder_2": "te2"}[network]
+    return f"lora_{prefix}_{flat}" if flat == "text_projection" else f"lora_{prefix}_text_model_{flat}"
 
 
 def random_lora(
@@ -37,13 +41,14 @@ def random_lora(
     """
     generator = torch.Generator().manual_seed(seed)
     state = {}
+    several = ("text_encoder_2", "text_projection") in layers
     for target, shape in layers.items():
         if len(shape) < 2 or not (convolutions or "attn" in target[1] or ".ff." in target[1] or ".mlp." in target[1]):
             continue
         inputs = math.prod(shape[1:])
         down = torch.randn(rank, *shape[1:], generator=generator) / inputs**0.5
         up = torch.randn(shape[0], rank, *[1] * (len(shape) - 2), generator=generator) * 0.1 / rank**0.5
-        name = kohya_name(target)
+        name = kohya_name(target, several=several)
         state |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
         if alpha is not None:
             state[f"{name}.alpha"] = torch.tensor(float(alpha))
@@ -61,7 +66,7 @@ def main() -> None:
     parser.add_argument("--convolutions", action="store_true", help="for the convolutions too, as LoCon")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    layers = layer_shapes(find_model(args.model, v2=args.v2, v_parameterization=False))
+    layers = layer_shapes(find_model(args.model, v2=args.v2))
     state = random_lora(layers, args.rank, alpha=args.alpha, convolutions=args.convolutions, seed=args.seed)
     save_file({key: tensor.half() for key, tensor in state.items()}, args.file)
 

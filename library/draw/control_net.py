@@ -17,7 +17,7 @@ from library.files import checkpoint_layout as layout
 from library.files.control_net import control_net_names
 from library.files.picture_files import encode, save_whole
 from library.files.pictures import load_guide
-from library.models.models import build, fill
+from library.models.models import Source, build, fill
 from library.models.weight_reading import CastWeights
 from library.plan.job import Job
 from library.settings.control_net import Canny, ControlNetSettings, ControlNetSpec
@@ -176,11 +176,11 @@ def load_control_net(spec: ControlNetSpec, unet: UNet2DConditionModel) -> Contro
     model = build(spec.component, ControlNetModel.from_config)
     modules = layout.control_net_modules(unet.config, len(model.controlnet_cond_embedding.blocks))
 
-    def names(target: str) -> list[tuple[str, None]]:
-        return [(name, None) for name in control_net_names(target, modules)]
+    def sources(target: str) -> list[Source]:
+        return [Source(name) for name in control_net_names(target, modules)]
 
     weights = CastWeights(spec.component.weights, unet.device, unet.dtype)
-    fill(model, weights, names)
+    fill(model, weights, sources)
     weights.close()
     if spec.is_difference:
         shared = dict(unet.named_parameters())

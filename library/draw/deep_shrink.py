@@ -10,19 +10,23 @@ from torch import nn
 
 from library.settings.deep_shrink import DeepShrink
 
+_FIRST = "conv_in"  # where nothing of full size is left to join at the end
+
 
 class Shrinker:
     """Shrinks features in the U-Net while it is `attached`, as planned for each step.
 
     Args:
         settings: where and when.
+        points: see `Family.shrink_points`.
         timesteps: of the steps that are run.
     """
 
-    def __init__(self, settings: DeepShrink, timesteps: Sequence[float]) -> None:
-        self._ratio = settings.ratio
+    def __init__(self, settings: DeepShrink, points: Sequence[str], timesteps: Sequence[float]) -> None:
+        self._ratio, self._points = settings.ratio, points
         self._depths = [settings.depth(timestep) for timestep in timesteps]
         self._depth: int | None = None
+        self._latent_size = (0, 0)
 
     def begin_step(self, index: int) -> None:
         """Say which step the U-Net's next evaluations belong to."""
@@ -30,12 +34,20 @@ class Shrinker:
 
     @contextmanager
     def attached(self, unet: UNet2DConditionModel, *encoders: nn.Module) -> Iterator[None]:
-        """Hook into the U-Net, and into the down blocks of `encoders` built like it, for the length of the block."""
+        """Hook into the U-Net, and into `encoders` built like it, for the length of the block."""
         with ExitStack() as stack:
-            if any(depth is not None for depth in self._depths):
+            for depth in {depth for depth in self._depths if depth is not None}:
                 for model in (unet, *encoders):
-                    for depth, block in enumerate(model.get_submodule("down_blocks").children()):
-                        stack.callback(block.register_forward_pre_hook(self._shrink(depth), with_kwargs=True).remove)
+                    point = model.get_submodule(self._points[depth])
+                    stack.callback(point.register_forward_pre_hook(self._shrink(depth), with_kwargs=True).remove)
+                    # what ControlNets add to the first features is as large as these
+                    if self._points[depth] == _FIRST and (hint := getattr(model, "controlnet_cond_embedding", None)):
+                        stack.callback(hint.register_forward_hook(self._shrink_hint(depth)).remove)
+                if self._points[depth] == _FIRST:
+                    stack.callback(unet.register_forward_pre_hook(self._note_size).remove)
+                    last = unet.get_submodule("conv_norm_out")
+                    stack.callback(last.register_forward_pre_hook(self._enlarge_last).remove)
+            if any(depth is not None for depth in self._depths):
                 for block in unet.get_submodule("up_blocks").children():
                     for handle in _follow_skips(block):
                         stack.callback(handle.remove)
@@ -45,10 +57,23 @@ class Shrinker:
         def hook(block: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
             if depth != self._depth:
                 return None
-            features = kwargs["hidden_states"]
-            return args, kwargs | {"hidden_states": _interpolate(features, scale_factor=self._ratio)}
+            if "hidden_states" in kwargs:
+                return args, kwargs | {"hidden_states": self._smaller(kwargs["hidden_states"])}
+            return (self._smaller(args[0]), *args[1:]), kwargs
 
         return hook
+
+    def _shrink_hint(self, depth: int) -> Callable:
+        return lambda _hint, _args, features: self._smaller(features) if depth == self._depth else features
+
+    def _note_size(self, _unet: nn.Module, args: tuple) -> None:
+        self._latent_size = tuple(args[0].shape[-2:])
+
+    def _enlarge_last(self, _norm: nn.Module, args: tuple) -> tuple:
+        return (_to_size(args[0], self._latent_size),)
+
+    def _smaller(self, features: torch.Tensor) -> torch.Tensor:
+        return _interpolate(features, scale_factor=self._ratio)
 
 
 def _follow_skips(block: nn.Module) -> list:

@@ -17,10 +17,17 @@ class Cfg:
 
     A batch is expanded to one branch for each text of `Job.texts`, branch by branch; the branches' predictions are
     joined with each picture's own scale.
+
+    Args:
+        jobs: of the batch.
+        device: of the predictions.
+        rescale: how far a joined prediction takes on the standard deviation of the prompt's, 0 to 1 (Lin et al. 2023,
+            https://arxiv.org/abs/2305.08891, section 3.4).
     """
 
-    def __init__(self, jobs: Sequence[Job], device: torch.device) -> None:
+    def __init__(self, jobs: Sequence[Job], device: torch.device, rescale: float = 0.0) -> None:
         self.branches = jobs[0].branches
+        self._rescale = rescale
         self.texts = [text for branch in zip(*(job.texts for job in jobs)) for text in branch]
         self.text_multipliers = [m for branch in zip(*(job.text_multipliers for job in jobs)) for m in branch]
 
@@ -34,6 +41,23 @@ class Cfg:
         # the prompt's branch: of the texts, and of the U-Net's rows
         self.prompt_texts = slice(before, before + len(jobs) * len(jobs[0].parts))
         self.prompt_rows = slice(before, before + len(jobs))
+        last_parts = range(self.prompt_texts.stop - len(jobs), self.prompt_texts.stop)
+        # for each of the U-Net's rows the text whose pooled vector it is told: of a prompt in parts, its last one's
+        self.text_of_row = [*range(before), *last_parts, *range(self.prompt_texts.stop, len(self.texts))]
+        prompts = range(*self.prompt_texts.indices(len(self.texts)))
+        # texts that say nothing in the branches that guidance leads away from
+        self.empty_texts = [n for n, text in enumerate(self.texts) if n not in prompts and not text.strip()]
+        # what each of the U-Net's rows is told of its picture
+        self.sizes = [
+            job.sizes.numbers(job.width, job.height, negative=branch != min(1, self.branches - 1))
+            for branch in range(self.branches)
+            for job in jobs
+        ]
+
+    def prompt_of(self, picture: int) -> tuple[slice, slice]:
+        """Where a picture's prompt of a single part stands: among the texts, and among the U-Net's rows."""
+        texts, rows = self.prompt_texts.start + picture, self.prompt_rows.start + picture
+        return slice(texts, texts + 1), slice(rows, rows + 1)
 
     def expand(self, latents: torch.Tensor) -> torch.Tensor:
         """(B, C, h, w) → (branches * B, C, h, w)"""
@@ -41,7 +65,11 @@ class Cfg:
 
     def join(self, prediction: torch.Tensor) -> torch.Tensor:
         """(branches * B, C, h, w) → (B, C, h, w)"""
-        return self._join(*prediction.chunk(self.branches))
+        joined = self._join(*prediction.chunk(self.branches))
+        if not self._rescale or self.branches == 1:
+            return joined
+        wanted, found = (x.std(dim=(1, 2, 3), keepdim=True) for x in (prediction[self.prompt_rows], joined))
+        return joined * (self._rescale * wanted / found + (1 - self._rescale))
 
     def _only_prompt(self, prompt: torch.Tensor) -> torch.Tensor:
         return prompt

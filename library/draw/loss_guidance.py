@@ -27,7 +27,7 @@ from library.files.model_files import Component
 from library.files.pictures import load_guide
 from library.files.weight_files import WeightFile
 from library.machine import malloc
-from library.models.models import Models, build, fill
+from library.models.models import Models, Source, build, fill
 from library.models.weight_reading import CastWeights
 from library.plan.job import Job
 from library.plan.prompts import BREAK, parse_emphasis
@@ -198,7 +198,7 @@ def load_clip(component: Component, tokenizer: Path, device: torch.device) -> Cl
     """
     model = build(component, lambda config: CLIPModel(CLIPConfig.from_dict(config)))
     weights = CastWeights(component.weights, device, torch.float32)
-    fill(model, weights, lambda name: [(name, None)])
+    fill(model, weights, lambda name: [Source(name)])
     weights.close()
     return Clip(model, CLIPTokenizer.from_pretrained(tokenizer))
 
@@ -219,7 +219,7 @@ def load_vgg16(weights: WeightFile, last_layer: int, device: torch.device) -> Vg
                 layers.append(torch.nn.ReLU() if layer == "relu" else torch.nn.MaxPool2d(2))
     features = torch.nn.Sequential(*layers)
     cast = CastWeights(weights, device, torch.float32)
-    fill(features, cast, lambda name: [(f"features.{name}", None)])
+    fill(features, cast, lambda name: [Source(f"features.{name}")])
     cast.close()
     return Vgg16(features)
 

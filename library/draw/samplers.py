@@ -11,32 +11,31 @@ from diffusers import SchedulerMixin
 from library.draw import schedulers
 from library.draw.gradual_latent import GrowingEulerAncestral
 from library.draw.schedulers import LatePNDM
+from library.files.prediction import TRAINING_SCHEDULE
 from library.plan.job import Job
+from library.settings.noise_schedule import NoiseSchedule
 from library.settings.samplers import Sampler
 
-# The schedule that the families were trained with (Rombach et al. 2022, https://arxiv.org/abs/2112.10752)
-_TRAINING_SCHEDULE = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-}
 
-
-def make_scheduler(sampler: Sampler, prediction_type: str, *, growing: bool = False) -> SchedulerMixin:
+def make_scheduler(sampler: Sampler, schedule: NoiseSchedule, *, growing: bool = False) -> SchedulerMixin:
     """Make the sampler's diffusers scheduler, fresh: schedulers keep state from step to step.
 
     Args:
         sampler: which.
-        prediction_type: what the model predicts, as diffusers names it.
+        schedule: what it is to go through.
         growing: for Gradual Latent; the sampler is euler_a then.
     """
+    arguments = {**TRAINING_SCHEDULE, **sampler.arguments, "prediction_type": schedule.prediction_type}
+    if spacing := schedule.spacing_for(sampler):
+        arguments["timestep_spacing"] = spacing
+    if schedule.zero_snr:
+        arguments["rescale_betas_zero_snr"] = True
     own = GrowingEulerAncestral if growing else getattr(schedulers, sampler.scheduler, None)
     scheduler_class = own or getattr(diffusers, sampler.scheduler)
     with warnings.catch_warnings():
         # DPM-Solver is announced to go in diffusers 1.0; requirements.txt pins an earlier version
         warnings.filterwarnings("ignore", ".*algorithm_types", FutureWarning)
-        return scheduler_class(**_TRAINING_SCHEDULE, **sampler.arguments, prediction_type=prediction_type)
+        return scheduler_class(**arguments)
 
 
 def run_from(scheduler: SchedulerMixin, left_out: int) -> torch.Tensor:

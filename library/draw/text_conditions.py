@@ -1,7 +1,7 @@
 """The text of a batch on its way to the U-Net's cross-attention."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,7 +21,8 @@ class TextConditions:
             them; layers without one see `embeddings`.
         regions: where the parts of prompts hold that have more than one; the parts then have rows of their own.
         kept: keys and values, by the number of the attention processor that they are for.
-        pooled: for families that have it, a vector for each of the U-Net's rows, (U-Net's rows, width).
+        pooled: for families that have it, a vector for each of the U-Net's rows, (U-Net's rows, width); before
+            `for_unet` one for each text.
         sizes: likewise, for families that are told them, in pixels: (U-Net's rows, 6) float32, whatever type the
             rest has, since narrower ones do not hold all whole numbers.
     """
@@ -46,6 +47,27 @@ class TextConditions:
         """Some of the rows: of the texts, and of the U-Net, which has one for all parts of a prompt."""
         pooled, sizes = (None if each is None else each[unet_rows] for each in (self.pooled, self.sizes))
         return replace(self._of_each(lambda text: text[rows]), pooled=pooled, sizes=sizes)
+
+    def for_unet(self, text_of_row: Sequence[int], sizes: Sequence[Sequence[int]] | None) -> "TextConditions":
+        """With what the U-Net's rows are told beside the text.
+
+        Args:
+            text_of_row: for each row the place of the text whose pooled vector it is told.
+            sizes: what each row is told (see `settings.sizes`); None for families that are not told any.
+        """
+        if sizes is None or self.pooled is None:
+            return replace(self, pooled=None)
+        numbers = torch.tensor(sizes, dtype=torch.float32, device=self.embeddings.device)
+        return replace(self, pooled=self.pooled[list(text_of_row)], sizes=numbers)
+
+    def without(self, texts: Sequence[int]) -> "TextConditions":
+        """With zeros in place of some texts, by their places."""
+        if not texts:
+            return self
+        kept = torch.ones(len(self.embeddings), device=self.embeddings.device)
+        kept[list(texts)] = 0
+        pooled = None if self.pooled is None else self.pooled * kept[:, None]
+        return replace(self._of_each(lambda text: text * kept[:, None, None]), pooled=pooled)
 
     def unet_arguments(self) -> dict[str, Any]:
         """What a U-Net, or a ControlNet, is called with."""

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from transformers import CLIPTextModel
 
 from library.files.textual_inversion import Embedding
+from library.models.models import TextModel
 
 
-def extend_tokens(text_encoder: CLIPTextModel, embeddings: Sequence[Embedding], encoder: int, first: int) -> None:
+def extend_tokens(text_encoder: TextModel, embeddings: Sequence[Embedding], encoder: int, first: int) -> None:
     """Put the embeddings' vectors for one of the text encoders behind its token table, in their order.
 
     Args:

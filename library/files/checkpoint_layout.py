@@ -4,7 +4,7 @@ tensors' shapes tell of the model's sizes. Pure data: names and shapes, no weigh
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -45,6 +45,9 @@ _OPENCLIP_LAYER = {
     "mlp.fc2": "mlp.c_proj",
     "self_attn.out_proj": "attn.out_proj",
 }
+# OpenCLIP's projection of the pooled vector, which stands transposed in its files: it is multiplied from the right
+TEXT_PROJECTION = "text_projection.weight"
+OPENCLIP_PROJECTION = "text_projection"
 _STACKED = ("q_proj", "k_proj", "v_proj")  # in this order in OpenCLIP's in_proj
 
 
@@ -58,6 +61,8 @@ def unet_modules(config: Mapping) -> dict[str, str]:
         "conv_in": "input_blocks.0.0",
         "time_embedding.linear_1": "time_embed.0",
         "time_embedding.linear_2": "time_embed.2",
+        "add_embedding.linear_1": "label_emb.0.0",
+        "add_embedding.linear_2": "label_emb.0.2",
         "conv_norm_out": "out.0",
         "conv_out": "out.2",
     }
@@ -158,31 +163,66 @@ def openclip_name(name: str) -> tuple[str, int | None]:
 def unet_sizes(shapes: Shapes) -> dict[str, Any]:
     """The part of a diffusers U-Net configuration that an original checkpoint's shapes tell (`UNET_PREFIX` cut off)."""
     widths: list[int] = []
-    attention: list[bool] = []
-    depths: list[int] = []  # transformer blocks in each attention
-    layers, new_level = 0, True
+    down: list[list[int]] = []  # by level, the depth of each layer's attention: see `_depth`
+    new_level = True
     for block in range(1, 1 + _count(shapes, r"input_blocks\.(\d+)\.")):
         if f"input_blocks.{block}.0.op.weight" in shapes:
             new_level = True
         elif (convolution := shapes.get(f"input_blocks.{block}.0.in_layers.2.weight")) is not None:
             if new_level:
                 widths.append(convolution[0])
-                attention.append(f"input_blocks.{block}.1.norm.weight" in shapes)
-                depths.append(_count(shapes, rf"input_blocks\.{block}\.1\.transformer_blocks\.(\d+)\.") + 1)
-                layers, new_level = 0, False
-            layers += 1
-    projection = shapes["middle_block.1.proj_in.weight"]
+                down.append([])
+                new_level = False
+            down[-1].append(_depth(shapes, f"input_blocks.{block}.1"))
+    if not down:
+        raise KeyError("input_blocks.1.0.in_layers.2.weight")
+    layers = len(down[0])
+    outputs = [_depth(shapes, f"output_blocks.{block}.1") for block in range(len(down) * (layers + 1))]
+    up = [outputs[first : first + layers + 1] for first in range(0, len(outputs), layers + 1)]
     return {
         "in_channels": shapes["input_blocks.0.0.weight"][1],
         "block_out_channels": widths,
         "layers_per_block": layers,
-        "transformer_layers_per_block": depths,
-        "down_block_types": ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attention],
-        "up_block_types": ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)],
-        "cross_attention_dim": shapes["middle_block.1.transformer_blocks.0.attn2.to_k.weight"][1],
-        "use_linear_projection": len(projection) == 2,
+        "down_block_types": ["CrossAttnDownBlock2D" if any(level) else "DownBlock2D" for level in down],
+        "up_block_types": ["CrossAttnUpBlock2D" if any(level) else "UpBlock2D" for level in up],
+        "cross_attention_dim": _first(shapes, ".transformer_blocks.0.attn2.to_k.weight")[1],
+        "use_linear_projection": len(_first(shapes, ".1.proj_in.weight")) == 2,
         "norm_num_groups": math.gcd(32, *widths),
+        **_depths(shapes, down, up),
     }
+
+
+def _depths(shapes: Shapes, down: Sequence[Sequence[int]], up: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """How many transformer blocks each attention of a U-Net has, and what its middle is."""
+
+    def settled(levels: Sequence[Sequence[int]]) -> list[int | list[int]]:
+        return [max(level[0], 1) if len(set(level)) == 1 else list(level) for level in levels]
+
+    config: dict[str, Any] = {"transformer_layers_per_block": settled(down)}
+    if settled(up) != settled(down)[::-1]:
+        config["reverse_transformer_layers_per_block"] = settled(up)
+    if "middle_block.0.in_layers.2.weight" not in shapes:
+        config["mid_block_type"] = None
+    elif not (depth := _depth(shapes, "middle_block.1")):
+        config["mid_block_type"] = "UNetMidBlock2D"
+    elif depth != max(down[-1][-1], 1):
+        raise KeyError("a middle block as deep as the last level's")
+    return config
+
+
+def _depth(shapes: Shapes, attention: str) -> int:
+    """The number of transformer blocks in an attention; 0 where there is none."""
+    if f"{attention}.norm.weight" not in shapes:
+        return 0
+    return _count(shapes, rf"{re.escape(attention)}\.transformer_blocks\.(\d+)\.") + 1
+
+
+def _first(shapes: Shapes, ending: str) -> tuple[int, ...]:
+    """The shape of the first tensor whose name ends so."""
+    shape = next((shape for name, shape in shapes.items() if name.endswith(ending)), None)
+    if shape is None:
+        raise KeyError(f"...{ending}")
+    return shape
 
 
 def vae_sizes(shapes: Shapes) -> dict[str, Any]:
@@ -202,11 +242,8 @@ def vae_sizes(shapes: Shapes) -> dict[str, Any]:
     }
 
 
-def text_encoder_sizes(shapes: Shapes, *, openclip: bool, spare_layers: int = 0) -> dict[str, int]:
-    """The part of a CLIP text configuration that shapes tell, under OpenCLIP's or transformers' names.
-
-    Of OpenCLIP's layers the last `spare_layers` are left out.
-    """
+def text_encoder_sizes(shapes: Shapes, *, openclip: bool) -> dict[str, int]:
+    """The part of a CLIP text configuration that shapes tell, under OpenCLIP's or transformers' names."""
     if openclip:
         layer, width = r"transformer\.resblocks\.(\d+)\.", shapes["positional_embedding"][1]
         inner = shapes["transformer.resblocks.0.mlp.c_fc.weight"][0]
@@ -215,13 +252,19 @@ def text_encoder_sizes(shapes: Shapes, *, openclip: bool, spare_layers: int = 0)
         layer, width = r"encoder\.layers\.(\d+)\.", shapes["embeddings.position_embedding.weight"][1]
         inner = shapes["encoder.layers.0.mlp.fc1.weight"][0]
         vocabulary = shapes["embeddings.token_embedding.weight"][0]
-    layers = _count(shapes, layer) + 1
     return {
         "vocab_size": vocabulary,
         "hidden_size": width,
         "intermediate_size": inner,
-        "num_hidden_layers": layers - spare_layers if openclip else layers,
+        "num_hidden_layers": _count(shapes, layer) + 1,
     }
+
+
+def projection_width(shapes: Shapes) -> int:
+    """The width of the pooled vector that a text encoder's projection gives."""
+    if TEXT_PROJECTION in shapes:
+        return shapes[TEXT_PROJECTION][0]
+    return shapes[OPENCLIP_PROJECTION][1]
 
 
 def _count(shapes: Shapes, pattern: str) -> int:

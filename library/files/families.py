@@ -4,6 +4,7 @@ A further family is a further record here and, where it names its tensors otherw
 `checkpoint_layout`. Families that the program cannot draw with are known well enough to be refused by name.
 """
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -34,8 +35,9 @@ class TextEncoderKind:
         pad_token: what the tokenizer that ships here pads with for it.
         spare_layers: last layers that OpenCLIP's files hold and the family does not run.
         final_norm: whether the final layer norm is applied to the layer whose output is taken.
+        pooled: whether it gives the text's pooled vector as well, through a projection of its own.
         lora_prefixes: of its layers in network files.
-        embedding_key: of its vectors in embeddings that hold some for each of several encoders.
+        embedding_keys: of its vectors in embeddings that hold some for each of several encoders, in each format.
     """
 
     part: str
@@ -43,8 +45,9 @@ class TextEncoderKind:
     pad_token: str
     spare_layers: int = 0
     final_norm: bool = True
+    pooled: bool = False
     lora_prefixes: tuple[str, ...] = ()
-    embedding_key: str | None = None
+    embedding_keys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,22 +59,36 @@ class Family:
         configs: name of the file with the published models' configurations; what a model's own files say wins.
         encoders: the text encoders, in the order in which their features stand side by side.
         tokenizer_name: of its folder below `--tokenizer_cache_dir`.
+        shrink_points: the modules of the U-Net whose input Deep Shrink can shrink, by its depth.
+        network_marks: parts of flat module names that only networks for models of its shape have.
+        architecture: how `modelspec.architecture` begins in its files' metadata.
         head_size: of the U-Net's attention where all widths have the same; None where they have a number of heads.
         size_px: of a picture's sides where nothing says otherwise.
+        clip_skip: which of the text encoders' layers, counted from the last, is taken where nothing says otherwise.
         option: what the user has to say of such a model, without its hyphens; None where the files say enough.
         may_hide_v: models that predict v and do not say so are common.
-        deepest_shrink: the last down block of the U-Net, from 0, that Deep Shrink can shrink at.
+        follows_zero_snr: zero terminal SNR is used where a model's files state it.
+        told_sizes: its U-Nets are told a pooled vector and sizes (see `settings.sizes`).
+        vae_overflows: the published VAE's features are too large for float16.
+        extended_inversion: there are embeddings with vectors for each layer (XTI).
     """
 
     version: str
     configs: str
     encoders: tuple[TextEncoderKind, ...]
     tokenizer_name: str
+    shrink_points: tuple[str, ...]
+    network_marks: tuple[str, ...]
+    architecture: str
     head_size: int | None = None
     size_px: int = 512
+    clip_skip: int = 1
     option: str | None = None
     may_hide_v: bool = False
-    deepest_shrink: int = 3
+    follows_zero_snr: bool = False
+    told_sizes: bool = False
+    vae_overflows: bool = False
+    extended_inversion: bool = True
 
     @property
     def name(self) -> str:
@@ -88,13 +105,28 @@ class Family:
         """What the published VAEs' latents are scaled by."""
         return self.config("vae")["scaling_factor"]
 
+    @property
+    def deepest_shrink(self) -> int:
+        """The last of Deep Shrink's depths."""
+        return len(self.shrink_points) - 1
+
+    def shrink_level(self, depth: int) -> int:
+        """How often the U-Net has halved what enters it, at one of Deep Shrink's depths."""
+        level = re.match(r"down_blocks\.(\d+)", self.shrink_points[depth])
+        return int(level[1]) if level else 0
+
     def config(self, part: str) -> dict[str, Any]:
         """The published models' configuration of a part: `unet`, `vae` or a text encoder's."""
         return dict(_published(self.configs)[part])
 
     def fits_file(self, names: Collection[str]) -> bool:
         """Whether a checkpoint file of these tensors has the text encoders as the family usually names them."""
-        return all(any(name.startswith(kind.names[0].prefix) for name in names) for kind in self.encoders)
+
+        def is_there(kind: TextEncoderKind) -> bool:
+            usual = tuple(n.prefix for n in kind.names if n.openclip == kind.names[0].openclip)
+            return any(name.startswith(usual) for name in names)
+
+        return all(map(is_there, self.encoders))
 
     def fits_texts(self, configs: Mapping[str, Mapping[str, object]]) -> bool:
         """Whether text encoders of these configurations, by their parts, are of the family's kind."""
@@ -121,7 +153,15 @@ UNSAID_TEXT = {"vocab_size": 49408, "intermediate_size": 2048}
 
 _CLIP_NAMES = TextNames("cond_stage_model.transformer.", openclip=False)
 _OPENCLIP_NAMES = TextNames("cond_stage_model.model.", openclip=True)
-_LORA_PREFIXES = ("lora_te1_", "lora_te_", "oft_te_", "text_encoder_")
+# Stability AI's later training code, which XL was made with, names those of the older families so, too
+_FIRST_CLIP_NAMES = TextNames("conditioner.embedders.0.transformer.", openclip=False)
+_FIRST_OPENCLIP_NAMES = TextNames("conditioner.embedders.0.model.", openclip=True)
+_LORA_PREFIXES = ("lora_te1_", "lora_te_", "oft_te_", "text_encoder_", "text_encoders_clip_l_transformer_")
+_DOWN_BLOCKS = tuple(f"down_blocks.{block}" for block in range(4))
+_MARKS_OF_FOUR_LEVELS = (
+    *("down_blocks_0_attentions", "input_blocks_1_1_", "input_blocks_2_1_", "down_blocks_3_", "up_blocks_3_"),
+    *(f"{blocks}_{number}_" for blocks in ("input_blocks", "output_blocks") for number in (9, 10, 11)),
+)
 
 SD1 = Family(
     version="1.x",
@@ -129,13 +169,16 @@ SD1 = Family(
     encoders=(
         TextEncoderKind(
             part="text_encoder",
-            names=(_CLIP_NAMES, _OPENCLIP_NAMES),
+            names=(_CLIP_NAMES, _OPENCLIP_NAMES, _FIRST_CLIP_NAMES),
             pad_token="<|endoftext|>",
             spare_layers=1,
             lora_prefixes=_LORA_PREFIXES,
         ),
     ),
     tokenizer_name="clip-vit-large-patch14",
+    shrink_points=_DOWN_BLOCKS,
+    network_marks=_MARKS_OF_FOUR_LEVELS,
+    architecture="stable-diffusion-v1",
 )
 SD2 = Family(
     version="2.x",
@@ -143,22 +186,70 @@ SD2 = Family(
     encoders=(
         TextEncoderKind(
             part="text_encoder",
-            names=(_OPENCLIP_NAMES, _CLIP_NAMES),
+            names=(_OPENCLIP_NAMES, _CLIP_NAMES, _FIRST_OPENCLIP_NAMES),
             pad_token="!",  # id 0: OpenCLIP pads with zeros where OpenAI's CLIP repeats the end token
             spare_layers=1,  # it was trained on the last but one layer of OpenCLIP's text encoder
             lora_prefixes=_LORA_PREFIXES,
         ),
     ),
     tokenizer_name="stable-diffusion-2",
+    shrink_points=_DOWN_BLOCKS,
+    network_marks=_MARKS_OF_FOUR_LEVELS,
+    architecture="stable-diffusion-v2",
     head_size=64,
     option="v2",
     may_hide_v=True,
 )
-FAMILIES = (SD1, SD2)
+SDXL = Family(  # Podell et al. 2023, https://arxiv.org/abs/2307.01952
+    version="XL",
+    configs="sdxl",
+    encoders=(
+        TextEncoderKind(
+            part="text_encoder",
+            names=(_FIRST_CLIP_NAMES,),
+            pad_token="<|endoftext|>",
+            final_norm=False,
+            lora_prefixes=_LORA_PREFIXES,
+            embedding_keys=("clip_l", "text_encoders_0"),
+        ),
+        TextEncoderKind(
+            part="text_encoder_2",
+            names=(TextNames("conditioner.embedders.1.model.", openclip=True),),
+            pad_token="!",
+            final_norm=False,
+            pooled=True,
+            lora_prefixes=("lora_te2_", "lora_te_", "oft_te2_", "text_encoder_2_", "text_encoders_clip_g_transformer_"),
+            embedding_keys=("clip_g", "text_encoders_1"),
+        ),
+    ),
+    tokenizer_name="clip-vit-large-patch14",
+    # the original's input blocks
+    shrink_points=(
+        "conv_in",
+        *("down_blocks.0.resnets.0", "down_blocks.0.resnets.1", "down_blocks.0.downsamplers.0"),
+        *("down_blocks.1.resnets.0", "down_blocks.1.resnets.1", "down_blocks.1.downsamplers.0"),
+        *("down_blocks.2.resnets.0", "down_blocks.2.resnets.1"),
+    ),
+    network_marks=(
+        *("lora_te2_", "text_encoder_2_", "text_encoders_clip_g_", "label_emb_", "add_embedding_"),
+        *(f"transformer_blocks_{block}_" for block in range(1, 10)),
+        *("up_blocks_0_attentions", *(f"output_blocks_{block}_1_transformer" for block in (0, 1, 2))),
+    ),
+    architecture="stable-diffusion-xl",
+    head_size=64,
+    size_px=1024,
+    clip_skip=2,
+    follows_zero_snr=True,
+    told_sizes=True,
+    vae_overflows=True,
+    extended_inversion=False,
+)
+FAMILIES = (SD1, SD2, SDXL)
 _VERSIONS = [family.version for family in FAMILIES]
-ANY_FAMILY = f"Stable Diffusion {' or '.join(_VERSIONS)}"
-ALL_FAMILIES = f"Stable Diffusion {' and '.join(_VERSIONS)}"
-ALL_SHORT = f"SD {' and '.join(_VERSIONS)}"
+_ALL_BUT_LAST = ", ".join(_VERSIONS[:-1])
+ANY_FAMILY = f"Stable Diffusion {_ALL_BUT_LAST} or {_VERSIONS[-1]}"
+ALL_FAMILIES = f"Stable Diffusion {_ALL_BUT_LAST} and {_VERSIONS[-1]}"
+ALL_SHORT = f"SD {_ALL_BUT_LAST} and {_VERSIONS[-1]}"
 TEXT_PARTS = tuple(dict.fromkeys(kind.part for family in FAMILIES for kind in family.encoders))
 
 
@@ -167,53 +258,50 @@ class ForeignFamily:
     """A family that the program cannot draw with, and what tells its files.
 
     Args:
-        name: for people.
+        name: for people, with an article.
         pipeline: part of the class in a Diffusers folder's model_index.json.
-        network_marks: parts of keys that only networks for it have.
+        network_marks: see `Family`.
+        tensor: one that only its checkpoint files hold.
+        scheduler: how the class in a Diffusers folder's scheduler configuration begins.
         text_width: see `Family`.
-        vae_factor: see `Family`.
-        unet_mark: what only its U-Nets' configurations set.
-        architecture: part of `modelspec.architecture` in its files' metadata.
     """
 
     name: str
-    pipeline: str
-    network_marks: tuple[str, ...]
+    pipeline: str | None = None
+    network_marks: tuple[str, ...] = ()
+    tensor: str | None = None
+    scheduler: str | None = None
     text_width: int | None = None
-    vae_factor: float | None = None
-    unet_mark: str | None = None
-    architecture: str | None = None
-
-    def has_unet(self, config: Mapping[str, object]) -> bool:
-        """Whether a U-Net of this configuration is one of its."""
-        by_width = self.text_width is not None and config.get("cross_attention_dim") == self.text_width
-        return by_width or (self.unet_mark is not None and bool(config.get(self.unet_mark)))
-
-    def has_vae(self, config: Mapping[str, object], architecture: str) -> bool:
-        """Whether a VAE of this configuration, or whose metadata tells of this architecture, is one of its."""
-        by_factor = self.vae_factor is not None and config.get("scaling_factor") == self.vae_factor
-        return by_factor or (self.architecture is not None and self.architecture in architecture)
 
 
+REFINER = ForeignFamily("an SDXL refiner", text_width=1280)
 FOREIGN_FAMILIES = (
-    ForeignFamily(
-        "SDXL",
-        pipeline="XL",
-        network_marks=("lora_te2_", "text_encoder_2."),
-        text_width=2048,
-        vae_factor=0.13025,
-        unet_mark="addition_embed_type",
-        architecture="xl",
-    ),
-    ForeignFamily("Stable Diffusion 3", "Diffusion3", ("joint_blocks",)),
-    ForeignFamily("Flux", "Flux", ("double_blocks", "single_transformer_blocks")),
+    REFINER,
+    # their noise and their latents are scaled otherwise (Karras et al. 2022, https://arxiv.org/abs/2206.00364)
+    ForeignFamily("a Playground 2.5 model (EDM)", tensor="edm_mean"),
+    ForeignFamily("a CosXL model (EDM)", tensor="edm_vpred.sigma_max"),
+    ForeignFamily("an EDM model, as Playground 2.5 is", scheduler="EDM"),
+    ForeignFamily("a Stable Diffusion 3 model", "Diffusion3", ("joint_blocks_",)),
+    ForeignFamily("a Flux model", "Flux", ("double_blocks_", "single_transformer_blocks_")),
 )
 
 
 def name_of_width(text_width: int | None) -> str | None:
     """The name of the family whose published models attend to texts of a width; None where there is none."""
-    known = (*FAMILIES, *FOREIGN_FAMILIES)
-    return next((family.name for family in known if text_width and family.text_width == text_width), None)
+    names = {family.text_width: family.name for family in FAMILIES} | {REFINER.text_width: "the SDXL refiner"}
+    return names.get(text_width) if text_width else None
+
+
+def name_of_vae(config: Mapping[str, object], architecture: str, family: Family) -> str | None:
+    """The name of another family that a VAE is for, told by its configuration and metadata; None where there is none.
+
+    Families that share a factor share their VAEs.
+    """
+    own = {other.vae_factor for other in FAMILIES if architecture.startswith(other.architecture)}
+    factors = own or {config.get("scaling_factor")}
+    fitting = [other for other in FAMILIES if other.vae_factor in factors]
+    alike = any(other.vae_factor == family.vae_factor for other in fitting)
+    return fitting[0].name if fitting and not alike else None
 
 
 def encoder_kinds(count: int) -> tuple[TextEncoderKind, ...]:

@@ -4,7 +4,6 @@ Nothing is loaded here: a wrong file, family or option is refused before any mem
 """
 
 import glob
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,14 +18,17 @@ from library.files.families import (
     ANY_FAMILY,
     FAMILIES,
     FOREIGN_FAMILIES,
+    REFINER,
     UNSAID_TEXT,
     UNSAID_UNET,
     Family,
     TextEncoderKind,
     TextNames,
+    name_of_vae,
 )
 from library.files.hub import fetch_model
 from library.files.json_files import read_json
+from library.files.prediction import Prediction, decide, read_statements
 from library.files.tokenizers import SHIPPED_TOKENIZER, check_tokenizer
 from library.files.weight_files import TEXT_STEMS, WEIGHT_STEMS, WeightFile, choose_weights, open_weights
 
@@ -57,12 +59,11 @@ class ModelFiles:
     path: Path  # the checkpoint file, or the Diffusers folder
     name: str  # for people and metadata, without characters that cannot be written
     family: Family
-    prediction_type: str  # "epsilon" or "v_prediction"
+    prediction: Prediction
     unet: Component
     vae: Component
     texts: tuple[TextComponent, ...]  # in the family's order
     tokenizer: Path
-    warnings: tuple[str, ...] = ()
 
     @property
     def parts(self) -> dict[str, Component]:
@@ -70,13 +71,21 @@ class ModelFiles:
         return {"unet": self.unet, "vae": self.vae} | {text.kind.part: text for text in self.texts}
 
 
-def find_model(ckpt: str, *, v2: bool, v_parameterization: bool, vae: str | None = None) -> ModelFiles:
+def find_model(
+    ckpt: str,
+    *,
+    v2: bool = False,
+    v_parameterization: bool = False,
+    zero_terminal_snr: bool = False,
+    vae: str | None = None,
+) -> ModelFiles:
     """Find and check the model that `--ckpt` and its companions name.
 
     Args:
         ckpt: checkpoint file, Diffusers folder, Hugging Face id, or a glob that matches one of these.
         v2: the user says that it is an SD 2.x model.
         v_parameterization: the user says that it predicts v.
+        zero_terminal_snr: the user asks for it.
         vae: another VAE in place of the model's own: file, folder or Hugging Face id.
 
     Raises:
@@ -84,25 +93,26 @@ def find_model(ckpt: str, *, v2: bool, v_parameterization: bool, vae: str | None
     """
     path, name = resolve(ckpt, "--ckpt")
     subject = f"--ckpt {ckpt}"
-    family, unet, own_vae, texts = _open_folder(path, subject) if path.is_dir() else _open_single_file(path, subject)
+    open_model = _open_folder if path.is_dir() else _open_single_file
+    family, unet, own_vae, texts = open_model(path, subject, needs_vae=vae is None)
     _check_said(family, {"v2": v2}, subject)
-    prediction_type, warnings = _prediction_type(path, unet.weights, family, v_parameterization, subject)
+    stated = read_statements(path, unet.weights, subject)
     own_tokenizer = path / "tokenizer"
     if own_tokenizer.is_dir():
         check_tokenizer(own_tokenizer)
-    vae_files = find_vae(vae, family) if vae is not None else own_vae
+    vae_files = own_vae if vae is None else find_vae(vae, family)
+    assert vae_files is not None  # a model without one was refused
     if len(vae_files.config.get("block_out_channels") or ()) != VAE_LEVELS:
         raise InputError(str(vae_files.weights.path), f"is no VAE of {VAE_LEVELS} levels, as {ALL_SHORT} have them")
     return ModelFiles(
         path=path,
         name=name.encode("utf-8", "replace").decode(),
         family=family,
-        prediction_type=prediction_type,
+        prediction=decide(stated, family, predicts_v=v_parameterization, zero_snr=zero_terminal_snr, subject=subject),
         unet=unet,
         vae=vae_files,
         texts=texts,
         tokenizer=own_tokenizer if own_tokenizer.is_dir() else SHIPPED_TOKENIZER,
-        warnings=warnings,
     )
 
 
@@ -119,7 +129,7 @@ def find_vae(vae: str, family: Family) -> Component:
     """Find and check the VAE that `--vae` names: a file, a folder, or a model folder with a `vae` inside."""
     path, _ = resolve(vae, "--vae")
     if path.is_dir():
-        component = folder_component(path / "vae" if (path / "vae").is_dir() else path, *WEIGHT_STEMS)
+        component = _vae_folder(path / "vae" if (path / "vae").is_dir() else path, family)
     else:
         component = _vae_component(open_weights(path), family)
     subject = f"--vae {vae}"
@@ -127,10 +137,14 @@ def find_vae(vae: str, family: Family) -> Component:
         channels = component.config["latent_channels"]
         raise InputError(subject, f"has {channels} latent channels; {ALL_SHORT} need a VAE with 4")
     architecture = component.weights.metadata.get("modelspec.architecture", "")
-    for foreign in FOREIGN_FAMILIES:
-        if foreign.has_vae(component.config, architecture):
-            raise InputError(subject, f"is the VAE of {foreign.name}; use one of {ANY_FAMILY}")
+    if other := name_of_vae(component.config, architecture, family):
+        raise InputError(subject, f"is the VAE of {other}; use one of {family.name}")
     return component
+
+
+def _vae_folder(folder: Path, family: Family) -> Component:
+    """A VAE in Diffusers' layout, its latents scaled as the family's where its configuration does not say how."""
+    return _whole(folder_component(folder, *WEIGHT_STEMS), {"scaling_factor": family.vae_factor})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -179,35 +193,36 @@ def _whole(component: Component, unsaid: Mapping[str, object]) -> Component:
     return replace(component, config=dict(unsaid) | component.config)
 
 
-# What a model that was opened is: its family, U-Net, VAE and text encoders
-_Opened = tuple[Family, Component, Component, tuple[TextComponent, ...]]
+# What a model that was opened is: its family, U-Net, VAE if it has one, and text encoders
+_Opened = tuple[Family, Component, Component | None, tuple[TextComponent, ...]]
 
 
-def _open_folder(path: Path, subject: str) -> _Opened:
+def _open_folder(path: Path, subject: str, *, needs_vae: bool) -> _Opened:
     index = read_json(path / "model_index.json") if (path / "model_index.json").is_file() else {}
     pipeline = str(index.get("_class_name", ""))
     for foreign in FOREIGN_FAMILIES:
-        if foreign.pipeline in pipeline:
-            raise InputError(f"--ckpt {path}", f"is a {foreign.name} model; this program draws with {ALL_FAMILIES}")
+        if foreign.pipeline and foreign.pipeline in pipeline:
+            raise InputError(f"--ckpt {path}", f"is {foreign.name}; this program draws with {ALL_FAMILIES}")
     parts = _text_parts(path)
-    for part in ("unet", "vae", *parts):
+    for part in ("unet", *(("vae",) if needs_vae else ()), *parts):
         if not (path / part / "config.json").is_file():
             raise InputError(
                 f"--ckpt {path}",
                 f"is no Diffusers model folder: {part}/config.json is missing; give the folder above unet/",
             )
-    unet = folder_component(path / "unet", *WEIGHT_STEMS)
-    vae = folder_component(path / "vae", *WEIGHT_STEMS)
-    found = {part: folder_component(path / part, *TEXT_STEMS) for part in parts}
-    unet = _whole(unet, UNSAID_UNET)
-    found = {part: _whole(text, UNSAID_TEXT) for part, text in found.items()}
+    unet = _whole(folder_component(path / "unet", *WEIGHT_STEMS), UNSAID_UNET)
     _check_unet(unet.config, subject)
+    found = {part: _whole(folder_component(path / part, *TEXT_STEMS), UNSAID_TEXT) for part in parts}
     _check_text_encoders([text.config for text in found.values()], unet.config, subject)
     family = _tell_family(
         unet.config, lambda family: family.fits_texts({part: text.config for part, text in found.items()})
     )
+    if missing := [kind.part for kind in family.encoders if kind.part not in found]:
+        raise InputError(subject, f"is a {family.name} model without its {missing[0]}; download it again")
+    if bool(unet.config.get("addition_embed_type")) != family.told_sizes:
+        raise InputError(subject, "has a U-Net that is told other things than its family's are; use another model")
     texts = (TextComponent(found[kind.part].config, found[kind.part].weights, kind) for kind in family.encoders)
-    return family, unet, vae, tuple(texts)
+    return family, unet, _vae_folder(path / "vae", family) if needs_vae else None, tuple(texts)
 
 
 def _text_parts(path: Path) -> list[str]:
@@ -237,7 +252,6 @@ _KINDS: tuple[tuple[str, Callable[[str], bool]], ...] = (
     ("a ControlNet-LLLite", lambda key: key.startswith("lllite_")),
     ("an IP-Adapter", lambda key: key.startswith(("image_proj.", "image_proj_model.", "ip_adapter."))),
     ("a T2I-Adapter", lambda key: re.match(r"(adapter\.)?body\.\d+\.", key) is not None),
-    ("an SDXL checkpoint", lambda key: key.startswith("conditioner.embedders.")),
     ("a Stable Diffusion 3 checkpoint", lambda key: "joint_blocks." in key),
     ("a Flux checkpoint", lambda key: "double_blocks." in key),
     ("a ControlNet", lambda key: key.startswith(("control_model.", "zero_convs.", "controlnet_cond_embedding."))),
@@ -254,10 +268,14 @@ def name_kind(weights: WeightFile) -> str | None:
     return next((kind for kind, fits in _KINDS if any(map(fits, weights.shapes))), None)
 
 
-def _open_single_file(path: Path, subject: str) -> _Opened:
+def _open_single_file(path: Path, subject: str, *, needs_vae: bool) -> _Opened:
     weights = open_weights(path)
+    for foreign in FOREIGN_FAMILIES:
+        if foreign.tensor in weights.shapes:
+            raise InputError(subject, f"is {foreign.name}; this program draws with {ALL_FAMILIES}")
     text_prefixes = tuple(names.prefix for family in FAMILIES for kind in family.encoders for names in kind.names)
-    parts = {"U-Net": (layout.UNET_PREFIX,), "VAE": (layout.VAE_PREFIX,), "text encoder": text_prefixes}
+    parts = {"U-Net": (layout.UNET_PREFIX,), "text encoder": text_prefixes}
+    parts |= {"VAE": (layout.VAE_PREFIX,)} if needs_vae else {}
     missing = [part for part, prefixes in parts.items() if not any(key.startswith(prefixes) for key in weights.shapes)]
     kind = name_kind(weights)
     if (kind and (missing or "checkpoint" in kind)) or len(missing) == len(parts):
@@ -275,10 +293,12 @@ def _open_single_file(path: Path, subject: str) -> _Opened:
 
 def _open_parts(weights: WeightFile, subject: str) -> _Opened:
     sizes = layout.unet_sizes(_cut(weights.shapes, layout.UNET_PREFIX))
+    _check_unet(sizes, subject)
     family = _tell_family(sizes, lambda family: family.fits_file(weights.shapes))
     texts = tuple(_text_component(weights, family, kind) for kind in family.encoders)
     unet = _unet_component(weights, family, sizes)
-    vae = _vae_component(weights, family)
+    has_vae = any(name.startswith(layout.VAE_PREFIX) for name in weights.shapes)
+    vae = _vae_component(weights, family) if has_vae else None
     _check_unet(unet.config, subject)
     _check_text_encoders([text.config for text in texts], unet.config, subject)
     return family, unet, vae, texts
@@ -292,7 +312,12 @@ def _unet_component(weights: WeightFile, family: Family, sizes: dict[str, Any]) 
     config = family.config("unet") | sizes
     if family.head_size is not None:
         config["attention_head_dim"] = [max(1, width // family.head_size) for width in config["block_out_channels"]]
-    if f"{layout.UNET_PREFIX}label_emb.0.0.weight" in weights.shapes:
+    label = weights.shapes.get(f"{layout.UNET_PREFIX}label_emb.0.0.weight")
+    if family.told_sizes:
+        if label is None:
+            raise KeyError(f"{layout.UNET_PREFIX}label_emb.0.0.weight")
+        config["projection_class_embeddings_input_dim"] = label[1]
+    elif label is not None:
         config["class_embed_type"] = "projection"
     return Component(config, weights)
 
@@ -310,25 +335,33 @@ def _vae_component(weights: WeightFile, family: Family) -> Component:
 
 
 def _text_component(weights: WeightFile, family: Family, kind: TextEncoderKind) -> TextComponent:
-    names = next(n for n in kind.names if any(key.startswith(n.prefix) for key in weights.shapes))
+    names = next((n for n in kind.names if any(key.startswith(n.prefix) for key in weights.shapes)), None)
+    if names is None:
+        raise KeyError(f"{kind.names[0].prefix}...")
     shapes = _cut(weights.shapes, names.prefix)
     if not names.openclip:
         shapes = {name.removeprefix("text_model."): shape for name, shape in shapes.items()}
-    sizes = layout.text_encoder_sizes(shapes, openclip=names.openclip, spare_layers=kind.spare_layers)
+    config = family.config(kind.part)
+    sizes = layout.text_encoder_sizes(shapes, openclip=names.openclip)
+    # Diffusers' conversion leaves out the layers that are not run
+    if names.openclip and sizes["num_hidden_layers"] != config["num_hidden_layers"]:
+        sizes["num_hidden_layers"] -= kind.spare_layers
+    if kind.pooled:
+        sizes["projection_dim"] = layout.projection_width(shapes)
     heads = max(1, sizes["hidden_size"] // 64)  # CLIP's heads are of size 64 in every published model
-    config = family.config(kind.part) | sizes | {"num_attention_heads": heads}
-    return TextComponent(config, weights, kind, names)
+    return TextComponent(config | sizes | {"num_attention_heads": heads}, weights, kind, names)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Family and prediction type
+# Family
 
 
 def _tell_family(unet: Mapping[str, object], fits: Callable[[Family], bool]) -> Family:
     """A family is told by the width of the text; of other widths, as in tiny models, by whether all else fits."""
     width = unet.get("cross_attention_dim")
     by_width = [family for family in FAMILIES if family.text_width == width]
-    return next(iter(by_width or filter(fits, FAMILIES)), FAMILIES[0])
+    fitting = by_width or sorted(filter(fits, FAMILIES), key=lambda family: -len(family.encoders))
+    return next(iter(fitting), FAMILIES[0])
 
 
 def _check_text_encoders(texts: Sequence[Mapping[str, Any]], unet: Mapping[str, Any], subject: str) -> None:
@@ -352,46 +385,10 @@ def _check_unet(unet: Mapping[str, object], subject: str) -> None:
     if (channels := unet.get("in_channels", 4)) != 4:
         what = _OTHER_INPUTS.get(channels, "a model of another kind")
         raise InputError(subject, f"is {what} (a U-Net with {channels} input channels); use one with 4")
-    for foreign in FOREIGN_FAMILIES:
-        if foreign.has_unet(unet):
-            raise InputError(subject, f"is an {foreign.name} model; this program draws with {ALL_FAMILIES}")
+    if unet.get("cross_attention_dim") == REFINER.text_width:
+        raise InputError(subject, f"is {REFINER.name}; use the base model, this program draws with {ALL_FAMILIES}")
     if unet.get("class_embed_type"):
         raise InputError(subject, "is an image-conditioned (unCLIP) model; use a text-to-image model")
     if unet.get("time_cond_proj_dim"):
         problem = "is a latent consistency model that is told its guidance; use an ordinary model with an LCM-LoRA"
         raise InputError(subject, problem)
-
-
-def _prediction_type(
-    path: Path, weights: WeightFile, family: Family, v_parameterization: bool, subject: str
-) -> tuple[str, tuple[str, ...]]:
-    """Decide what the U-Net predicts: the user's word first, then what the files say; contradictions are warned of."""
-    evidence, source = _prediction_evidence(path, weights)
-    if v_parameterization and evidence == "epsilon":
-        return "v_prediction", (
-            f"{subject}: {source} says that it predicts noise; --v_parameterization overrides that",
-        )
-    if not v_parameterization and evidence == "v_prediction":
-        return "v_prediction", (
-            f"{subject}: taken for a v-prediction model, as {source} says; add --v_parameterization",
-        )
-    if family.may_hide_v and evidence is None and not v_parameterization:
-        doubt = f"{subject}: nothing tells noise from v prediction; if pictures are brown, add --v_parameterization"
-        return "epsilon", (doubt,)
-    return "v_prediction" if v_parameterization else "epsilon", ()
-
-
-def _prediction_evidence(path: Path, weights: WeightFile) -> tuple[str | None, str]:
-    scheduler = path / "scheduler" / "scheduler_config.json"
-    if scheduler.is_file():
-        stated = str(read_json(scheduler).get("prediction_type", "epsilon"))
-        if stated not in ("epsilon", "v_prediction"):
-            raise InputError(
-                str(scheduler), f"has the prediction type {stated!r}; use a model that predicts noise or v"
-            )
-        return stated, f"{path.name}{os.sep}scheduler"
-    stated = weights.metadata.get("modelspec.prediction_type", "").lower()
-    if stated:
-        return "v_prediction" if stated.startswith("v") else "epsilon", "its metadata"
-    marks = [name for name in ("v_pred", "ztsnr") if name in weights.shapes]
-    return ("v_prediction", f"its tensor {marks[0]!r}") if marks else (None, "")

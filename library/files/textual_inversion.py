@@ -8,13 +8,14 @@ Sources: textual inversion https://arxiv.org/abs/2208.01618, Extended Textual In
 import base64
 import binascii
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.errors import InputError
-from library.files.families import ANY_FAMILY, Family
+from library.files.families import FAMILIES, Family
 from library.files.model_files import ModelFiles, name_kind
 from library.files.tokenizers import read_vocabulary
 from library.files.weight_files import PickleFile, open_weights, parameter_dict_tensors
@@ -22,12 +23,14 @@ from library.files.weight_files import PickleFile, open_weights, parameter_dict_
 if TYPE_CHECKING:
     import torch
 
+logger = logging.getLogger(__name__)
+
 # The cross-attention layers with a text of their own in XTI, under the names of its files
 XTI_LAYERS = (
     *("IN01", "IN02", "IN04", "IN05", "IN07", "IN08", "MID"),
     *(f"OUT{block:02d}" for block in range(3, 12)),
 )
-_SDXL_KEYS = {"clip_l", "clip_g"}  # its embeddings' vectors for its two text encoders
+_SECOND = "_2"  # how Diffusers ends the name of the file with a word's vectors for the second text encoder
 _PNG_HEAD = b"\x89PNG\r\n\x1a\n"
 _PNG_TEXT = "sd-ti-embedding"  # where AUTOMATIC1111's web UI keeps the embedding that a picture carries
 
@@ -67,7 +70,10 @@ def find_embeddings(files: Sequence[str], xti_files: Sequence[str], model: Model
     ):
         for name in names:
             subject, path = f"{option} {name}", Path(name).expanduser()
-            vectors = _choose_vectors(read_tensors(path), model.family, subject, extended=extended)
+            if _is_second(path, names, model.family):
+                continue
+            tensors = _read_pair(path, model.family)
+            vectors = _choose_vectors(tensors, model, subject, extended=extended)
             embedding = Embedding(path.stem, vectors)
             for text, of_encoder in zip(model.texts, vectors):
                 _check_vectors(of_encoder, text.config["hidden_size"], subject)
@@ -121,27 +127,64 @@ def _read_png(path: Path) -> "dict[str, torch.Tensor]":
         raise InputError(str(path), f"holds a damaged embedding ({problem}); download it again") from None
 
 
+def _is_second(path: Path, names: Sequence[str], family: Family) -> bool:
+    """Whether a file is the second one of a pair whose first one is given too."""
+    first = path.with_stem(path.stem.removesuffix(_SECOND))
+    return len(family.encoders) > 1 and first != path and first in [Path(name).expanduser() for name in names]
+
+
+def _read_pair(path: Path, family: Family) -> "dict[str, torch.Tensor]":
+    """The tensors of a file; of a pair of files with one each, as Diffusers writes them, both by the encoders' keys."""
+    tensors, second = read_tensors(path), path.with_stem(path.stem + _SECOND)
+    if len(family.encoders) != 2 or len(tensors) != 1 or not second.is_file():
+        return tensors
+    others = read_tensors(second)
+    if len(others) != 1:
+        return tensors
+    return {
+        kind.embedding_keys[0]: next(iter(found.values())) for kind, found in zip(family.encoders, (tensors, others))
+    }
+
+
 def _choose_vectors(
-    tensors: "Mapping[str, torch.Tensor]", family: Family, subject: str, *, extended: bool
+    tensors: "Mapping[str, torch.Tensor]", model: ModelFiles, subject: str, *, extended: bool
 ) -> "tuple[tuple[torch.Tensor, ...], ...]":
     """Find the vectors among a file's tensors, whatever format it has; see `Embedding`."""
-    keys = [kind.embedding_key for kind in family.encoders if kind.embedding_key]
-    if keys and set(keys) == set(tensors):
-        return tuple((_as_rows(tensors[key]),) for key in keys)
-    if _SDXL_KEYS & set(tensors):
-        raise InputError(subject, f"is an embedding for SDXL; use one for {ANY_FAMILY}")
+    for keys in zip(*(kind.embedding_keys for kind in model.family.encoders)):
+        if set(keys) <= set(tensors):
+            if left := sorted(set(tensors) - set(keys)):
+                logger.warning("%s: left aside: %s", subject, ", ".join(left))
+            return tuple((_as_rows(tensors[key]),) for key in keys)
     if extended:
+        if not model.family.extended_inversion:
+            raise InputError(subject, f"there are no XTI embeddings for {model.family.name}; leave it out")
         if set(tensors) != set(XTI_LAYERS):
             problem = f"is no XTI embedding, which has the {len(XTI_LAYERS)} tensors {', '.join(XTI_LAYERS)}"
             raise InputError(subject, f"{problem}; use --textual_inversion_embeddings for others")
         return (tuple(_as_rows(tensors[name]) for name in XTI_LAYERS),)
     if set(tensors) == set(XTI_LAYERS):
         raise InputError(subject, "is an XTI embedding; use --XTI_embeddings")
+    _check_encoders(tensors, model, subject)
     candidates = [tensors["emb_params"]] if "emb_params" in tensors else list(tensors.values())
     if len(candidates) != 1:
         problem = f"holds {len(candidates)} tensors, a textual inversion embedding holds one; give an embedding"
         raise InputError(subject, problem)
     return ((_as_rows(candidates[0]),),)
+
+
+def _check_encoders(tensors: "Mapping[str, torch.Tensor]", model: ModelFiles, subject: str) -> None:
+    """Refuse an embedding for more or fewer text encoders than the model has, naming the widths of both."""
+    formats = [keys for family in FAMILIES for keys in zip(*(kind.embedding_keys for kind in family.encoders))]
+    several = next((keys for keys in formats if len(keys) > 1 and set(keys) <= set(tensors)), ())
+    if several or len(model.texts) > 1:
+        found = _in_words([tensors[key].shape[-1] for key in several or tensors if tensors[key].dim()])
+        wanted = _in_words([text.config["hidden_size"] for text in model.texts])
+        problem = f"its vectors are {found} wide, those of {model.family.name} {wanted}"
+        raise InputError(subject, f"{problem}; use an embedding made for this model")
+
+
+def _in_words(widths: Sequence[int]) -> str:
+    return " and ".join(map(str, dict.fromkeys(widths)))
 
 
 def _as_rows(vectors: "torch.Tensor") -> "torch.Tensor":

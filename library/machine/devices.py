@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, TypeVar
 
 from library.errors import InputError
+from library.files.model_files import ModelFiles
 from library.machine import malloc
 from library.settings.computing import Computing
 
@@ -104,6 +105,25 @@ def choose_dtype(device: "torch.device", *, fp16: bool, bf16: bool) -> "torch.dt
     if bf16 and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise InputError("--bf16", f"{torch.cuda.get_device_name(device)} has no bfloat16; use --fp16")
     return torch.float16 if fp16 else torch.bfloat16 if bf16 else torch.float32
+
+
+def choose_vae_dtype(machine: Machine, model: ModelFiles, *, no_half: bool) -> "torch.dtype":
+    """The type that the VAE runs in: the machine's, or one that holds its features where float16 does not.
+
+    Args:
+        machine: where it runs.
+        model: tells whether its VAE is one that float16 does not hold; a configuration may say that it does.
+        no_half: float32 is asked for.
+    """
+    import torch
+
+    if no_half:
+        return torch.float32
+    overflows = model.family.vae_overflows and model.vae.config.get("force_upcast") is not False
+    if machine.dtype is not torch.float16 or not overflows:
+        return machine.dtype
+    cuda = machine.device.type == "cuda"
+    return torch.bfloat16 if not cuda or torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
 
 
 def choose_attention(machine: Machine, *, xformers: bool, gradients: bool = False) -> "AttentionKernel":

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from library.errors import InputError
 from library.files import checkpoint_layout as layout
@@ -16,8 +16,27 @@ from library.files.model_files import Component, ModelFiles, TextComponent
 from library.models.weight_reading import CastWeights, ModelWeights
 
 Model = TypeVar("Model", bound=torch.nn.Module)
-# For a parameter's name: the names it may have in a file, each with the third of the tensor that it is (None: all)
-NamesInFile = Callable[[str], Iterable[tuple[str, int | None]]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a parameter stands in a file.
+
+    Args:
+        name: of the tensor.
+        third: which of three parts of the tensor it is, one below the other; None for all of it.
+        transposed: it stands with its axes swapped.
+    """
+
+    name: str
+    third: int | None = None
+    transposed: bool = False
+
+
+Sources = Callable[[str], Iterable[Source]]  # a parameter's name → where it may stand, the first that is there counts
+
+
+TextModel = CLIPTextModel | CLIPTextModelWithProjection
 
 
 @dataclass(frozen=True)
@@ -25,7 +44,12 @@ class TextEncoder:
     """One of a model's text encoders, loaded."""
 
     kind: TextEncoderKind
-    model: CLIPTextModel
+    model: TextModel  # with a projection where the kind gives a pooled vector
+
+    @property
+    def transformer(self) -> CLIPTextModel:
+        """The model without its projection."""
+        return self.model.text_model if isinstance(self.model, CLIPTextModelWithProjection) else self.model
 
 
 @dataclass(frozen=True)
@@ -58,12 +82,12 @@ def load_unet(component: Component, weights: CastWeights) -> UNet2DConditionMode
     unet = build(component, UNet2DConditionModel.from_config)
     modules = layout.unet_modules(unet.config)
 
-    def names(target: str) -> Iterator[tuple[str, int | None]]:
-        yield target, None
+    def sources(target: str) -> Iterator[Source]:
+        yield Source(target)
         if original := layout.original_name(target, modules):
-            yield layout.UNET_PREFIX + original, None
+            yield Source(layout.UNET_PREFIX + original)
 
-    return fill(unet, weights, names)
+    return fill(unet, weights, sources)
 
 
 def load_vae(component: Component, weights: CastWeights) -> AutoencoderKL:
@@ -71,35 +95,40 @@ def load_vae(component: Component, weights: CastWeights) -> AutoencoderKL:
     vae = build(component, AutoencoderKL.from_config)
     modules = layout.vae_modules(vae.config)
 
-    def names(target: str) -> Iterator[tuple[str, int | None]]:
-        yield target, None
+    def sources(target: str) -> Iterator[Source]:
+        yield Source(target)
         if original := layout.original_name(target, modules):
-            yield original, None
-            yield layout.VAE_PREFIX + original, None
+            yield Source(original)
+            yield Source(layout.VAE_PREFIX + original)
         for part, (_, older) in layout.VAE_ATTENTION.items():
             if f".attentions.0.{part}." in target:
-                yield target.replace(part, older), None
+                yield Source(target.replace(part, older))
 
-    return fill(vae, weights, names)
+    return fill(vae, weights, sources)
 
 
 def load_text_encoder(component: TextComponent, weights: CastWeights) -> TextEncoder:
     """Build and fill a CLIP text encoder."""
-    text_encoder = build(component, lambda config: CLIPTextModel(CLIPTextConfig(**config)))
+    model_class = CLIPTextModelWithProjection if component.kind.pooled else CLIPTextModel
+    text_encoder = build(component, lambda config: model_class(CLIPTextConfig(**config)))
     in_file = component.names
 
-    def names(target: str) -> Iterator[tuple[str, int | None]]:
-        # Files keep a level that transformers has left out of its module names since version 5.6
+    def sources(target: str) -> Iterator[Source]:
+        # Files keep a level that transformers has left out of most module names since version 5.6
         target = target.removeprefix("text_model.")
-        if in_file is not None and in_file.openclip:
+        prefixes = ("", in_file.prefix) if in_file else ("",)
+        if target == layout.TEXT_PROJECTION:
+            yield from (Source(prefix + target) for prefix in prefixes)
+            yield from (Source(prefix + layout.OPENCLIP_PROJECTION, transposed=True) for prefix in prefixes)
+        elif in_file is not None and in_file.openclip:
             name, third = layout.openclip_name(target)
-            yield in_file.prefix + name, third
-            return
-        for prefix in ("", in_file.prefix) if in_file else ("",):
-            yield f"{prefix}text_model.{target}", None
-            yield f"{prefix}{target}", None
+            yield Source(in_file.prefix + name, third)
+        else:
+            for prefix in prefixes:
+                yield Source(f"{prefix}text_model.{target}")
+                yield Source(f"{prefix}{target}")
 
-    return TextEncoder(component.kind, fill(text_encoder, weights, names))
+    return TextEncoder(component.kind, fill(text_encoder, weights, sources))
 
 
 def build(component: Component, make: Callable[[dict[str, Any]], Model]) -> Model:
@@ -114,24 +143,24 @@ def build(component: Component, make: Callable[[dict[str, Any]], Model]) -> Mode
         ) from None
 
 
-def fill(model: Model, weights: CastWeights, names: NamesInFile) -> Model:
+def fill(model: Model, weights: CastWeights, sources: Sources) -> Model:
     """Give every parameter of a model built on `meta` its tensor.
 
     Args:
         model: the empty model.
         weights: a file's tensors as they are to be.
-        names: where a parameter stands in the file.
+        sources: where a parameter may stand in the file.
 
     Raises:
         InputError: when tensors are missing, of a wrong shape, or hold NaN or infinite values.
     """
     missing = []
     for target, parameter in list(model.named_parameters()):
-        source = next(((name, third) for name, third in names(target) if name in weights.shapes), None)
+        source = next((source for source in sources(target) if source.name in weights.shapes), None)
         if source is None:
             missing.append(target)
             continue
-        value = _read(weights, *source, parameter.shape)
+        value = _read(weights, source, parameter.shape)
         owner, _, leaf = target.rpartition(".")
         setattr(model.get_submodule(owner), leaf, torch.nn.Parameter(value, requires_grad=False))
     if missing:
@@ -143,19 +172,22 @@ def fill(model: Model, weights: CastWeights, names: NamesInFile) -> Model:
     return model.eval()
 
 
-def _read(weights: CastWeights, name: str, third: int | None, shape: torch.Size) -> torch.Tensor:
+def _read(weights: CastWeights, source: Source, shape: torch.Size) -> torch.Tensor:
     """Read one tensor, or a third of it, in the shape that the model has for it."""
-    whole = weights.shapes[name]
-    found = whole if third is None else (whole[0] // 3, *whole[1:])
+    found = weights.shapes[source.name]
+    if source.third is not None:
+        found = (found[0] // 3, *found[1:])
+    if source.transposed:
+        found = found[::-1]
     # 1×1 convolutions and linear layers stand for each other between versions of the format
     if tuple(d for d in found if d != 1) != tuple(d for d in shape if d != 1):
-        problem = f"{name!r} has the shape {list(found)}, the model needs {list(shape)}; use a model that fits"
+        problem = f"{source.name!r} has the shape {list(found)}, the model needs {list(shape)}; use a model that fits"
         raise InputError(str(weights.path), problem)
-    value = weights.tensor(name)
-    if third is not None:  # asked for twice more
-        return value.chunk(3)[third].reshape(shape).clone()
-    weights.release(name)
-    return value.reshape(shape)
+    value = weights.tensor(source.name)
+    if source.third is not None:  # asked for twice more
+        return value.chunk(3)[source.third].reshape(shape).clone()
+    weights.release(source.name)
+    return value.T.contiguous() if source.transposed else value.reshape(shape)
 
 
 def _fill_buffers(model: torch.nn.Module, device: torch.device) -> None:

@@ -88,11 +88,18 @@ class ModelWeights:
     texts: tuple[CastWeights, ...]
 
 
-def read_ahead(files: ModelFiles, device: torch.device, dtype: torch.dtype, *, channels_last: bool) -> ModelWeights:
-    """Begin to read all weights of a model in the background."""
+def read_ahead(
+    files: ModelFiles,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    vae_dtype: torch.dtype | None = None,
+    channels_last: bool,
+) -> ModelWeights:
+    """Begin to read all weights of a model in the background; the VAE may run in a type of its own."""
     pool = ThreadPoolExecutor(_THREADS)
 
-    def begin(component: Component, *prefixes: str) -> CastWeights:
+    def begin(component: Component, *prefixes: str, dtype: torch.dtype = dtype) -> CastWeights:
         weights = CastWeights(component.weights, device, dtype, channels_last=channels_last)
         own = [name for name in weights.shapes if name.startswith(prefixes)]  # a checkpoint holds several components
         weights.begin(own or weights.shapes, pool)
@@ -100,6 +107,6 @@ def read_ahead(files: ModelFiles, device: torch.device, dtype: torch.dtype, *, c
 
     unet = begin(files.unet, layout.UNET_PREFIX)
     texts = tuple(begin(text, *(text.names.prefix,) if text.names else ()) for text in files.texts)
-    vae = begin(files.vae, layout.VAE_PREFIX)
+    vae = begin(files.vae, layout.VAE_PREFIX, dtype=vae_dtype or dtype)
     pool.shutdown(wait=False)
     return ModelWeights(unet, vae, texts)

@@ -168,11 +168,15 @@ def choose_run(runs: Sequence[RunRecord], options: Mapping[str, object], lines: 
     raise next(filter(None, differences))
 
 
-def _difference(run: RunRecord, options: Mapping[str, object], lines: Sequence[SourceLine]) -> InputError | None:
+_FORMER_DEFAULTS = (("clip_skip", 1),)  # of version 0.1.0, which knew no family with another
+
+
+def _difference(run: RunRecord, now: Mapping[str, object], lines: Sequence[SourceLine]) -> InputError | None:
     for name, before in run.options.items():
-        if name in options and options[name] != before:
+        usual_once = (name, before) in _FORMER_DEFAULTS and now.get(name) is None
+        if name in now and now[name] != before and not usual_once:
             return InputError(
-                f"--{name} {_shown(options[name])}",
+                f"--{name} {_shown(now[name])}",
                 f"the run to resume has {_shown(before)}; give the same, or another --outdir for a new run",
             )
     gone = Counter(text for part in run.parts for text in part.lines) - Counter(map(line_key, lines))

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from library.settings.deep_shrink import DeepShrink
 from library.settings.gradual_latent import GradualLatent
+from library.settings.sizes import NOT_SAID, ToldSizes
 
 PART_SEPARATOR = " AND "  # between the parts of a prompt that have regions of their own
 
@@ -26,6 +27,7 @@ class JobSettings:
     gradual_latent: GradualLatent = field(default_factory=GradualLatent)
     deep_shrink: DeepShrink = field(default_factory=DeepShrink)
     clip_prompt: str = ""  # the text for CLIP guidance; empty means the prompt
+    sizes: ToldSizes = NOT_SAID  # what an XL model is told
 
     def override(self, settings: Mapping[str, Any]) -> Self:
         """These settings with others in their place; `part.name` is a field of a part."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from library.errors import InputError, InputErrors
+from library.files.families import Family
 from library.plan.job import PART_SEPARATOR, Job, JobSettings
 from library.plan.prompts import DynamicPrompt, PromptLine, parse_dynamic_prompt, parse_prompt_line
 from library.plan.seeds import SeedSource
@@ -20,6 +21,7 @@ from library.settings.gradual_latent import ancestral_timesteps
 from library.settings.highres import HighresFix
 from library.settings.loss_guidance import NO_LOSS_GUIDANCE, LossGuidanceSettings
 from library.settings.samplers import Sampler
+from library.settings.sizes import NOT_SAID
 from library.values import PIXELS_PER_CELL
 from networks.files import OWN_MODULE, NetworkPlan
 
@@ -37,11 +39,12 @@ class JobMaker:
         defaults: the command line's settings.
         images_per_prompt: pictures for a line that does not enumerate its variants.
         sampler: what the jobs are drawn with.
-        size_px: of a picture's sides where neither the settings nor a source picture tell.
+        family: of the model that they are drawn with.
         sources: pictures and masks for img2img, and guides.
         highres: draws each picture in two stages.
         check: refuses a job that the rest of the run cannot draw.
         loss_guidance: by CLIP and VGG16.
+        spacing: of the sampler's timesteps; None for its own.
     """
 
     def __init__(
@@ -49,20 +52,22 @@ class JobMaker:
         defaults: JobSettings,
         images_per_prompt: int,
         sampler: Sampler,
-        size_px: int,
+        family: Family,
         sources: Sources = NO_SOURCES,
         highres: HighresFix | None = None,
         check: Callable[[Job], None] = lambda job: None,
         loss_guidance: LossGuidanceSettings = NO_LOSS_GUIDANCE,
+        spacing: str | None = None,
     ) -> None:
         self.defaults = defaults
         self.images_per_prompt = images_per_prompt
         self.sampler = sampler
-        self.size_px = size_px
+        self.family = family
         self.sources = sources
         self.highres = highres
         self.check = check
         self.loss_guidance = loss_guidance
+        self.spacing = spacing
         self._made = 0
         self._last_file: Path | None = None
 
@@ -108,7 +113,7 @@ class JobMaker:
         place = self._made if line.picture is None else line.picture
         picture = in_turn(self.sources.pictures, place)
         mask, has_parts = in_turn(self.sources.masks, place), PART_SEPARATOR in parsed.prompt
-        width, height = _size(settings, picture, self.size_px, line.where)
+        width, height = _size(settings, picture, self.family.size_px, line.where)
         common: dict[str, Any] = {each.name: getattr(settings, each.name) for each in fields(settings)}
         common |= {"width": width, "height": height}
         job = Job(
@@ -129,6 +134,7 @@ class JobMaker:
         self._last_file = job.file
         for stage in stages(job, self.highres):
             _check_job(stage, self.sampler)
+            _check_sizes(stage, self.sampler, self.family, self.spacing)
             _check_loss_guidance(stage, self.loss_guidance)
         return job
 
@@ -188,7 +194,6 @@ def _check_job(job: Job, sampler: Sampler) -> None:
             f"leaves no step to run; use a strength of {smallest:g} or more, or more steps",
             job.where,
         )
-    _check_sizes(job, sampler)
     if job.guidance_scale > sampler.highest_scale:
         place = f"{job.where}: " if job.where else ""
         advice = f"the sampler {sampler.name} is made for a scale of 1 to {sampler.highest_scale:g}"
@@ -200,17 +205,20 @@ def _check_job(job: Job, sampler: Sampler) -> None:
         logger.warning("%sthe negative scale does nothing at a guidance scale of 1 or less", place)
 
 
-def _check_sizes(job: Job, sampler: Sampler) -> None:
-    """Refuse Gradual Latent and Deep Shrink where they cannot work."""
+def _check_sizes(job: Job, sampler: Sampler, family: Family, spacing: str | None) -> None:
+    """Refuse Gradual Latent and Deep Shrink where they cannot work, and sizes that the model is not told."""
+    if job.sizes != NOT_SAID and not family.told_sizes:
+        problem = f"{family.name} models are told none; leave --original_width, --ow and their like out"
+        raise InputError("original sizes and crops", problem, job.where)
     height, width = job.height // PIXELS_PER_CELL, job.width // PIXELS_PER_CELL
     if job.gradual_latent.timesteps is not None:
         if sampler.name != gradual_latent.SAMPLER:
             problem = f"works with the sampler {gradual_latent.SAMPLER} only; use it, or leave Gradual Latent out"
             raise InputError("Gradual Latent", problem, job.where)
-        timesteps = ancestral_timesteps(job.steps)[job.steps - job.steps_run :]
+        timesteps = ancestral_timesteps(job.steps, spacing)[job.steps - job.steps_run :]
         if problem := job.gradual_latent.check(timesteps, height, width):
             raise InputError("Gradual Latent", problem, job.where)
-    if problem := job.deep_shrink.check(height, width):
+    if problem := job.deep_shrink.check(height, width, family):
         raise InputError("Deep Shrink", problem, job.where)
 
 

@@ -26,8 +26,10 @@ from library.settings import (
     highres,
     loss_guidance,
     masks,
+    noise_schedule,
     output,
     repeats,
+    sizes,
 )
 from library.settings.cfg_interval import WHOLE_RUN, CfgInterval
 from library.settings.options import Options
@@ -59,6 +61,10 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         earlier = earlier_runs.find_run(options, lines)
     begun = earlier.record if earlier else None
     model = _find_model(options)
+    highres.check_family(two_stages, model.family)
+    schedule, doubts = noise_schedule.from_options(options, model.prediction)
+    for doubt in doubts:
+        logger.warning("%s", doubt)
     networks = plan_networks(options, model)
     text = _text_plan(options, model)
     seed = options.seed if options.seed is not None else random_seed()
@@ -66,11 +72,12 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         _job_defaults(options, networks),
         counts.images_per_prompt,
         SAMPLERS[options.sampler],
-        model.family.size_px,
+        model.family,
         sources,
         two_stages,
         check=partial(check_regions, networks),
         loss_guidance=guidance,
+        spacing=schedule.spacing_for(SAMPLERS[options.sampler]),
     )
     name_file = _file_names(out, begun, two_stages=two_stages is not None).next
     jobs, parts = plan_parts(lines, maker, seed, name_file, counts, out.folder, begun)
@@ -85,7 +92,9 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         model=model,
         text=text,
         sampler=maker.sampler,
+        schedule=schedule,
         cfg_interval=interval,
+        guidance_rescale=options.guidance_rescale,
         highres=two_stages,
         networks=networks,
         loss_guidance=guidance,
@@ -108,11 +117,22 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
 
 def _find_model(options: Options) -> ModelFiles:
     """Find and check the model, and tell what is doubtful about it."""
-    model = find_model(options.ckpt, v2=options.v2, v_parameterization=options.v_parameterization, vae=options.vae)
-    for warning in model.warnings:
+    model = find_model(
+        options.ckpt,
+        v2=options.v2,
+        v_parameterization=options.v_parameterization,
+        zero_terminal_snr=options.zero_terminal_snr,
+        vae=options.vae,
+    )
+    for note in model.prediction.notes:
+        logger.info("%s", note)
+    for warning in model.prediction.warnings:
         logger.warning("%s", warning)
+    if options.zero_empty_negative and not model.family.told_sizes:
+        problem = f"is for models that were trained so, as those of SDXL were; leave it out with {model.family.name}"
+        raise InputError("--zero_empty_negative", problem)
     layers = min(text.config["num_hidden_layers"] for text in model.texts)
-    if options.clip_skip > layers:
+    if (options.clip_skip or 1) > layers:
         problem = f"this model's text encoder has {layers} layers; use 1 to {layers}"
         raise InputError(f"--clip_skip {options.clip_skip}", problem)
     return model
@@ -121,7 +141,15 @@ def _find_model(options: Options) -> ModelFiles:
 def _text_plan(options: Options, model: ModelFiles) -> TextPlan:
     """How prompts are read by this model."""
     embeddings = find_embeddings(options.textual_inversion_embeddings or [], options.XTI_embeddings or [], model)
-    return TextPlan(model, embeddings, options.clip_skip, options.max_embeddings_multiples, options.tokenizer_cache_dir)
+    return TextPlan(
+        model=model,
+        embeddings=embeddings,
+        clip_skip=options.clip_skip or model.family.clip_skip,
+        normalization=options.emb_normalize_mode,
+        zero_empty_negative=options.zero_empty_negative,
+        max_chunks=options.max_embeddings_multiples,
+        tokenizer_cache_dir=options.tokenizer_cache_dir,
+    )
 
 
 def _job_defaults(options: Options, networks: NetworkPlan) -> JobSettings:
@@ -136,6 +164,7 @@ def _job_defaults(options: Options, networks: NetworkPlan) -> JobSettings:
         gradual_latent=gradual_latent.from_options(options),
         deep_shrink=deep_shrink.from_options(options),
         network_multipliers=networks.multipliers,
+        sizes=sizes.from_options(options),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from library import values
 from library.errors import InputError
-from library.settings import deep_shrink, gradual_latent
+from library.settings import deep_shrink, gradual_latent, sizes
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Options of a prompt line
@@ -61,11 +61,26 @@ PROMPT_OPTIONS = {
         ),
         *_part(
             "deep_shrink",
-            ("dsd1", "depth_1", "DEPTH", deep_shrink.depth_or_none, "Deep Shrink: first depth, 0 to 3, or none"),
+            (
+                "dsd1",
+                "depth_1",
+                "DEPTH",
+                deep_shrink.depth_or_none,
+                "Deep Shrink: first depth, 0 to 3 (XL: 8), or none",
+            ),
             ("dst1", "timesteps_1", "TIMESTEP", deep_shrink.timesteps, "Deep Shrink: last timestep at that depth"),
             ("dsd2", "depth_2", "DEPTH", deep_shrink.depth_or_none, "Deep Shrink: second depth, or none"),
             ("dst2", "timesteps_2", "TIMESTEP", deep_shrink.timesteps, "Deep Shrink: last timestep at that depth"),
             ("dsr", "ratio", "RATIO", deep_shrink.ratio, "Deep Shrink: ratio"),
+        ),
+        *_part(
+            "sizes",
+            ("ow", "original_width", "PIXELS", sizes.pixels, "XL: width of the original that the model is told"),
+            ("oh", "original_height", "PIXELS", sizes.pixels, "XL: its height"),
+            ("nw", "original_width_negative", "PIXELS", sizes.pixels, "XL: its width for the negative prompt"),
+            ("nh", "original_height_negative", "PIXELS", sizes.pixels, "XL: its height for the negative prompt"),
+            ("ct", "crop_top", "PIXELS", sizes.pixels, "XL: where the original was cropped, from its top"),
+            ("cl", "crop_left", "PIXELS", sizes.pixels, "XL: where it was cropped, from its left"),
         ),
         PromptOption("c", "clip_prompt", "TEXT", str.strip, "text for CLIP guidance, in place of the prompt"),
     )

@@ -19,9 +19,11 @@ from library.plan.tokens import PromptTokens
 from library.settings.cfg_interval import CfgInterval
 from library.settings.computing import Computing
 from library.settings.control_net import ControlNetSettings
+from library.settings.emphasis import Normalization
 from library.settings.highres import HighresFix
 from library.settings.loss_guidance import LossGuidanceSettings
 from library.settings.masks import MaskSettings
+from library.settings.noise_schedule import NoiseSchedule
 from library.settings.output import OutputSettings
 from library.settings.repeats import Repeats
 from library.settings.samplers import Sampler
@@ -35,6 +37,8 @@ class TextPlan:
     model: ModelFiles
     embeddings: tuple[Embedding, ...]
     clip_skip: int
+    normalization: Normalization
+    zero_empty_negative: bool  # nothing in place of what the text encoders make of an empty negative prompt
     max_chunks: int
     tokenizer_cache_dir: Path | None
 
@@ -63,7 +67,9 @@ class RunPlan:
     model: ModelFiles
     text: TextPlan
     sampler: Sampler
+    schedule: NoiseSchedule
     cfg_interval: CfgInterval
+    guidance_rescale: float  # see `draw.denoiser.Cfg`
     highres: HighresFix | None
     networks: NetworkPlan
     control_nets: ControlNetSettings

@@ -20,6 +20,7 @@ from library.plan.sources import SourceLine
 from library.settings.deep_shrink import DeepShrink
 from library.settings.gradual_latent import GradualLatent, Unsharp
 from library.settings.options import Options
+from library.settings.sizes import NOT_SAID, ToldSizes
 from library.version import versions
 
 _SAMPLED_BLOCKS, _BLOCK_BYTES = 64, 1 << 16
@@ -77,11 +78,15 @@ _FIELDS = (
     *("network_multipliers", "gradual_latent", "deep_shrink", "clip_prompt", "prompt", "seed", "raw_prompt"),
     *("source", "mask", "regions", "guides", "control_net", "follows", "stage"),
 )
-_LATER: dict[str, object] = {}
+_LATER: dict[str, object] = {"sizes": NOT_SAID}
 _PARTS: dict[type, tuple[str, ...]] = {  # the first fields of settings that a job holds
     GradualLatent: ("timesteps", "ratio", "ratio_step", "every_n_steps", "s_noise", "unsharp"),
     Unsharp: ("kernel_size", "sigma", "strength", "on_sample"),
     DeepShrink: ("depth_1", "timesteps_1", "depth_2", "timesteps_2", "ratio"),
+    ToldSizes: (
+        *("original_width", "original_height", "original_width_negative", "original_height_negative"),
+        *("crop_top", "crop_left"),
+    ),
 }
 
 

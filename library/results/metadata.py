@@ -14,10 +14,13 @@ from library.plan.stages import stages
 from library.settings.cfg_interval import WHOLE_RUN, CfgInterval
 from library.settings.control_net import ControlNetSpec
 from library.settings.deep_shrink import DeepShrink
+from library.settings.emphasis import ORIGINAL, Normalization
 from library.settings.gradual_latent import GradualLatent
 from library.settings.highres import HighresFix
 from library.settings.loss_guidance import NO_LOSS_GUIDANCE, LossGuidanceSettings
+from library.settings.noise_schedule import USUAL_SCHEDULE, NoiseSchedule
 from library.settings.samplers import Sampler
+from library.settings.sizes import NOT_SAID, ToldSizes
 from networks.files import NetworkPlan
 
 
@@ -34,6 +37,11 @@ class RunFacts:
     loss_guidance: LossGuidanceSettings = NO_LOSS_GUIDANCE
     control_nets: tuple[ControlNetSpec, ...] = ()
     cfg_interval: CfgInterval = WHOLE_RUN
+    schedule: NoiseSchedule = USUAL_SCHEDULE
+    guidance_rescale: float = 0.0
+    normalization: Normalization = ORIGINAL
+    zero_empty_negative: bool = False
+    tells_sizes: bool = False  # the model is told sizes
 
 
 class FileHash:
@@ -70,6 +78,8 @@ def metadata(job: Job, facts: RunFacts) -> dict[str, str]:
         "raw-prompt": job.raw_prompt,
     }
     texts = {name: str(value) for name, value in values.items() if value is not None and value != ""}
+    if facts.tells_sizes:  # what is not said is written as well, as sd-scripts writes it
+        texts |= {each.name.replace("_", "-"): str(getattr(job.sizes, each.name)) for each in fields(job.sizes)}
     return texts | {"parameters": _a1111_parameters(job, facts)}
 
 
@@ -99,6 +109,18 @@ def shown_settings(job: Job, facts: RunFacts) -> dict[str, str]:
         settings["Guidance start"] = _number(start)
     if job.branches > 1 and (end := facts.cfg_interval.end) < 1:
         settings["Guidance end"] = _number(end)
+    if job.branches > 1 and facts.guidance_rescale:
+        settings["Guidance rescale"] = _number(facts.guidance_rescale)
+    if job.branches > 1 and facts.zero_empty_negative:
+        settings["Zero empty negative"] = True
+    if facts.normalization != ORIGINAL:
+        settings["Emphasis normalization"] = facts.normalization
+    if spacing := facts.schedule.spacing_for(facts.sampler):
+        settings["Timestep spacing"] = spacing
+    if facts.schedule.zero_snr:
+        settings["Zero terminal SNR"] = True
+    if job.sizes != NOT_SAID:
+        settings["Told sizes"] = _parts(job.sizes)
     if job.gradual_latent.timesteps is not None:
         settings["Gradual Latent"] = _parts(job.gradual_latent)
     if job.deep_shrink.depth_1 is not None:
@@ -121,7 +143,7 @@ def _a1111_parameters(job: Job, facts: RunFacts) -> str:
     return "\n".join(lines)
 
 
-def _parts(settings: GradualLatent | DeepShrink) -> str:
+def _parts(settings: GradualLatent | DeepShrink | ToldSizes) -> str:
     """The fields of a settings object that are set: `name value, name value`."""
     values = {field.name: getattr(settings, field.name) for field in fields(settings)}
     return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)

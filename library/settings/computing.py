@@ -16,6 +16,7 @@ class Computing:
     xformers: bool = False
     channels_last: bool = False
     compile: bool = False  # the U-Net
+    no_half_vae: bool = False  # the VAE runs in float32
     low_vram: bool = False  # text encoders and VAE leave the device while they are not used
     vae_slices: int | None = None
     batch_size: int = 1
@@ -44,6 +45,7 @@ def from_options(options: Options, *, one_at_a_time: bool = False) -> Computing:
         xformers=options.xformers or options.diffusers_xformers,
         channels_last=options.opt_channels_last,
         compile=options.compile,
+        no_half_vae=options.no_half_vae,
         low_vram=options.lowvram,
         vae_slices=options.vae_slices,
         batch_size=batch_size,

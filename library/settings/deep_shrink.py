@@ -5,7 +5,7 @@ pictures in one piece. Its settings.
 from dataclasses import dataclass
 
 from library import values
-from library.files.families import FAMILIES
+from library.files.families import FAMILIES, Family
 from library.settings.options import Options
 
 MAX_DEPTH = max(family.deepest_shrink for family in FAMILIES)
@@ -16,8 +16,8 @@ USUAL_DEPTH = 3  # where a prompt line shrinks that sets only the other options
 class DeepShrink:
     """Where and when features are shrunk; without `depth_1` they are not.
 
-    What enters down block `depth_1` is shrunk by `ratio` while the timestep is at least `timesteps_1`, then what enters
-    block `depth_2` while it is at least `timesteps_2`.
+    What enters the U-Net at `depth_1` (see `Family.shrink_points`) is shrunk by `ratio` while the timestep is at least
+    `timesteps_1`, then what enters it at `depth_2` while it is at least `timesteps_2`.
     """
 
     depth_1: int | None = None
@@ -27,17 +27,21 @@ class DeepShrink:
     ratio: float = 0.5
 
     def depth(self, timestep: float) -> int | None:
-        """The down block whose input is shrunk at a timestep, if any."""
+        """The depth that is shrunk at, at a timestep; None for none."""
         if self.depth_1 is None:
             return None
         if timestep >= self.timesteps_1:
             return self.depth_1
         return self.depth_2 if timestep >= self.timesteps_2 else None
 
-    def check(self, height: int, width: int) -> str | None:
+    def check(self, height: int, width: int, family: Family) -> str | None:
         """Why these settings cannot work on latents of this size, and what would; None when they can."""
         for depth in (self.depth_1, self.depth_2):
-            if depth is not None and int(-(-min(height, width) // 2**depth) * self.ratio) < 1:
+            if depth is None:
+                continue
+            if depth > family.deepest_shrink:
+                return f"has depths 0 to {family.deepest_shrink} with {family.name}; use one of them, not {depth}"
+            if int(-(-min(height, width) // 2 ** family.shrink_level(depth)) * self.ratio) < 1:
                 return "leaves nothing of a picture this small; use a smaller depth or a larger ratio"
         return None
 

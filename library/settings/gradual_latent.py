@@ -90,10 +90,19 @@ def _aligned(side: int, ratio: float) -> int:
     return max(int(side * ratio) // _ALIGNMENT * _ALIGNMENT, min(side, _ALIGNMENT))
 
 
-def ancestral_timesteps(steps: int) -> list[float]:
-    """The timesteps of euler_a, from noise to picture: evenly spaced over the training schedule, both ends included."""
-    spacing = _LAST_TIMESTEP / (steps - 1) if steps > 1 else 0.0
-    return [place * spacing for place in reversed(range(steps))]
+def ancestral_timesteps(steps: int, spacing: str | None = None) -> list[float]:
+    """The timesteps of euler_a, from noise to picture: evenly spaced over the training schedule, both ends included.
+
+    Args:
+        steps: how many.
+        spacing: another, as diffusers names it.
+    """
+    if spacing == "trailing":
+        return [round(place * (_LAST_TIMESTEP + 1) / steps) - 1 for place in range(steps, 0, -1)]
+    if spacing == "leading":
+        return [place * ((_LAST_TIMESTEP + 1) // steps) + 1 for place in reversed(range(steps))]
+    distance = _LAST_TIMESTEP / (steps - 1) if steps > 1 else 0.0
+    return [place * distance for place in reversed(range(steps))]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

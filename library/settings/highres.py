@@ -7,9 +7,11 @@ from pathlib import Path
 
 from library.console import others_at_work
 from library.errors import InputError
+from library.files.families import SD1, Family
 from library.settings.options import Options
 
 DEFAULT_FIRST_STEPS = 28
+_LATENT_UPSCALER = "tools.latent_upscaler"
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,22 @@ def check_upscaler(spec: UpscalerSpec) -> None:
     except Exception:  # whatever the packages that it is in raise
         found = False
     if not found:
-        raise InputError(spec.subject, "no such Python module; the one that comes along is tools.latent_upscaler")
+        raise InputError(spec.subject, "no such Python module; the one that comes along is " + _LATENT_UPSCALER)
     weights = dict(spec.arguments).get("weights")
     if weights is not None and not Path(weights).expanduser().is_file():
         raise InputError("--highres_fix_upscaler_args", f"no such file: weights={weights}; check the path")
+
+
+def check_family(highres: HighresFix | None, family: Family) -> None:
+    """Refuse the upscaler of latents for a family with latents of another kind.
+
+    Raises:
+        InputError: naming the family.
+    """
+    upscaler = highres.upscaler if highres else None
+    if upscaler and upscaler.module == _LATENT_UPSCALER and family.vae_factor != SD1.vae_factor:
+        problem = f"enlarges other latents than those of {family.name}; leave it out, or enlarge the latents themselves"
+        raise InputError(upscaler.subject, f"{problem} (--highres_fix_latents_upscaling)")
 
 
 def from_options(options: Options) -> HighresFix | None:

@@ -19,6 +19,9 @@ class Sampler:
     steps: tuple[int, int] = (1, 1000)  # fewest and most it can do
     reserved_noises: int = 1  # for each step, noises that are drawn and set aside before the sampler begins
     highest_scale: float = math.inf  # of guidance that makes sense with it
+    spaced: bool = True  # whether the spacing of its timesteps can be chosen
+    leads: bool = False  # its own spacing leaves the last of the training's timesteps out
+    zero_snr: bool = False  # whether it can begin at pure noise
 
 
 _OFFSET = {"steps_offset": 1}
@@ -26,11 +29,13 @@ _OFFSET = {"steps_offset": 1}
 SAMPLERS = {
     sampler.name: sampler
     for sampler in (
-        Sampler("ddim", "DDIMScheduler", "DDIM", {"clip_sample": False} | _OFFSET, steps=(1, 999)),
+        Sampler(
+            "ddim", "DDIMScheduler", "DDIM", {"clip_sample": False} | _OFFSET, steps=(1, 999), leads=True, zero_snr=True
+        ),
         Sampler("pndm", "LatePNDM", "PLMS", {"skip_prk_steps": True} | _OFFSET, steps=(4, 999)),
         Sampler("lms", "LateLMS", "LMS", _OFFSET),
-        Sampler("euler", "EulerDiscreteScheduler", "Euler", _OFFSET),
-        Sampler("euler_a", "EulerAncestralDiscreteScheduler", "Euler a", _OFFSET, draws_noise=True),
+        Sampler("euler", "EulerDiscreteScheduler", "Euler", _OFFSET, zero_snr=True),
+        Sampler("euler_a", "EulerAncestralDiscreteScheduler", "Euler a", _OFFSET, draws_noise=True, zero_snr=True),
         Sampler("heun", "HeunDiscreteScheduler", "Heun", _OFFSET),
         Sampler("dpm_2", "KDPM2DiscreteScheduler", "DPM2", _OFFSET),
         Sampler("dpm_2_a", "KDPM2AncestralDiscreteScheduler", "DPM2 a", _OFFSET, draws_noise=True, reserved_noises=2),
@@ -39,12 +44,28 @@ SAMPLERS = {
             "DPMSolverMultistepScheduler",
             "DPM-Solver",
             {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"} | _OFFSET,
+            zero_snr=True,
         ),
-        Sampler("dpmsolver++", "DPMSolverMultistepScheduler", "DPM++ 2M", {"algorithm_type": "dpmsolver++"} | _OFFSET),
-        Sampler("dpmsingle", "DPMSolverSinglestepScheduler", "DPM++ 2S"),
+        Sampler(
+            "dpmsolver++",
+            "DPMSolverMultistepScheduler",
+            "DPM++ 2M",
+            {"algorithm_type": "dpmsolver++"} | _OFFSET,
+            zero_snr=True,
+        ),
+        Sampler("dpmsingle", "DPMSolverSinglestepScheduler", "DPM++ 2S", spaced=False),
         # Latent consistency models (Luo et al. 2023, https://arxiv.org/abs/2310.04378): distilled from 50 DDIM steps
         # and with guidance in them already
-        Sampler("lcm", "LCMScheduler", "LCM", draws_noise=True, steps=(1, 50), highest_scale=2.0),
+        Sampler(
+            "lcm",
+            "LCMScheduler",
+            "LCM",
+            draws_noise=True,
+            steps=(1, 50),
+            highest_scale=2.0,
+            spaced=False,
+            zero_snr=True,
+        ),
     )
 }
 SECOND_NAMES = {

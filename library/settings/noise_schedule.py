@@ -1,0 +1,75 @@
+"""The noise that a sampler goes through: how its timesteps are spaced, and whether it ends in pure noise."""
+
+from argparse import ArgumentTypeError
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from library.errors import InputError
+from library.files.prediction import Prediction
+from library.settings.options import Options
+from library.settings.samplers import SAMPLERS, Sampler
+
+# Names as diffusers has them; "sgm_uniform" is what other programs call the second
+_OWN = "own"
+_NAMES = {_OWN: None, "trailing": "trailing", "sgm_uniform": "trailing", "linspace": "linspace", "leading": "leading"}
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """How a run's pictures are denoised, beside the sampler.
+
+    Args:
+        prediction_type: what the model predicts, "epsilon" or "v_prediction".
+        zero_snr: the last of the training's timesteps is pure noise (Lin et al. 2023, https://arxiv.org/abs/2305.08891).
+        spacing: of the timesteps, as diffusers names it; None is the sampler's own.
+    """
+
+    prediction_type: str = "epsilon"
+    zero_snr: bool = False
+    spacing: str | None = None
+
+    def spacing_for(self, sampler: Sampler) -> str | None:
+        """The spacing to give to a sampler's scheduler: with zero SNR DDIM has to begin at the last timestep."""
+        return "trailing" if self.spacing is None and self.zero_snr and sampler.leads else self.spacing
+
+
+USUAL_SCHEDULE = NoiseSchedule()
+
+
+def schedule_name(text: str) -> str:
+    """Convert a schedule's name."""
+    if text not in _NAMES:
+        nearest = get_close_matches(text, _NAMES, n=1)
+        raise ArgumentTypeError(f"no such schedule; {f'did you mean {nearest[0]}?' if nearest else schedule_names()}")
+    return text
+
+
+def schedule_names() -> str:
+    """All of them, for people."""
+    return ", ".join(_NAMES)
+
+
+def from_options(options: Options, prediction: Prediction) -> tuple[NoiseSchedule, list[str]]:
+    """The schedule for a model, and what there is to warn of.
+
+    Raises:
+        InputError: for a schedule that the sampler cannot go through.
+    """
+    sampler, spacing = SAMPLERS[options.sampler], _NAMES[options.schedule]
+    warnings = []
+    if spacing and not sampler.spaced:
+        able = ", ".join(name for name, other in SAMPLERS.items() if other.spaced)
+        raise InputError(
+            f"--schedule {options.schedule}", f"{sampler.name} has a schedule of its own; use one of {able}"
+        )
+    zero = prediction.zero_snr
+    if zero and not sampler.zero_snr:
+        able = ", ".join(name for name, other in SAMPLERS.items() if other.zero_snr)
+        if options.zero_terminal_snr:
+            raise InputError("--zero_terminal_snr", f"{sampler.name} cannot begin at pure noise; use one of {able}")
+        problem = f"{sampler.name} cannot begin at pure noise as the model was trained to; better use one of {able}"
+        warnings.append(f"--sampler: {problem}")
+        zero = False
+    if prediction.spacing == "trailing" and spacing is None and not zero and sampler.spaced:
+        warnings.append("the model's scheduler states trailing timesteps; add --schedule trailing to follow it")
+    return NoiseSchedule(prediction.type, zero, spacing), warnings
