@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from library import console, values
 from library.errors import InputError, Interrupted, ProgramError
+from library.files.control_net import CONTROL_TYPES
 from library.files.picture_files import DEFAULT_QUALITY, FORMATS
 from library.machine import devices, malloc
 from library.machine.compiling import compile_fault, keep_compiled
@@ -38,7 +39,7 @@ from library.run.report import Tally, save_failed
 from library.run.runs import run_jobs
 from library.settings import deep_shrink, gradual_latent, sizes
 from library.settings.computing import vae_batch_size
-from library.settings.control_net import preprocessing
+from library.settings.control_net import control_type, preprocessing
 from library.settings.emphasis import ORIGINAL, normalization
 from library.settings.highres import upscaler_arguments
 from library.settings.noise_schedule import schedule_name, schedule_names
@@ -66,6 +67,7 @@ if TYPE_CHECKING:  # torch and what needs it are imported once every option and 
 
     from library.draw.control_net import ControlNets
     from library.draw.decoding import Decoding
+    from library.draw.lllite import LLLites
     from library.draw.loss_guidance import Judges
     from library.draw.regions import Regions
     from library.draw.samplers import Noise
@@ -94,8 +96,12 @@ _IMG2IMG = Needs(("image_path",), "is for img2img; give --image_path too, or lea
 _HIGHRES = Needs(("highres_fix_scale",), "is for Highres. fix; give --highres_fix_scale too, or leave it out")
 _NETWORKS = Needs(("network_module",), "is for networks; give --network_module too, or leave it out")
 _CONTROL_NET = Needs(("control_net_models",), "is for ControlNet; give --control_net_models too, or leave it out")
+_CONTROL = Needs(
+    ("control_net_models", "control_net_lllite_models"),
+    "is for ControlNet; give --control_net_models or --control_net_lllite_models too, or leave it out",
+)
 _GUIDED = Needs(
-    ("control_net_models", "clip_image_guidance_scale", "vgg16_guidance_scale"),
+    ("control_net_models", "control_net_lllite_models", "clip_image_guidance_scale", "vgg16_guidance_scale"),
     "nothing uses it; give --control_net_models, --clip_image_guidance_scale or --vgg16_guidance_scale too, "
     "or leave it out",
 )
@@ -310,23 +316,29 @@ def _deep_shrink_options(group: OptionGroup) -> None:
 
 
 def _control_net_options(group: OptionGroup) -> None:
+    kinds = "kinds of ControlNets"
     group.add("--control_net_models", use=PICTURE, many=True, metavar="MODEL", convert=values.not_empty,
-              names_files=True,
+              names_files=True, alternative=kinds,
               help="ControlNets (file, Diffusers folder or id); several take turns, one at each step")  # fmt: skip
-    group.add("--control_net_preps", use=PICTURE, many=True, metavar="PREP", convert=preprocessing, needs=_CONTROL_NET,
+    group.add("--control_net_lllite_models", use=PICTURE, many=True, metavar="FILE", convert=values.not_empty,
+              names_files=True, alternative=kinds, not_with=("compile",),
+              help="XL: ControlNet-LLLites; several work together, each with a guide of its own")  # fmt: skip
+    group.add("--control_net_types", use=PICTURE, many=True, metavar="KIND", convert=control_type, needs=_CONTROL_NET,
+              help=f"kind of each guide for a ControlNet Union: {', '.join(CONTROL_TYPES)}")  # fmt: skip
+    group.add("--control_net_preps", use=PICTURE, many=True, metavar="PREP", convert=preprocessing, needs=_CONTROL,
               help="none (default), canny or canny_LOW_HIGH, for each")  # fmt: skip
-    group.add("--control_net_weights", use=PICTURE, many=True, metavar="WEIGHT", needs=_CONTROL_NET,
+    group.add("--control_net_weights", use=PICTURE, many=True, metavar="WEIGHT", needs=_CONTROL,
               convert=values.number(-values.MAX_SCALE, values.MAX_SCALE),
               help="strength of each (default 1)")  # fmt: skip
     group.add("--control_net_starts", use=PICTURE, many=True, metavar="SHARE", convert=values.share,
-              needs=_CONTROL_NET, help="share of the steps after which each begins (default 0)")  # fmt: skip
+              needs=_CONTROL, help="share of the steps after which each begins (default 0)")  # fmt: skip
     group.add("--control_net_ratios", use=PICTURE, many=True, metavar="SHARE", convert=values.share,
-              needs=_CONTROL_NET, help="share of the steps after which each ends (default 1)")  # fmt: skip
+              needs=_CONTROL, help="share of the steps after which each ends (default 1)")  # fmt: skip
     group.switch("--control_net_together", use=PICTURE, needs=_CONTROL_NET,
                  help="use all ControlNets at every step and add them up")  # fmt: skip
-    group.switch("--highres_fix_disable_control_net", use=PICTURE, needs=(_HIGHRES, _CONTROL_NET),
+    group.switch("--highres_fix_disable_control_net", use=PICTURE, needs=(_HIGHRES, _CONTROL),
                  help="no ControlNet in Highres. fix's second stage")  # fmt: skip
-    group.switch("--control_net_save_guides", use=COMPUTING, needs=_CONTROL_NET,
+    group.switch("--control_net_save_guides", use=COMPUTING, needs=_CONTROL,
                  help="save the preprocessed guide beside each picture")  # fmt: skip
 
 
@@ -397,6 +409,7 @@ class Pipeline:
         models: Models,
         networks: Networks,
         control_nets: ControlNets,
+        lllites: LLLites,
         plan: RunPlan,
         upscaler: Upscaler | None = None,
         judges: Judges | None = None,
@@ -405,7 +418,7 @@ class Pipeline:
         from library.draw.text_encoding import PromptEncoder
 
         self.unet, self.vae, self.texts = models.unet, models.vae, models.texts
-        self.networks, self.control_nets = networks, control_nets
+        self.networks, self.control_nets, self.lllites = networks, control_nets, lllites
         text = plan.text
         self.encoder = PromptEncoder(
             *(text.tokens, models.texts, text.clip_skip, text.embeddings, networks.use, text.normalization)
@@ -478,6 +491,7 @@ class Pipeline:
         """Latents (B, C, height / 8, width / 8), float32, denoised from noise alone or from noisy `originals`."""
         from library.draw.deep_shrink import Shrinker
         from library.draw.denoiser import Cfg, Denoiser
+        from library.draw.guides import save_guides
         from library.draw.regions import make_regions
         from library.draw.samplers import draw_noise
 
@@ -503,9 +517,16 @@ class Pipeline:
             before_step.append(self.judges.guide(jobs, prompts, scheduler, timesteps))
         shrinker = Shrinker(jobs[0].deep_shrink, self.family.shrink_points, timesteps.tolist())
         guided = self.cfg_interval.guided(len(timesteps), scheduler.order)
+        if self.control_nets.settings.save_guides:
+            save_guides(jobs, self.control_nets.settings.specs)
         steering = self.control_nets.steer(jobs, len(timesteps))
-        with shrinker.attached(self.unet, *self.control_nets.models), self._in_regions(regions):
-            denoiser = Denoiser(self.unet, text, cfg, guided, shrinker, steering)
+        followers = (shrinker.begin_step, self.lllites.begin_step)
+        with (
+            shrinker.attached(self.unet, *self.control_nets.models),
+            self.lllites.attached(self.unet, jobs, len(timesteps)),
+            self._in_regions(regions),
+        ):
+            denoiser = Denoiser(self.unet, text, cfg, guided, followers, steering)
             for index, timestep in enumerate(make_bar(timesteps)):
                 sample = scheduler.scale_model_input(latents, timestep).to(dtype)
                 prediction = denoiser(sample, timestep, index)
@@ -651,7 +672,8 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
             _ = plan.text.tokens  # the tokenizer is loaded meanwhile
             models = loading.result()
     from library.draw.attention import use_kernel
-    from library.draw.control_net import ControlNets, load_control_net
+    from library.draw.control_net import load_control_nets
+    from library.draw.lllite import load_lllites
     from library.machine.prepare import make_fast, set_layout
     from library.models.upscaler import make_upscaler
     from networks.attach import Networks, merge_networks
@@ -664,8 +686,7 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
     network_weights = [read_state(spec.weights) for spec in plan.networks.specs]
     merge_networks(plan.networks, network_weights, models)
     # differences are to the U-Net that networks were merged into, and to nothing that only hangs on it
-    nets = [load_control_net(spec, models.unet) for spec in plan.control_nets.specs]
-    control_nets = ControlNets(nets, plan.control_nets)
+    control_nets = load_control_nets(plan.control_nets, models.unet)
     kernel = devices.choose_attention(machine, xformers=computing.xformers, gradients=gradients)
     for model in (models.unet, *control_nets.models):
         use_kernel(model, kernel)
@@ -683,7 +704,8 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
         from library.draw.loss_guidance import load_judges
 
         judges = load_judges(plan.loss_guidance, plan.loss_guidance_files, models)
-    return Pipeline(models, networks, control_nets, plan, upscaler, judges)
+    lllites = load_lllites(plan.control_nets, models.unet)
+    return Pipeline(models, networks, control_nets, lllites, plan, upscaler, judges)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from library.files import checkpoint_layout as layout
 from library.files.families import FAMILIES, FOREIGN_FAMILIES, Family, TextEncoderKind, name_of_width
-from library.files.model_files import Component, ModelFiles
+from library.files.model_files import ModelFiles
+from library.files.unet_layers import original_paths, unet_layers
 from networks.kinds import KINDS, Kind, Shape, Shapes
 
 UNET = "unet"
@@ -93,18 +93,15 @@ class LayerNames:
                 prefixes[prefix] = (*prefixes.get(prefix, ()), kind.part)
         self._prefixes = dict(sorted(prefixes.items(), key=lambda item: -len(item[0])))  # one may begin another
         self._flat: dict[str, dict[str, str]] = {UNET: {}, **{kind.part: {} for kind in encoders}}
-        self._originals: dict[str, str] = {}  # the U-Net's
-        originals = layout.unet_modules(unet_config)
         for component, path in targets:
             if component == UNET:
                 self._flat[UNET][path.replace(".", "_")] = path
-                if original := layout.original_name(path, originals):
-                    self._originals[original.replace(".", "_")] = path
             else:
                 flat = path.removeprefix("text_model.").replace(".", "_")
                 old = re.sub("[a-z]+_proj$", lambda last: _OLD_PROJECTIONS.get(last[0], last[0]), flat)
                 for name in (flat, old):
                     self._flat[component] |= {name: path, f"text_model_{name}": path}
+        self._originals = original_paths(self._flat[UNET].values(), unet_config)
 
     def find(self, flat_name: str) -> Named:
         """What a flat module name may mean; one without a prefix may be in any component."""
@@ -212,25 +209,13 @@ def _input_width(shapes: Shapes, modules: tuple[str, ...]) -> int | None:
 
 def layer_shapes(model: ModelFiles) -> dict[Target, Shape]:
     """The layers of a model that is not loaded yet, and the shapes of their weights."""
-    shapes = {(UNET, path): shape for path, shape in _unet_shapes(model.unet)}
+    shapes = {(UNET, path): shape for path, shape in unet_layers(model.unet)}
     for text in model.texts:
         shapes |= {(text.kind.part, path): shape for path, shape in _text_shapes(text.config)}
         if text.kind.pooled:
             width = text.config["hidden_size"]
             shapes[text.kind.part, "text_projection"] = (text.config.get("projection_dim", width), width)
     return shapes
-
-
-def _unet_shapes(unet: Component) -> Iterator[tuple[str, Shape]]:
-    diffusers_names = {original: path for path, original in layout.unet_modules(unet.config).items()}
-    for key, shape in unet.weights.shapes.items():
-        if not key.endswith(".weight"):
-            continue
-        name = key.removesuffix(".weight")
-        if name.startswith(layout.UNET_PREFIX):
-            name = layout.original_name(name.removeprefix(layout.UNET_PREFIX), diffusers_names)
-        if name is not None:
-            yield name, shape
 
 
 def _text_shapes(config: Mapping) -> Iterator[tuple[str, Shape]]:

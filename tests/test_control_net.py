@@ -133,8 +133,10 @@ def steps_used(monkeypatch) -> list[tuple[str, int]]:
     real = control_net.ControlNet.residuals
 
     def record(self, sample, timestep, *rest):
-        used.append((self.spec.component.weights.path.stem, int(timestep)))
-        return real(self, sample, timestep, *rest)
+        added = real(self, sample, timestep, *rest)
+        if added is not None:
+            used.append((self.specs[min(self.specs)].path.stem, int(timestep)))
+        return added
 
     monkeypatch.setattr(control_net.ControlNet, "residuals", record)
     return used
@@ -341,16 +343,16 @@ def test_with_gradual_latent_and_regions(sd1, net1, generate, guides, tmp_path):
 def test_features_follow_latents_of_other_sizes(sd1, net1):
     """While Gradual Latent draws small, the guide's features shrink along."""
     from library.files.control_net import find_control_net
-    from library.settings.control_net import ControlNetSpec
+    from library.settings.control_net import Control, ControlNetSpec
 
     unet = UNet2DConditionModel.from_pretrained(sd1.folder / "unet").requires_grad_(False)
-    files = find_control_net(str(net1 / "bare.safetensors"), unet.config)
-    net = control_net.load_control_net(ControlNetSpec(*files, None, 1.0, 0.0, 1.0), unet)
+    file = find_control_net(str(net1 / "bare.safetensors"), unet.config)
+    net = control_net.ControlNet(control_net.load_control_net(file, unet), {0: ControlNetSpec(file, Control())})
     use_kernel(net.model, sdpa)
     text, timestep = TextConditions(torch.zeros(2, 77, unet.config.cross_attention_dim)), torch.tensor(500)
     with torch.inference_mode():
         features = net.embed(np.full((128, 64, 3), 255, np.uint8))
-        down, middle = net.residuals(torch.zeros(2, 4, 24, 16), timestep, text, features)
+        down, middle = net.residuals(torch.zeros(2, 4, 24, 16), timestep, text, {0: features}, 0.0)
     assert down[0].shape == (2, 32, 24, 16)
     assert middle.shape[2:] == (3, 2)
 
@@ -387,7 +389,7 @@ def test_pictures_and_models_that_do_not_pair_up(sd1, net1, generate, guides):
     assert "4 pictures for 3 ControlNets" in result.stderr
     for option in (["--control_net_weights", 1], ["--control_net_together"], ["--control_net_save_guides"]):
         result = generate(sd1.folder, *option, *PROMPT)
-        assert f"{option[0]}: is for ControlNet; give --control_net_models too" in result.stderr
+        assert f"{option[0]}: is for ControlNet; give --control_net_models" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,13 @@ import itertools
 from dataclasses import replace
 
 import torch
-from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers import ControlNetModel, ControlNetUnionModel, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 
 from library.draw.text_conditions import TextConditions, xti_layer
 from library.machine.attention import AttentionKernel
+
+AttendingModel = UNet2DConditionModel | ControlNetModel | ControlNetUnionModel
 
 _numbers = itertools.count()  # of processors
 
@@ -62,12 +64,12 @@ def _heads(attn: Attention, x: torch.Tensor) -> torch.Tensor:
     return x.unflatten(2, (attn.heads, -1))  # (B, T, heads, size)
 
 
-def use_kernel(model: UNet2DConditionModel | ControlNetModel, kernel: AttentionKernel) -> None:
+def use_kernel(model: AttendingModel, kernel: AttentionKernel) -> None:
     """Give every attention layer of a model a processor of its own."""
     model.set_attn_processor({name: AttentionProcessor(kernel, xti_layer(name)) for name in model.attn_processors})
 
 
-def keep_text(text: TextConditions, *models: UNet2DConditionModel | ControlNetModel) -> TextConditions:
+def keep_text(text: TextConditions, *models: AttendingModel) -> TextConditions:
     """The text with the keys and values that the models' cross-attentions make of it, for all steps to come."""
     kept = {
         layer.processor.number: _keys_and_values(layer, text.for_layer(layer.processor.layer))

@@ -3,51 +3,40 @@
 Zhang et al. 2023, https://arxiv.org/abs/2302.05543
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import ControlNetModel, UNet2DConditionModel
-from PIL import Image
+from diffusers import ControlNetModel, ControlNetUnionModel, UNet2DConditionModel
 
+from library.draw.guides import GuideKey, guide_key, prepare_guide
 from library.draw.text_conditions import TextConditions
 from library.files import checkpoint_layout as layout
-from library.files.control_net import control_net_names
-from library.files.picture_files import encode, save_whole
-from library.files.pictures import load_guide
+from library.files.control_net import ControlNetFile, control_net_names
 from library.models.models import Source, build, fill
 from library.models.weight_reading import CastWeights
 from library.plan.job import Job
-from library.settings.control_net import Canny, ControlNetSettings, ControlNetSpec
+from library.settings.control_net import ControlNetSettings, ControlNetSpec, kinds_of
 
 # What ControlNets add inside the U-Net, as its keyword arguments
 Residuals = dict[str, torch.Tensor | list[torch.Tensor]]
-
-EmbeddedKey = tuple[int, Path, tuple[int, int]]  # place of the ControlNet, guide picture, (width, height) in pixels
-
-
-def prepare_guide(path: Path, size: tuple[int, int], preprocess: Canny | None) -> np.ndarray:
-    """Read a guide picture at (width, height) pixels and preprocess it: (height, width, 3) uint8."""
-    pixels = np.asarray(load_guide(path).resize(size, Image.Resampling.LANCZOS))
-    if preprocess is None:
-        return pixels
-    import cv2  # 25 MB that only some runs need
-
-    edges = cv2.Canny(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), preprocess.low, preprocess.high)
-    return np.stack([edges] * 3, axis=-1)
 
 
 class ControlNet:
     """One loaded ControlNet.
 
     Its hint block is taken off the model, so that a guide can be embedded once for all steps.
+
+    Args:
+        model: the ControlNet, or a ControlNet Union, which joins several guides.
+        specs: of its guides, by their places among all that steers.
     """
 
-    def __init__(self, model: ControlNetModel, spec: ControlNetSpec) -> None:
+    def __init__(self, model: ControlNetModel | ControlNetUnionModel, specs: Mapping[int, ControlNetSpec]) -> None:
         self.model = model
-        self.spec = spec
+        self.specs = specs
         self._hint_block = model.controlnet_cond_embedding
         model.controlnet_cond_embedding = torch.nn.Identity()
 
@@ -56,31 +45,56 @@ class ControlNet:
         pixels = torch.tensor(guide, device=self.model.device).permute(2, 0, 1)[None]
         return self._hint_block((pixels.float() / 255).to(self.model.dtype))
 
-    def works_at(self, progress: float) -> bool:
-        """Whether it has a part in the step that begins after this share (0 to 1) of the steps."""
-        return self.spec.weight != 0 and self.spec.end > 0 and self.spec.start <= progress <= self.spec.end
-
     def residuals(
-        self, sample: torch.Tensor, timestep: torch.Tensor, text: TextConditions, features: torch.Tensor
-    ) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """What it adds to the U-Net's skip connections and to its middle block.
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        text: TextConditions,
+        guides: Mapping[int, torch.Tensor],
+        progress: float,
+    ) -> tuple[list[torch.Tensor], torch.Tensor] | None:
+        """What it adds to the U-Net's skip connections and to its middle block; None where it has no part in the step.
 
         Args:
             sample: the U-Net's input (R, 4, h, w); R is a multiple of the number of pictures.
             timestep: the U-Net's.
             text: the U-Net's.
-            features: the embedded guides (pictures, channels, h', w').
+            guides: the embedded guides (pictures, channels, h', w'), by their places.
+            progress: the share of the steps that were made, 0 to 1.
         """
-        if features.shape[-2:] != sample.shape[-2:]:
-            features = F.interpolate(features.float(), sample.shape[-2:], mode="bicubic").to(features.dtype)
+        at_work = {place: spec for place, spec in self.specs.items() if spec.control.works_at(progress)}
+        if not at_work:
+            return None
+        features = [_to_rows(guides[place], sample) for place in at_work]
+        weights = [spec.control.weight for spec in at_work.values()]
+        told = text.unet_arguments()
+        if not isinstance(self.model, ControlNetUnionModel):
+            return self.model(
+                *(sample, timestep),
+                controlnet_cond=features[0],
+                conditioning_scale=weights[0],
+                return_dict=False,
+                **told,
+            )
+        kinds = kinds_of(list(at_work.values()))
+        types = torch.zeros(len(sample), self.model.config.num_control_type, device=sample.device)
+        types[:, kinds] = 1
         return self.model(
-            sample,
-            timestep,
-            controlnet_cond=features.repeat(len(sample) // len(features), 1, 1, 1),
-            conditioning_scale=self.spec.weight,
+            *(sample, timestep),
+            controlnet_cond=features,
+            control_type=types,
+            control_type_idx=kinds,
+            conditioning_scale=weights,
             return_dict=False,
-            **text.unet_arguments(),
+            **told,
         )
+
+
+def _to_rows(features: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+    """Embedded guides at the size of the U-Net's input, for each of its rows."""
+    if features.shape[-2:] != sample.shape[-2:]:
+        features = F.interpolate(features.float(), sample.shape[-2:], mode="bicubic").to(features.dtype)
+    return features.repeat(len(sample) // len(features), 1, 1, 1)
 
 
 class ControlNets:
@@ -94,55 +108,48 @@ class ControlNets:
     def __init__(self, nets: Sequence[ControlNet], settings: ControlNetSettings) -> None:
         self.nets = nets
         self.settings = settings
-        self._embedded: dict[EmbeddedKey, torch.Tensor] = {}  # of the last batch
+        self._embedded: dict[GuideKey, torch.Tensor] = {}  # of the last batch
 
     @property
-    def models(self) -> list[ControlNetModel]:
+    def models(self) -> list[ControlNetModel | ControlNetUnionModel]:
         """The models themselves."""
         return [net.model for net in self.nets]
 
     def steer(self, jobs: Sequence[Job], steps: int) -> "Steering":
         """Embed the guides of a batch's jobs, for so many steps."""
         last, self._embedded = self._embedded, {}
-        features = []
-        if self.settings.save_guides and jobs[0].stage != 1:
-            self._save_guides(jobs)
-        if jobs[0].control_net:
-            features = [torch.cat([self._embed(place, job, last) for job in jobs]) for place in range(len(self.nets))]
-        return Steering(self.nets, features, steps, together=self.settings.together)
+        guides = {}
+        for net in self.nets if jobs[0].control_net else ():
+            for place, spec in net.specs.items():
+                guides[place] = torch.cat([self._embed(net, spec, guide_key(place, job), last) for job in jobs])
+        return Steering(self.nets if guides else (), guides, steps, together=self.settings.together)
 
-    def _save_guides(self, jobs: Sequence[Job]) -> None:
-        """Save what the ControlNets see beside each picture; a batch that is drawn once more has saved it."""
-        for job in jobs:
-            for place, net in enumerate(self.nets):
-                file = job.file.with_name(f"{job.file.stem}_guide{place + 1}.png")
-                if not file.exists():
-                    guide = prepare_guide(job.guides[place], (job.width, job.height), net.spec.preprocess)
-                    save_whole(encode(guide, ".png", {}), file)
-
-    def _embed(self, place: int, job: Job, last: dict[EmbeddedKey, torch.Tensor]) -> torch.Tensor:
-        key = (place, job.guides[place], (job.width, job.height))
-        if key not in last:
-            last[key] = self.nets[place].embed(prepare_guide(*key[1:], self.nets[place].spec.preprocess))
-        self._embedded[key] = last[key]
-        return last[key]
+    def _embed(
+        self, net: ControlNet, spec: ControlNetSpec, key: GuideKey, last: Mapping[GuideKey, torch.Tensor]
+    ) -> torch.Tensor:
+        if key not in self._embedded:
+            embedded = last.get(key)
+            if embedded is None:
+                embedded = net.embed(prepare_guide(*key[1:], spec.control.preprocess))
+            self._embedded[key] = embedded
+        return self._embedded[key]
 
 
 class Steering:
     """ControlNets with the guides of a batch.
 
     Args:
-        nets: the ControlNets.
-        features: for each of them the embedded guides (B, channels, height / 8, width / 8); empty to do without.
+        nets: the ControlNets; none to do without.
+        guides: the embedded guides (B, channels, height / 8, width / 8), by their places.
         steps: how many steps are run.
         together: see `ControlNetSettings`.
     """
 
     def __init__(
-        self, nets: Sequence[ControlNet], features: Sequence[torch.Tensor], steps: int, *, together: bool
+        self, nets: Sequence[ControlNet], guides: Mapping[int, torch.Tensor], steps: int, *, together: bool
     ) -> None:
-        self._nets = list(zip(nets, features))
-        self.models = [net.model for net, _ in self._nets]
+        self._nets, self._guides = nets, guides
+        self.models = [net.model for net in nets]
         self._steps = steps
         self._together = together
 
@@ -156,35 +163,60 @@ class Steering:
             index: the step's place, from 0.
         """
         down, middle = [], None
-        for place, (net, features) in enumerate(self._nets):
-            its_turn = self._together or index % len(self._nets) == place
-            if its_turn and net.works_at(index / self._steps):
-                more, more_middle = net.residuals(sample, timestep, text, features)
-                down = [a + b for a, b in zip(down, more)] if down else more
-                middle = more_middle if middle is None else middle + more_middle
+        for place, net in enumerate(self._nets):
+            if not self._together and index % len(self._nets) != place:
+                continue
+            added = net.residuals(sample, timestep, text, self._guides, index / self._steps)
+            if added is not None:
+                down = [a + b for a, b in zip(down, added[0])] if down else added[0]
+                middle = added[1] if middle is None else middle + added[1]
         if middle is None:
             return {}
         return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
 
 
-def load_control_net(spec: ControlNetSpec, unet: UNet2DConditionModel) -> ControlNet:
-    """Load a ControlNet beside the U-Net that it steers; networks that are merged are in that, others not on it yet.
+def load_control_nets(settings: ControlNetSettings, unet: UNet2DConditionModel) -> ControlNets:
+    """Load a run's ControlNets beside the U-Net that they steer; networks that are merged are in that, others not yet.
+
+    A ControlNet Union that is given for several guides is one ControlNet.
 
     Raises:
         InputError: when tensors are missing, of a wrong shape, or hold NaN or infinite values.
     """
-    model = build(spec.component, ControlNetModel.from_config)
+    nets: list[ControlNet] = []
+    unions: dict[Path, dict[int, ControlNetSpec]] = {}
+    for place, spec in enumerate(settings.specs):
+        if not isinstance(spec.file, ControlNetFile):
+            continue
+        if spec.file.control_types and spec.path in unions:
+            unions[spec.path][place] = spec
+            continue
+        specs = {place: spec}
+        if spec.file.control_types:
+            unions[spec.path] = specs
+        nets.append(ControlNet(load_control_net(spec.file, unet), specs))
+    return ControlNets(nets, settings)
+
+
+def load_control_net(file: ControlNetFile, unet: UNet2DConditionModel) -> ControlNetModel | ControlNetUnionModel:
+    """Load one.
+
+    Raises:
+        InputError: as `load_control_nets`.
+    """
+    model_class = ControlNetUnionModel if file.control_types else ControlNetModel
+    model = build(file, model_class.from_config)
     modules = layout.control_net_modules(unet.config, len(model.controlnet_cond_embedding.blocks))
 
     def sources(target: str) -> list[Source]:
         return [Source(name) for name in control_net_names(target, modules)]
 
-    weights = CastWeights(spec.component.weights, unet.device, unet.dtype)
+    weights = CastWeights(file.weights, unet.device, unet.dtype)
     fill(model, weights, sources)
     weights.close()
-    if spec.is_difference:
+    if file.is_difference:
         shared = dict(unet.named_parameters())
         for name, parameter in model.named_parameters():
             if name in shared:
                 parameter.copy_(parameter.float() + shared[name].float())
-    return ControlNet(model, spec)
+    return model

@@ -1,13 +1,12 @@
 """What is noise in a batch's latents: the U-Net run for each branch of classifier-free guidance, and these joined."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from diffusers import UNet2DConditionModel
 
 from library.draw.attention import keep_text
 from library.draw.control_net import Steering
-from library.draw.deep_shrink import Shrinker
 from library.draw.text_conditions import TextConditions
 from library.plan.job import Job
 
@@ -89,7 +88,7 @@ class Denoiser:
         text: of all branches.
         cfg: makes the branches and joins them.
         guided: for each evaluation whether it does; the prompt's branch alone is evaluated where not.
-        shrinker: for Deep Shrink.
+        followers: what else is told which step begins, by its place.
         steering: the ControlNets.
 
     Networks that change how the U-Net sees text have to be attached already.
@@ -101,10 +100,10 @@ class Denoiser:
         text: TextConditions,
         cfg: Cfg,
         guided: Sequence[bool],
-        shrinker: Shrinker,
+        followers: Sequence[Callable[[int], None]],
         steering: Steering,
     ) -> None:
-        self._unet, self._shrinker, self._steering = unet, shrinker, steering
+        self._unet, self._followers, self._steering = unet, followers, steering
         self._cfg, self._guided = cfg, guided
         models = (unet, *steering.models)
         self._text = keep_text(text, *models)
@@ -114,7 +113,8 @@ class Denoiser:
 
     def __call__(self, sample: torch.Tensor, timestep: torch.Tensor, index: int) -> torch.Tensor:
         """(B, C, h, w), scaled as the scheduler wants it → the joined prediction, likewise, float32"""
-        self._shrinker.begin_step(index)
+        for begin_step in self._followers:
+            begin_step(index)
         if not self._guided[index]:
             return self._predict(sample, timestep, self._prompt_text, index)
         prediction = self._predict(self._cfg.expand(sample), timestep, self._text, index)

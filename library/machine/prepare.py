@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel
+from diffusers import AutoencoderKL, ControlNetModel, ControlNetUnionModel
 from torch import nn
 
 from library.machine.compiling import compile_unet
@@ -14,7 +14,10 @@ from library.settings.computing import Computing
 
 
 def set_layout(
-    vae: AutoencoderKL, control_nets: Sequence[ControlNetModel], machine: Machine, computing: Computing
+    vae: AutoencoderKL,
+    control_nets: Sequence[ControlNetModel | ControlNetUnionModel],
+    machine: Machine,
+    computing: Computing,
 ) -> None:
     """Set how models lie in memory and how much of it the VAE takes; U-Net and VAE were read in their layout."""
     if machine.channels_last:

@@ -100,7 +100,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         loss_guidance=guidance,
         record=make_record(options, model, pictures, parts, begun),
         loss_guidance_files=loss_guidance.find_models(options, guidance),
-        control_nets=control_net.from_options(options, model.unet.config),
+        control_nets=control_net.from_options(options, model.family, model.unet),
         masks=masks.from_options(options),
         computing=computing.from_options(options, one_at_a_time=needs_one_before),
         output=out,

@@ -13,6 +13,7 @@ from library.errors import InputError
 from library.files.pictures import check_picture, find_pictures, read_picture, region_color
 from library.plan.picture_prompts import read_prompt
 from library.plan.prompts import PromptLine, one_line
+from library.settings.control_net import given_files
 from library.settings.options import Options
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ def find_sources(options: Options) -> Sources:
         check_picture(mask, "--mask_path", any_size=options.allow_large_pictures)
         _check_mask(mask, options.network_regional_mask_max_color_codes)
     guides = _find_guides(options, pictures)
-    return Sources(tuple(pictures), tuple(masks), guides, max(1, len(options.control_net_models or ())))
+    return Sources(tuple(pictures), tuple(masks), guides, max(1, len(given_files(options))))
 
 
 def _check_mask(path: Path, color_codes: int | None) -> None:
@@ -101,8 +102,9 @@ def _find_guides(options: Options, sources: Sequence[SourcePicture]) -> tuple[Pa
     guides = [path for given in options.guide_image_path or () for path in find_pictures(given, "--guide_image_path")]
     for path in set(guides) - {source.path for source in sources}:
         check_picture(path, "--guide_image_path", any_size=options.allow_large_pictures)
-    if (nets := len(options.control_net_models or ())) and not guides:
-        raise InputError("--control_net_models", "draws after a guide picture; give --guide_image_path too")
+    if (nets := len(given_files(options))) and not guides:
+        name = "control_net_models" if options.control_net_models else "control_net_lllite_models"
+        raise InputError(f"--{name}", "draws after a guide picture; give --guide_image_path too")
     if nets and len(guides) > 1 and len(guides) % nets:
         problem = f"{len(guides)} pictures for {nets} ControlNets; give one, or as many for each ControlNet"
         raise InputError("--guide_image_path", problem)

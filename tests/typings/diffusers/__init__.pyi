@@ -114,6 +114,30 @@ class ControlNetModel(_ModelWithText):
         controlnet_cond: torch.Tensor,
     ) -> object: ...
 
+class _UnionConfig(Mapping[str, Any]):
+    num_control_type: int
+
+class ControlNetUnionModel(_ModelWithText):
+    @property
+    def config(self) -> _UnionConfig: ...
+    @property
+    def controlnet_cond_embedding(self) -> _HintBlock: ...
+    @controlnet_cond_embedding.setter
+    def controlnet_cond_embedding(self, block: torch.nn.Module) -> None: ...
+    def __call__(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        controlnet_cond: list[torch.Tensor],
+        control_type: torch.Tensor,
+        control_type_idx: list[int],
+        conditioning_scale: list[float] = ...,
+        *,
+        added_cond_kwargs: dict[str, torch.Tensor] | None = ...,
+        return_dict: Literal[False],
+    ) -> tuple[list[torch.Tensor], torch.Tensor]: ...
+
 class _AutoencoderConfig(Mapping[str, Any]):
     block_out_channels: Sequence[int]
     scaling_factor: float

@@ -1,0 +1,155 @@
+"""ControlNet-LLLite at work: small networks that change what linear layers of the U-Net take, after a guide picture.
+
+For a layer W and its input x, W(x + weight · up(ReLU(mid([c, ReLU(down(x))])))); c is what the network's convolutions
+make of the guide (Kohya, https://github.com/kohya-ss/sd-scripts, ControlNet-LLLite).
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from torch import nn
+
+from library.draw.guides import GuideKey, guide_key, prepare_guide
+from library.files.lllite import LLLiteFile, convolution_names
+from library.models.weight_reading import CastWeights
+from library.plan.job import Job
+from library.settings.control_net import Control, ControlNetSettings
+
+
+class LayerNetwork:
+    """The small network of one layer.
+
+    Args:
+        convolutions: read a guide (1, 3, height, width): weights and biases, each as far apart as it is large.
+        down: weight and bias of a linear layer, as `mid` and `up`.
+        mid: see `down`.
+        up: see `down`.
+    """
+
+    def __init__(
+        self,
+        convolutions: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        down: tuple[torch.Tensor, torch.Tensor],
+        mid: tuple[torch.Tensor, torch.Tensor],
+        up: tuple[torch.Tensor, torch.Tensor],
+    ) -> None:
+        self._convolutions = convolutions
+        self._down, self._mid, self._up = down, mid, up
+
+    def read(self, guide: torch.Tensor) -> torch.Tensor:
+        """What is made of a guide (1, 3, height, width) from -1 to 1: (1, channels, h, w)."""
+        for place, (weight, bias) in enumerate(self._convolutions):
+            guide = F.conv2d(F.relu(guide) if place else guide, weight, bias, stride=weight.shape[-1])
+        return guide
+
+    def change(self, x: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
+        """The change of a layer's input (rows, tokens, channels), given what was read for each row likewise."""
+        joined = torch.cat([read, F.relu(F.linear(x, *self._down))], dim=-1)
+        return F.linear(F.relu(F.linear(joined, *self._mid)), *self._up)
+
+
+class LLLite:
+    """One loaded ControlNet-LLLite: the small networks by the paths of the U-Net's layers, and how they are used."""
+
+    def __init__(self, networks: Mapping[str, LayerNetwork], control: Control) -> None:
+        self.networks = networks
+        self.control = control
+
+
+class LLLites:
+    """The ControlNet-LLLites of a run, which all work at every step of their ranges; there may be none."""
+
+    def __init__(self, nets: Sequence[LLLite]) -> None:
+        self._nets = nets
+        self._read: dict[GuideKey, dict[str, torch.Tensor]] = {}  # of the last batch
+        self._size = (0, 0)  # height and width of the feature map that the U-Net is working on
+        self._progress = 0.0
+        self._steps = 1
+
+    def begin_step(self, index: int) -> None:
+        """Say which step the U-Net's next evaluations belong to."""
+        self._progress = index / self._steps
+
+    @contextmanager
+    def attached(self, unet: UNet2DConditionModel, jobs: Sequence[Job], steps: int) -> Iterator[None]:
+        """Steer a batch of jobs for so many steps, for the length of the block."""
+        self._steps = steps
+        nets = self._nets if jobs[0].control_net else ()
+        last, self._read = self._read, {}
+        with ExitStack() as stack:
+            for module in unet.modules() if nets else ():
+                if isinstance(module, Transformer2DModel):
+                    stack.callback(module.register_forward_pre_hook(self._note_size).remove)
+            for place, net in enumerate(nets):
+                keys = [guide_key(place, job) for job in jobs]
+                for key in keys:
+                    self._read[key] = last.get(key) or self._read.get(key) or _read_guide(net, key, unet)
+                for path, network in net.networks.items():
+                    read = torch.cat([self._read[key][path] for key in keys])  # (pictures, channels, h, w)
+                    hook = self._hook(net.control, network, read)
+                    stack.callback(unet.get_submodule(path).register_forward_pre_hook(hook).remove)
+            yield
+
+    def _note_size(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        height, width = inputs[0].shape[-2:]
+        self._size = (height, width)
+
+    def _hook(self, control: Control, network: LayerNetwork, read: torch.Tensor) -> Callable:
+        at_size: dict[tuple[int, int], torch.Tensor] = {}  # (pictures, tokens, channels)
+
+        def hook(_layer: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor] | None:
+            if not control.works_at(self._progress):
+                return None
+            (x,) = inputs
+            if self._size not in at_size:
+                at_size[self._size] = _to_size(read, self._size).flatten(2).transpose(1, 2)
+            rows = at_size[self._size].repeat(len(x) // len(read), 1, 1)
+            return (x + control.weight * network.change(x, rows),)
+
+        return hook
+
+
+def _to_size(read: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """What was read of guides, at a feature map's size: another than a guide's where that is shrunk or no multiple."""
+    if tuple(read.shape[-2:]) == size:
+        return read
+    return F.interpolate(read.float(), size, mode="bilinear", align_corners=False).to(read.dtype)
+
+
+def _read_guide(net: LLLite, key: GuideKey, unet: UNet2DConditionModel) -> dict[str, torch.Tensor]:
+    """What each of the small networks makes of a guide."""
+    pixels = torch.from_numpy(np.array(prepare_guide(*key[1:], net.control.preprocess))).permute(2, 0, 1)[None]
+    guide = (pixels.to(unet.device).float() / 127.5 - 1).to(unet.dtype)
+    return {path: network.read(guide) for path, network in net.networks.items()}
+
+
+def load_lllites(settings: ControlNetSettings, unet: UNet2DConditionModel) -> LLLites:
+    """Load a run's ControlNet-LLLites beside the U-Net that they steer.
+
+    Raises:
+        InputError: when tensors hold NaN or infinite values.
+    """
+    files = ((spec.file, spec.control) for spec in settings.specs)
+    return LLLites([LLLite(_load(file, unet), control) for file, control in files if isinstance(file, LLLiteFile)])
+
+
+def _load(file: LLLiteFile, unet: UNet2DConditionModel) -> dict[str, LayerNetwork]:
+    weights = CastWeights(file.weights, unet.device, unet.dtype)
+
+    def pair(name: str, part: str) -> tuple[torch.Tensor, torch.Tensor]:
+        return weights.tensor(f"lllite_unet_{name}.{part}.weight"), weights.tensor(f"lllite_unet_{name}.{part}.bias")
+
+    networks = {
+        path: LayerNetwork(
+            [pair(name, part.removesuffix(".weight")) for part in convolution_names(name, weights.shapes)],
+            *(pair(name, f"{part}.0") for part in ("down", "mid", "up")),
+        )
+        for path, name in file.modules.items()
+    }
+    weights.close()
+    return networks

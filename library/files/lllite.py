@@ -1,0 +1,88 @@
+"""ControlNet-LLLite files: found and checked from their headers.
+
+A ControlNet-LLLite (Kohya) is a set of small networks, one for each of some linear layers of an SDXL U-Net, that change
+what these take by what a guide picture holds there.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from library.errors import InputError
+from library.files.families import Family
+from library.files.model_files import Component, name_kind
+from library.files.unet_layers import original_paths, unet_layers
+from library.files.weight_files import Shape, WeightFile, open_weights
+
+_KEY = re.compile(r"lllite_unet_(\w+)\.(conditioning1\.\d+|down\.0|mid\.0|up\.0)\.(weight|bias)")
+_GUIDE_CHANNELS = 3
+
+
+@dataclass(frozen=True)
+class LLLiteFile:
+    """A file that was checked: its weights, and for each layer's path in the U-Net the layer's name in the file."""
+
+    weights: WeightFile
+    modules: Mapping[str, str]
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        return self.weights.path
+
+
+def find_lllite(given: str, family: Family, unet: Component) -> LLLiteFile:
+    """Find and check a ControlNet-LLLite.
+
+    Raises:
+        InputError: when it is not there, is something else, or does not fit the model.
+    """
+    subject = f"--control_net_lllite_models {given}"
+    weights = open_weights(Path(given).expanduser())
+    keys = {key: _KEY.fullmatch(key) for key in weights.shapes}
+    names = {match[1] for match in keys.values() if match}
+    if not names:
+        kind = name_kind(weights) or "no ControlNet-LLLite"
+        raise InputError(subject, f"is {kind}; give a ControlNet-LLLite{_option_for(kind)}")
+    if left := [key for key, match in keys.items() if match is None]:
+        raise InputError(subject, f"holds {left[0]!r}, which no ControlNet-LLLite has; use another file")
+    shapes = dict(unet_layers(unet))
+    paths = original_paths(shapes, unet.config)
+    modules = {}
+    for name in sorted(names):
+        path = paths.get(name)
+        problem = "no such layer" if path is None else _misfit(name, weights.shapes, shapes[path])
+        if path is None or problem:
+            advice = f"use one made for the model, which is {family.name}; published ones are for SDXL"
+            raise InputError(subject, f"does not fit the model at {name!r} ({problem}); {advice}")
+        modules[path] = name
+    return LLLiteFile(weights, modules)
+
+
+def _option_for(kind: str) -> str:
+    return ", or this one with --control_net_models" if kind == "a ControlNet" else ""
+
+
+def _misfit(name: str, shapes: Mapping[str, Shape], layer: Shape) -> str | None:
+    """What keeps a layer's small network from fitting it; None when it fits."""
+
+    def shape(part: str) -> Shape:
+        return shapes.get(f"lllite_unet_{name}.{part}", ())
+
+    down, mid, up = (shape(f"{part}.0.weight") for part in ("down", "mid", "up"))
+    if not (len(down) == len(mid) == len(up) == 2) or len(layer) < 2:
+        return "its network is not whole"
+    convolutions = [shape(part) for part in convolution_names(name, shapes)]
+    if not convolutions or any(len(each) != 4 for each in convolutions) or convolutions[0][1] != _GUIDE_CHANNELS:
+        return "it does not read a picture"
+    if down[1] != layer[1] or up[0] != layer[1]:
+        return f"{down[1]} channels for {layer[1]}"
+    return None if mid[1] == convolutions[-1][0] + down[0] and up[1] == mid[0] else "its parts do not go together"
+
+
+def convolution_names(name: str, shapes: Mapping[str, Shape]) -> list[str]:
+    """The weights, in their order, of the convolutions that a layer's network reads the guide with."""
+    pattern = re.compile(rf"lllite_unet_{re.escape(name)}\.(conditioning1\.(\d+)\.weight)")
+    found = [match for match in map(pattern.fullmatch, shapes) if match]
+    return [match[1] for match in sorted(found, key=lambda match: int(match[2]))]
