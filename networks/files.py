@@ -13,9 +13,10 @@ from library.console import others_at_work, say
 from library.errors import InputError
 from library.files.families import FOREIGN_FAMILIES, TEXT_PARTS, name_of_width
 from library.files.model_files import ModelFiles, name_kind
+from library.files.safetensors_file import ADVICE, FLOATING
 from library.files.weight_files import WeightFile, choose_weights, open_weights
 from library.settings.options import Options
-from networks.keys import LayerNames, Target, layer_shapes, match_keys, text_width
+from networks.keys import KeyMatch, LayerNames, Target, layer_shapes, match_keys, text_width
 from networks.kinds import Shape
 
 logger = logging.getLogger(__name__)
@@ -215,6 +216,7 @@ def _check_file(spec: NetworkSpec, names: LayerNames, layers: Mapping[Target, Sh
     if family is not None:
         this = name_of_width(width) or f"a model whose text is {width} wide"
         raise InputError(subject, f"{fits}; it is made for {family}, the model is {this}; use one made for it")
+    _check_types(spec.weights, match)
     if spec.module != OWN_MODULE:
         return  # what its keys mean is the module's to say
     if not match.layers:
@@ -223,6 +225,14 @@ def _check_file(spec: NetworkSpec, names: LayerNames, layers: Mapping[Target, Sh
     if match.unmatched:
         left = f"{match.unmatched[0]!r} and {len(match.unmatched) - 1} others"
         logger.warning("%s: %s; left aside: %s", subject, fits, left)
+
+
+def _check_types(weights: WeightFile, match: KeyMatch) -> None:
+    """Refuse a file of which a tensor that has a layer is of another type than weights are; single numbers may be."""
+    for key in (key for layer in match.layers.values() for key in layer.keys.values()):
+        kind = weights.types[key]
+        if kind not in FLOATING and math.prod(weights.shapes[key]) > 1:
+            raise InputError(str(weights.path), f"{key!r} is of type {kind}, in which no weights are read; {ADVICE}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

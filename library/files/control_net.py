@@ -12,6 +12,7 @@ from library.files import checkpoint_layout as layout
 from library.files.families import ANY_FAMILY, name_of_width
 from library.files.model_files import Component, folder_component, name_kind, resolve
 from library.files.weight_files import WeightFile, open_weights
+from library.files.weight_types import check_types, in_modules
 
 DIFFERENCE = "difference"  # a tensor of this name says that the U-Net's weights were subtracted
 _HINT_BLOCKS = 6  # convolutions between the hint block's first and last one, in every published ControlNet
@@ -49,6 +50,8 @@ def find_control_net(given: str, unet_config: Mapping[str, Any]) -> tuple[Compon
         kind = name_kind(weights) or "no ControlNet"
         raise InputError(subject, f"is {kind}; give a ControlNet for {ANY_FAMILY}")
     _check_shapes(weights, unet_config, subject)
+    modules = layout.control_net_modules(unet_config, _HINT_BLOCKS)
+    check_types(weights, in_modules(modules, layout.CONTROL_PREFIX, weights))
     if component is None:
         shared = {name: unet_config[name] for name in _SHARED_CONFIG if name in unet_config}
         component = Component(shared, weights)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from library.errors import InputError
 from library.files.families import ANY_FAMILY, Family
 from library.files.model_files import ModelFiles, name_kind
+from library.files.safetensors_file import FLOATING
 from library.files.tokenizers import read_vocabulary
 from library.files.weight_files import PickleFile, open_weights, parameter_dict_tensors
 
@@ -28,6 +29,7 @@ XTI_LAYERS = (
     *(f"OUT{block:02d}" for block in range(3, 12)),
 )
 _SDXL_KEYS = {"clip_l", "clip_g"}  # its embeddings' vectors for its two text encoders
+_NAMES = {"emb_params", *_SDXL_KEYS, *XTI_LAYERS}  # of vectors; whole numbers under other names tell something else
 _PNG_HEAD = b"\x89PNG\r\n\x1a\n"
 _PNG_TEXT = "sd-ti-embedding"  # where AUTOMATIC1111's web UI keeps the embedding that a picture carries
 
@@ -99,7 +101,8 @@ def read_tensors(path: Path) -> "dict[str, torch.Tensor]":
         return tensors
     if (kind := name_kind(weights)) and "embedding" not in kind:
         raise InputError(str(path), f"is {kind}, not a textual inversion embedding; give an embedding")
-    tensors = {name: weights.tensor(name).clone() for name in weights.shapes}
+    vectors = [name for name, kind in weights.types.items() if kind in FLOATING or name in _NAMES]
+    tensors = {name: weights.tensor(name).clone() for name in vectors or weights.shapes}
     weights.close()
     return tensors
 

@@ -8,6 +8,7 @@ from functools import partial
 from library.errors import InputError
 from library.files.model_files import ModelFiles, find_model
 from library.files.textual_inversion import find_embeddings
+from library.files.weight_types import check_model
 from library.plan import earlier_runs
 from library.plan.file_names import FileNames, check_folder
 from library.plan.job import Job, JobSettings
@@ -109,6 +110,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
 def _find_model(options: Options) -> ModelFiles:
     """Find and check the model, and tell what is doubtful about it."""
     model = find_model(options.ckpt, v2=options.v2, v_parameterization=options.v_parameterization, vae=options.vae)
+    check_model(model)
     for warning in model.warnings:
         logger.warning("%s", warning)
     layers = min(text.config["num_hidden_layers"] for text in model.texts)
