@@ -7,7 +7,6 @@ import gc
 import logging
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -669,7 +668,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run(options, team)
         except ProgramError as problem:
             if options.debug:
-                traceback.print_exc()
+                console.trace()
             for each in getattr(problem, "problems", [problem]):
                 console.error(each)
             return problem.exit_status
@@ -678,7 +677,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return getattr(interruption, "exit_status", Interrupted(signal.SIGINT).exit_status)
         except Exception as problem:
             if options.debug:
-                traceback.print_exc()
+                console.trace()
             if fault := compile_fault(problem):
                 console.error(fault)
                 return fault.exit_status

@@ -245,7 +245,7 @@ def describe_metadata(spec: NetworkSpec) -> list[str]:
     for name, text in sorted(spec.weights.metadata.items()):
         try:
             value = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = text
         if isinstance(value, dict | list):
             lines += [f"  {name}:", *(f"    {line}" for line in json.dumps(value, indent=2).splitlines())]

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 
+from library.console import one_line
 from library.plan.job import Job
 from library.plan.run_plan import RunPlan
 
@@ -32,7 +33,9 @@ def show_plan(plan: RunPlan, batches: Sequence[Sequence[Job]]) -> Iterator[str]:
     rows = [("file", "size", "steps", "scale", "batch", "prompt")]
     for job in plan.jobs:
         size, batch = f"{job.width}x{job.height}", str(batch_of.get(id(job), "done"))
-        rows.append((job.file.name, size, str(job.steps_run), f"{job.guidance_scale:g}", batch, _short(job.prompt)))
+        rows.append(
+            (one_line(job.file.name), size, str(job.steps_run), f"{job.guidance_scale:g}", batch, _short(job.prompt))
+        )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     for row in rows:
         yield "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[-1]]).rstrip()
@@ -55,4 +58,5 @@ def summary(plan: RunPlan, batches: Sequence[Sequence[Job]] | None = None) -> st
 
 
 def _short(text: str) -> str:
+    text = one_line(text)
     return text if len(text) <= _PROMPT_CHARACTERS else text[: _PROMPT_CHARACTERS - 1] + "…"
