@@ -8,6 +8,7 @@ Sources: textual inversion https://arxiv.org/abs/2208.01618, Extended Textual In
 import base64
 import binascii
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,14 @@ class Embedding:
         return len(self.vectors[0])
 
 
+def plain_word(name: str) -> str:
+    """A word as CLIP's tokenizers normalise it: composed, in lower case, with single spaces.
+
+    Characters are taken one by one, as theirs are: of a text Python has a sigma at a word's end in another form.
+    """
+    return " ".join("".join(character.lower() for character in unicodedata.normalize("NFC", name)).split())
+
+
 def find_embeddings(files: Sequence[str], xti_files: Sequence[str], model: ModelFiles) -> tuple[Embedding, ...]:
     """Read and check the embeddings of `--textual_inversion_embeddings` and `--XTI_embeddings`.
 
@@ -73,7 +82,9 @@ def find_embeddings(files: Sequence[str], xti_files: Sequence[str], model: Model
             embedding = Embedding(path.stem, vectors)
             for text, of_encoder in zip(model.texts, vectors):
                 _check_vectors(of_encoder, text.config["hidden_size"], subject)
-            plain = " ".join(path.stem.lower().split())  # as CLIP's tokenizer reads it
+            plain = plain_word(path.stem)
+            if not plain:
+                raise InputError(subject, "its name is no word; rename the file")
             if f"{plain}</w>" in vocabulary:
                 problem = f"{path.stem!r} is a word of the model's vocabulary; rename the file"
                 raise InputError(subject, problem)

@@ -18,6 +18,7 @@ from library.plan.run_plan import Keyboard, RunPlan, TextPlan
 from library.plan.run_record import RunRecord
 from library.plan.seeds import SeedSource, random_seed
 from library.plan.sources import Sources, find_sources, source_lines
+from library.plan.textual_inversion import warn_of_unused
 from library.settings import (
     cfg_interval,
     computing,
@@ -77,6 +78,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
     jobs, parts = plan_parts(lines, maker, seed, name_file, counts, out.folder, begun)
     if lines:
         _check_use(options, interval, sources, jobs)
+        warn_of_unused(text.embeddings, dict.fromkeys(t for job in jobs for t in (*job.parts, job.negative_prompt)))
     needs_one_before = guidance.uses_goal_picture and not sources.guides
     if needs_one_before:
         logger.warning("no --guide_image_path: each picture is guided by the one before it, one at a time")
