@@ -718,7 +718,7 @@ def run(options: Options, team: Team) -> int:
     make_folder(plan.output.folder, "--outdir")
     model_hash = FileHash(plan.model.path)
     facts = RunFacts(
-        *(plan.sampler, plan.model.name, plan.text.clip_skip, model_hash, plan.highres),
+        *(plan.sampler, plan.record.model, plan.text.clip_skip, model_hash, plan.highres),
         *(plan.networks, plan.loss_guidance, plan.control_nets.specs, plan.cfg_interval),
     )
     if plan.keyboard is not None:
