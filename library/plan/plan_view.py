@@ -1,25 +1,13 @@
 """A plan shown before anything is drawn: as a table for people, as JSON lines for programs."""
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 
 from library.console import one_line
 from library.plan.job import Job
+from library.plan.picture_facts import picture_facts, to_json
 from library.plan.run_plan import RunPlan
 
 _PROMPT_CHARACTERS = 60  # of a prompt in the table
-
-
-def picture_facts(job: Job) -> dict[str, object]:
-    """A job as plain data for JSON: its file first, then all that it depends on."""
-    facts = {each.name: getattr(job, each.name) for each in fields(job) if each.name != "file"}
-    return {"file": str(job.file)} | facts
-
-
-def to_json(facts: dict[str, object]) -> str:
-    """One line of JSON; paths and the like as text."""
-    return json.dumps(facts, default=str)
 
 
 def show_plan(plan: RunPlan, batches: Sequence[Sequence[Job]]) -> Iterator[str]:
@@ -28,7 +16,7 @@ def show_plan(plan: RunPlan, batches: Sequence[Sequence[Job]]) -> Iterator[str]:
     if plan.output.as_json:
         for place, job in enumerate(plan.jobs):
             state = {"batch": batch_of.get(id(job)), "done": place in plan.done}
-            yield to_json(picture_facts(job) | state)
+            yield to_json(picture_facts(plan, job) | state)
         return
     rows = [("file", "size", "steps", "scale", "batch", "prompt")]
     for job in plan.jobs:

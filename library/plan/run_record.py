@@ -24,6 +24,7 @@ from library.settings.gradual_latent import GradualLatent, Unsharp
 from library.settings.options import Options
 from library.version import versions
 
+FORMAT_VERSION = 1  # of what is written for programs: manifests, and the objects of `--json`
 _SAMPLED_BLOCKS, _BLOCK_BYTES = 64, 1 << 16
 
 
@@ -68,7 +69,7 @@ class RunRecord:
 
     def to_json(self) -> dict[str, object]:
         """As plain data."""
-        return asdict(self)
+        return {"format_version": FORMAT_VERSION, **asdict(self)}
 
     def job_id(self, job: Job) -> str:
         """A job's id, by which the run's pictures are told apart."""

@@ -31,11 +31,15 @@ class ControlNetSpec:
     start: float  # shares of the steps: where it begins and where it ends
     end: float
 
+    @property
+    def name(self) -> str:
+        """The file's name for people and metadata."""
+        return self.component.weights.path.stem
+
     def describe(self) -> str:
         """What a picture's metadata says of it."""
-        name = self.component.weights.path.stem
         preprocess = f", canny {self.preprocess.low} {self.preprocess.high}" if self.preprocess else ""
-        return f"{name}, weight {self.weight:g}, steps {self.start:g} to {self.end:g}{preprocess}"
+        return f"{self.name}, weight {self.weight:g}, steps {self.start:g} to {self.end:g}{preprocess}"
 
 
 def preprocessing(text: str) -> Canny | None:
