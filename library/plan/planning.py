@@ -78,7 +78,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
     jobs, parts = plan_parts(lines, maker, seed, name_file, counts, out.folder, begun)
     if lines:
         _check_use(options, interval, sources, jobs)
-        warn_of_unused(text.embeddings, dict.fromkeys(t for job in jobs for t in (*job.parts, job.negative_prompt)))
+        warn_of_unused(text.embeddings, jobs)
     needs_one_before = guidance.uses_goal_picture and not sources.guides
     if needs_one_before:
         logger.warning("no --guide_image_path: each picture is guided by the one before it, one at a time")

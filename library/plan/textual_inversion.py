@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from library.files.textual_inversion import Embedding, plain_word
 from library.files.tokenizers import Tokenizer
+from library.plan.job import Job
 from library.plan.prompts import parse_emphasis
 
 logger = logging.getLogger(__name__)
@@ -84,10 +85,12 @@ def _is_of_word(character: str) -> bool:
     return unicodedata.category(character)[0] in "LMN"  # letters, the accents on them, numbers
 
 
-def warn_of_unused(embeddings: Sequence[Embedding], texts: Iterable[str]) -> None:
-    """Warn of embeddings whose words are in no prompt of a run."""
+def warn_of_unused(embeddings: Sequence[Embedding], jobs: Iterable[Job]) -> None:
+    """Warn of embeddings whose words are in no prompt of a run and in no negative one."""
+    if not embeddings:
+        return
     words = {plain_word(embedding.word): embedding.word for embedding in embeddings}
-    met = WordFinder(words).met(texts) if words else set()
+    met = WordFinder(words).met(dict.fromkeys(text for job in jobs for text in (*job.parts, job.negative_prompt)))
     for plain, word in words.items():
         if plain not in met:
             logger.warning("the embedding %r is in no prompt; write its word there, or leave its file out", word)
