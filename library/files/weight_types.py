@@ -7,6 +7,7 @@ hold any besides, as long as nothing asks for them.
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from library.errors import InputError
 from library.files import checkpoint_layout as layout
@@ -55,16 +56,28 @@ def _is_of_text_encoder(prefix: str, weights: WeightFile, name: str) -> bool:
     return _TEXT_MODULES.fullmatch(_own_name(name, prefix, weights)) is not None
 
 
+def _vae_modules(config: Mapping[str, Any]) -> dict[str, str]:
+    """The VAE's modules; its attention as a whole, whose parts have had several names."""
+    attention = {f"{half}.mid_block.attentions.0": f"{half}.mid.attn_1" for half in ("encoder", "decoder")}
+    return layout.vae_modules(config) | attention
+
+
 def check_model(model: ModelFiles) -> None:
     """Refuse a model one of whose tensors is of a type in which no weights are read.
 
     Raises:
         InputError: naming the file, the tensor and its type.
     """
-    unet, vae = model.unet, model.vae
-    check_types(unet.weights, in_modules(layout.unet_modules(unet.config), layout.UNET_PREFIX, unet.weights))
-    vae_modules = layout.vae_modules(vae.config)
-    vae_modules |= {f"{half}.mid_block.attentions.0": f"{half}.mid.attn_1" for half in ("encoder", "decoder")}
-    check_types(vae.weights, in_modules(vae_modules, layout.VAE_PREFIX, vae.weights))
+    for part, name_modules, prefix in (
+        (model.unet, layout.unet_modules, layout.UNET_PREFIX),
+        (model.vae, _vae_modules, layout.VAE_PREFIX),
+    ):
+        if FLOATING.issuperset(part.weights.types.values()):
+            continue
+        try:
+            modules = name_modules(part.config)
+        except (KeyError, IndexError, TypeError):  # a damaged configuration: the model that is built of it says so
+            continue
+        check_types(part.weights, in_modules(modules, prefix, part.weights))
     for text in model.texts:
         check_types(text.weights, partial(_is_of_text_encoder, text.names.prefix if text.names else "", text.weights))
