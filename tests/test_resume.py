@@ -265,6 +265,7 @@ def test_equal_jobs_are_two_pictures(sd1, generate):
 def test_the_manifest(command, generate, tmp_path):
     files = generate(*command).files
     run, *pictures = map(json.loads, (tmp_path / "out" / "manifest.jsonl").read_text().splitlines())
+    assert (run["format_version"], run["model"]) == (1, "sd1")
     assert run["versions"]["torch"]
     assert run["options"]["steps"] == 2
     assert run["parts"][0]["lines"] == LINES.splitlines()
@@ -394,7 +395,7 @@ def test_runs_of_older_versions_count_paths_too(files, generate, tmp_path):
     manifest = tmp_path / "out" / "manifest.jsonl"
     first, *rest = manifest.read_text().splitlines(keepends=True)
     record = json.loads(first)
-    del record["begun_in"]
+    del record["begun_in"], record["format_version"]
     manifest.write_text("".join([json.dumps(record) + "\n", *rest]))
     for prefix in ("", "./", f"{files}/"):
         result = generate(f"{prefix}model.safetensors", *reading(prefix), "--resume")
