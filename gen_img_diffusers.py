@@ -7,11 +7,11 @@ import gc
 import logging
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,8 @@ from library.machine.compiling import compile_fault, keep_compiled
 from library.plan.config import keep_settings, with_config
 from library.plan.file_names import make_folder
 from library.plan.job import Job
-from library.plan.plan_view import picture_facts, show_plan, summary, to_json
+from library.plan.picture_facts import picture_facts, to_json
+from library.plan.plan_view import show_plan, summary
 from library.plan.planning import make_plan
 from library.plan.prompts import PROMPT_OPTIONS
 from library.plan.run_plan import RunPlan
@@ -726,7 +727,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run(options, team)
         except ProgramError as problem:
             if options.debug:
-                traceback.print_exc()
+                console.trace()
             for each in getattr(problem, "problems", [problem]):
                 console.error(each)
             return problem.exit_status
@@ -735,7 +736,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return getattr(interruption, "exit_status", Interrupted(signal.SIGINT).exit_status)
         except Exception as problem:
             if options.debug:
-                traceback.print_exc()
+                console.trace()
             if fault := compile_fault(problem):
                 console.error(fault)
                 return fault.exit_status
@@ -776,13 +777,14 @@ def run(options: Options, team: Team) -> int:
     make_folder(plan.output.folder, "--outdir")
     model_hash = FileHash(plan.model.path)
     facts = RunFacts(
-        *(plan.sampler, plan.model.name, plan.text.clip_skip, model_hash, plan.highres),
+        *(plan.sampler, plan.record.model, plan.text.clip_skip, model_hash, plan.highres),
         *(plan.networks, plan.loss_guidance, plan.control_nets.specs, plan.cfg_interval),
         *(plan.schedule, plan.guidance_rescale, plan.text.normalization, plan.text.zero_empty_negative),
         tells_sizes=plan.model.family.told_sizes,
     )
     if plan.keyboard is not None:
-        with PictureWriter(facts, announce, quality=plan.output.quality) as writer:
+        announce_here = partial(announce, plan=plan)
+        with PictureWriter(facts, announce_here, quality=plan.output.quality) as writer:
             run_interactive(plan, load_pipeline(plan), writer, plan.keyboard)
         return 0
     return make_pictures(plan, facts, options, team)
@@ -808,7 +810,7 @@ def make_pictures(plan: RunPlan, facts: RunFacts, options: Options, team: Team) 
 
         def saved(job: Job, file: Path) -> None:
             tally.count_made(job)
-            announce(job, file, plan.output.as_json)
+            announce(job, file, plan)
 
         pipeline = load_pipeline(plan, team.local_rank) if plan.to_do else None
         try:
@@ -836,9 +838,9 @@ def tell(tally: Tally, plan: RunPlan) -> None:
         console.say(f"the failed pictures' lines: {file}")
 
 
-def announce(job: Job, file: Path, as_json: bool = False) -> None:
+def announce(job: Job, file: Path, plan: RunPlan) -> None:
     """Say on standard output where a picture is."""
-    console.result(to_json(picture_facts(job) | {"file": str(file)}) if as_json else str(file))
+    console.result(to_json(picture_facts(plan, job, file)) if plan.output.as_json else str(file))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,16 @@
-"""What the user sees while the program runs: warnings, errors and progress, all on standard error."""
+"""What the user sees while the program runs: warnings, errors and progress, all on standard error.
+
+Every line that is written goes through `one_line`: names and texts come from files of others, and none of them may move
+the cursor, turn the writing around, or begin a line that looks like one of this program's.
+"""
 
 import io
 import logging
 import os
-import re
 import sys
 import time
+import traceback
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -16,7 +21,8 @@ logger = logging.getLogger(__name__)
 
 
 _PACKAGES = ("library", "networks", "tools")  # whose messages are this program's
-_LONGEST_ERROR = 2000  # characters; beyond that a value is quoted that nobody reads
+_LONGEST = 2000  # characters of an error or a warning; beyond that a value is quoted that nobody reads
+_JOINERS = "\u200c\u200d"  # without which scripts and emoji fall apart; all they do is join
 _COLOURS = {"error": 31, "warning": 33}  # ECMA-48: red, yellow
 
 
@@ -28,12 +34,31 @@ class _Handler(logging.Handler):
         self._seen: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        level, message = record.levelname.lower(), record.getMessage()
+        level, message = record.levelname.lower(), one_line(record.getMessage())
         if record.levelno < logging.WARNING:
             tqdm.write(message, file=sys.stderr)
         elif message not in self._seen:
             self._seen.add(message)
-            tqdm.write(f"{_coloured(level)}: {message}", file=sys.stderr)
+            tqdm.write(f"{_coloured(level)}: {_shortened(message)}", file=sys.stderr)
+
+
+def one_line(text: str) -> str:
+    """A text with what would act on a terminal or end the line written as Python writes it: `\\n`, `\\x1b`, `\\u202e`.
+
+    That is control characters, separators of lines, and marks that nobody sees, such as those of the writing's
+    direction. Bytes that are no UTF-8 are left to the stream, which writes them as they are or as `\\udc80`.
+    """
+    if text.isprintable():
+        return text
+    return "".join(repr(character)[1:-1] if _acts(character) else character for character in text)
+
+
+def _acts(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp") and character not in _JOINERS
+
+
+def _shortened(line: str) -> str:
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 2 :]}"
 
 
 def _coloured(level: str) -> str:
@@ -80,10 +105,13 @@ def messages(lowest_level: int) -> Iterator[None]:
 
 def error(problem: object) -> None:
     """Write one error line."""
-    line = re.sub(r"[\x00-\x1f\x7f]", lambda control: repr(control[0])[1:-1], str(problem))
-    if len(line) > _LONGEST_ERROR:
-        line = f"{line[: _LONGEST_ERROR // 2]} … {line[-_LONGEST_ERROR // 2 :]}"
-    tqdm.write(f"{_coloured('error')}: {line}", file=sys.stderr)
+    tqdm.write(f"{_coloured('error')}: {_shortened(one_line(str(problem)))}", file=sys.stderr)
+
+
+def trace() -> None:
+    """Write the traceback of the exception in hand, indented, so that none of its lines passes for a message."""
+    for line in traceback.format_exc().splitlines():
+        tqdm.write(f"  {one_line(line)}", file=sys.stderr)
 
 
 def say(message: str) -> None:
@@ -94,7 +122,7 @@ def say(message: str) -> None:
 def result(line: str) -> None:
     """Write one line of results to standard output, clear of the progress bars."""
     try:
-        tqdm.write(line, file=sys.stdout)
+        tqdm.write(one_line(line), file=sys.stdout)
         sys.stdout.flush()
     except OSError:  # nobody reads any more, or the disk is full; the pictures matter, the list does not
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115

@@ -13,9 +13,10 @@ from library.console import others_at_work, say
 from library.errors import InputError
 from library.files.families import TEXT_PARTS, Family
 from library.files.model_files import ModelFiles, name_kind
+from library.files.safetensors_file import ADVICE, FLOATING
 from library.files.weight_files import WeightFile, choose_weights, open_weights
 from library.settings.options import Options
-from networks.keys import LayerNames, Target, Widths, layer_shapes, made_for, match_keys
+from networks.keys import KeyMatch, LayerNames, Target, Widths, layer_shapes, made_for, match_keys
 from networks.kinds import Shape
 
 logger = logging.getLogger(__name__)
@@ -215,6 +216,7 @@ def _check_file(
     if (other := made_for(shapes, family, widths)) is not None:
         problem = f"{fits}; it is made for {other}, the model is {family.name}; use one made for it"
         raise InputError(subject, problem)
+    _check_types(spec.weights, match)
     if spec.module != OWN_MODULE:
         return  # what its keys mean is the module's to say
     if not match.layers:
@@ -223,6 +225,14 @@ def _check_file(
     if match.unmatched:
         left = f"{match.unmatched[0]!r} and {len(match.unmatched) - 1} others"
         logger.warning("%s: %s; left aside: %s", subject, fits, left)
+
+
+def _check_types(weights: WeightFile, match: KeyMatch) -> None:
+    """Refuse a file of which a tensor that has a layer is of another type than weights are; single numbers may be."""
+    for key in (key for layer in match.layers.values() for key in layer.keys.values()):
+        kind = weights.types[key]
+        if kind not in FLOATING and math.prod(weights.shapes[key]) > 1:
+            raise InputError(str(weights.path), f"{key!r} is of type {kind}, in which no weights are read; {ADVICE}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -235,7 +245,7 @@ def describe_metadata(spec: NetworkSpec) -> list[str]:
     for name, text in sorted(spec.weights.metadata.items()):
         try:
             value = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = text
         if isinstance(value, dict | list):
             lines += [f"  {name}:", *(f"    {line}" for line in json.dumps(value, indent=2).splitlines())]

@@ -1,5 +1,6 @@
 """The command line: what it accepts, what it refuses, and how it says so."""
 
+import json
 import logging
 import os
 import shlex
@@ -7,12 +8,17 @@ import shutil
 import subprocess
 import sys
 import types
+import unicodedata
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
 
 import gen_img_diffusers
+from library import console
 from library.machine import devices
 from library.settings.samplers import SAMPLERS
 
@@ -220,6 +226,68 @@ def test_a_faulty_program_says_so_in_one_line(sd1, generate, monkeypatch):
     debugged = generate(sd1.folder, "--prompt", "a", "--debug")
     assert debugged.status == 1
     assert "Traceback" in debugged.stderr
+
+
+HOSTILE = "a\x1b[31m\nerror: forged\r\x07\x9b2J\u202egnp.\u2066\u200f\u2028error: too\x85\tb"
+HARMLESS = r"a\x1b[31m\nerror: forged\r\x07\x9b2J\u202egnp.\u2066\u200f\u2028error: too\x85\tb"
+JOINED = "é 猫 \U0001f468\u200d\U0001f469\u200d\U0001f467 می\u200cخواهم \\ ‘x’"
+
+
+def test_what_acts_on_a_terminal_is_written_as_text(capfd):
+    assert console.one_line(JOINED) == JOINED
+    with console.messages(logging.INFO):
+        console.error(HOSTILE)
+        console.say(HOSTILE)
+        logging.getLogger("networks.files").warning("%s", HOSTILE)
+        console.result(f"out/{HOSTILE}.png")
+    captured = capfd.readouterr()
+    assert captured.err == f"error: {HARMLESS}\n{HARMLESS}\nwarning: {HARMLESS}\n"
+    assert captured.out == f"out/{HARMLESS}.png\n"
+
+
+def told(result) -> list[str]:
+    """The lines of a run, none of which a file may have forged or written with."""
+    text = result.stdout + result.stderr
+    assert not [
+        character for character in text if unicodedata.category(character) in ("Cc", "Cf") and character != "\n"
+    ]
+    lines = text.splitlines()
+    assert not [line for line in lines if "forged" in line.partition("error: ")[0] or line.startswith("error: forged")]
+    return lines
+
+
+def test_texts_of_files_cannot_forge_messages(sd1, generate, tmp_path):
+    tensors = {f"{HOSTILE}.{n}": torch.zeros(1) for n in range(2)}
+    key = "lora_unet_mid_block_attentions_0_proj_in"
+    lora = {f"{key}.lora_down.weight": torch.ones(1, 64, 1, 1), f"{key}.lora_up.weight": torch.ones(64, 1, 1, 1)}
+    metadata = {"ss_comment": HOSTILE, HOSTILE: "x", "ss_tags": json.dumps({"a": HOSTILE}), "ss_deep": "[" * 10_000}
+    save_file(lora | tensors, tmp_path / "lora.safetensors", metadata=metadata)
+    save_file(tensors, tmp_path / "other.safetensors")
+    network = ("--network_module", "networks.lora", "--network_weights")
+    shown = generate(
+        sd1.folder, "--prompt", "a", "--dry_run", *network, tmp_path / "lora.safetensors", "--network_show_meta"
+    )
+    lines = told(shown)
+    assert f"  ss_comment: {HARMLESS}" in lines
+    assert f"  {HARMLESS}: x" in lines
+    refused = generate(sd1.folder, "--prompt", "a", "--debug", *network, tmp_path / "other.safetensors")
+    assert [line[:6] for line in told(refused) if "error:" in line[:6]] == ["error:"]
+
+
+def test_names_of_files_cannot_forge_messages(sd1, generate, tmp_path):
+    names = ["a\nerror: forged.png", "b\x1b[2J\u202e.png"]
+    (tmp_path / "sources").mkdir()
+    for name in names:
+        Image.new("RGB", (64, 64)).save(tmp_path / "sources" / name)
+    options = ("--image_path", tmp_path / "sources", "--use_original_file_name", "--prompt", "a \x1b[31mcat",
+               "--images_per_prompt", 2, "--strength", 1)  # fmt: skip
+    for more in (["--dry_run"], []):
+        lines = told(generate(sd1.folder, *options, *more))
+        assert any(r"a\nerror: forged.png" in line for line in lines)
+    (tmp_path / "sources" / names[0]).write_bytes(b"no picture")
+    (error,) = told(generate(sd1.folder, *options))
+    assert error.startswith("error: --image_path ")
+    told(generate(tmp_path / names[0], "--prompt", "a"))
 
 
 def test_libraries_of_other_versions_are_refused(monkeypatch, sd1, generate):

@@ -3,17 +3,24 @@
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import pictures_in
+from PIL import Image
+from safetensors.torch import save_file
 
 import gen_img_diffusers
 from library.plan.config import settings_toml, with_config
+from library.plan.picture_facts import plain
+from library.settings.options import PICTURE
 from library.settings.samplers import SAMPLERS
+from library.settings.sizes import ToldSizes
 from library.version import VERSION
 
 
@@ -172,6 +179,127 @@ def test_objects_for_scripts(sd1, generate):
         ("a cat", "dog", 4),
         ("a cat", "dog", 5),
     ]
+
+
+def documented() -> set[str]:
+    """The names that the README's table of JSON has."""
+    table = (
+        (Path(gen_img_diffusers.__file__).parent / "README.md")
+        .read_text(encoding="utf-8")
+        .partition("### JSON\n")[2]
+        .partition("\n## ")[0]
+    )
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    return {name for row in rows for name in re.findall("`(\\w+)`", row)}
+
+
+def objects(result) -> list[dict]:
+    assert result.status == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+# How the objects tell of each option that changes how a picture looks
+TOLD_AS = {
+    **{"v2": "family", "v_parameterization": "prediction_type", "vae": "vae", "clip_skip": "clip_skip"},
+    **{"max_embeddings_multiples": "max_embeddings_multiples", "W": "width", "H": "height", "steps": "steps"},
+    **{"scale": "guidance_scale", "negative_scale": "negative_scale", "sampler": "sampler", "strength": "strength"},
+    **{"guidance_start": "guidance_start", "guidance_end": "guidance_end", "format": "format", "quality": "quality"},
+    **{"fp16": "precision", "bf16": "precision", "keep_unmasked": "keep_unmasked"},
+    **{name: name for name in ("zero_terminal_snr", "emb_normalize_mode", "zero_empty_negative", "guidance_rescale")},
+    **{"schedule": "timestep_spacing", "no_half_vae": "vae_in_float32"},
+    **dict.fromkeys(ToldSizes.__dataclass_fields__, "sizes"),
+    **{"network_regional_mask_max_color_codes": "color_codes", "network_pre_calc": "network_pre_calc"},
+    **{f"network_{name}": "networks" for name in ("module", "weights", "mul", "args", "merge", "merge_n_models")},
+    **{
+        "textual_inversion_embeddings": "embeddings",
+        "XTI_embeddings": "embeddings",
+        "guide_image_path": "control_nets",
+    },
+    **{f"control_net_{name}": "control_nets" for name in ("models", "lllite_models", "types", "preps")},
+    **{f"control_net_{name}": "control_nets" for name in ("weights", "starts", "ratios")},
+    **{"control_net_together": "control_net_together", "highres_fix_disable_control_net": "highres"},
+    **{
+        f"highres_fix_{name}": "highres"
+        for name in ("scale", "steps", "latents_upscaling", "upscaler", "upscaler_args")
+    },
+    **{"highres_fix_save_1st": "first_stage"},
+    **{f"clip_{name}": "loss_guidance" for name in ("guidance_scale", "image_guidance_scale", "model")},
+    **{f"vgg16_{name}": "loss_guidance" for name in ("guidance_scale", "guidance_layer", "model")},
+}
+NOT_TOLD = {"allow_large_pictures"}  # which is a permission
+
+
+def test_objects_tell_of_every_option_that_changes_pictures():
+    told = set(TOLD_AS) | NOT_TOLD
+    for name, option in gen_img_diffusers.make_parser().table.items():
+        if option.use is PICTURE and not name.startswith(
+            ("gradual_latent_", "ds_")
+        ):  # objects with all of their fields
+            assert name in told, f"{name}: tell of it in plan/picture_facts.py, the README, and here"
+    assert set(TOLD_AS.values()) <= documented()
+
+
+def test_objects_have_the_documented_names(sd1, generate, tmp_path):
+    """The same in a plan and in the run, whatever is drawn; a new field of jobs turns up by itself."""
+    highres = ("--highres_fix_scale", 0.5, "--highres_fix_steps", 3, "--W", 128, "--H", 128)
+    common = ("--seed", 1, "--sequential_file_name", "--prompt", "a (cat:1.2) --n dog", "--json")
+    for options in ((), (*highres, "--highres_fix_save_1st")):
+        (planned,) = objects(generate(sd1.folder, *common, *options, "--dry_run"))
+        *first, made = objects(generate(sd1.folder, *common, *options))
+        assert set(planned) == documented()
+        assert planned == made | {"batch": 1, "done": False}
+        assert len(first) == bool(options)
+        for each in first:
+            assert (each["first_stage"], each["highres"], each["strength"]) == (True, None, None)
+            assert (each["width"], each["steps"], each["seed"]) == (64, 3, 1)
+    assert made["highres"] == {
+        "width": 64, "height": 64, "scale": 0.5, "steps": 3, "enlarge_latents": False, "upscaler": None,
+        "control_net": True,
+    }  # fmt: skip
+
+
+def test_objects_tell_values_as_they_are(sd1, generate, tmp_path):
+    key = "lora_unet_mid_block_attentions_0_proj_in"
+    lora = {f"{key}.lora_down.weight": torch.ones(1, 64, 1, 1), f"{key}.lora_up.weight": torch.ones(64, 1, 1, 1)}
+    for name in ("a", "b"):
+        save_file(lora, tmp_path / f"{name}.safetensors")
+    save_file({"emb_params": torch.ones(2, 64)}, tmp_path / "zorb.safetensors")
+    Image.new("RGB", (64, 64)).save(tmp_path / "source.png")
+    line = "a zorb --n x --l 3 --nl 2 --am 0.25 --glt 700 --glus 3,0.5,0.5,0 --dsd1 2"
+    networks = [tmp_path / f"{name}.safetensors" for name in ("a", "b")]
+    options = [
+        *("--prompt", line, "--seed", 7, "--sampler", "k_euler_a", "--bf16", "--clip_skip", 2, "--steps", 30),
+        *("--network_module", "networks.lora", "networks.lora", "--network_weights", *networks),
+        *("--network_mul", 0.5, 2, "--network_merge_n_models", 1, "--vae", sd1.safetensors),
+        *("--textual_inversion_embeddings", tmp_path / "zorb.safetensors", "--W", 128, "--H", 128),
+        *("--image_path", tmp_path / "source.png", "--mask_path", tmp_path / "source.png", "--strength", 1),
+        *("--format", "jpg", "--quality", 80),
+    ]
+    (told,) = objects(generate(sd1.folder, *options, "--dry_run", "--json"))
+    spec = {"module": "networks.lora", "arguments": {}}
+    expected = {
+        "format_version": 1, "prompt": "a zorb", "negative_prompt": "x", "raw_prompt": line, "where": "", "seed": 7,
+        "width": 128, "height": 128, "steps": 30, "guidance_scale": 3, "negative_scale": 2, "strength": 1,
+        "sampler": "euler_a", "precision": "bf16", "clip_skip": 2, "model": "sd1", "vae": str(sd1.safetensors),
+        "source": str(tmp_path / "source.png"), "mask": str(tmp_path / "source.png"), "regions": None,
+        "networks": [
+            {"name": "a", "file": str(tmp_path / "a.safetensors"), "multiplier": 0.5, "merged": True} | spec,
+            {"name": "b", "file": str(tmp_path / "b.safetensors"), "multiplier": 0.25, "merged": False} | spec,
+        ],
+        "embeddings": [{"word": "zorb", "tokens": 2, "xti": False}],
+        "gradual_latent": {
+            "timesteps": 700, "ratio": 0.5, "ratio_step": 0.125, "every_n_steps": 3, "s_noise": 1,
+            "unsharp": {"kernel_size": 3, "sigma": 0.5, "strength": 0.5, "on_sample": False},
+        },
+        "deep_shrink": {"depth_1": 2, "timesteps_1": 650, "depth_2": None, "timesteps_2": 650, "ratio": 0.5},
+        "control_nets": [], "highres": None, "loss_guidance": None, "format": "jpg", "quality": 80,
+    }  # fmt: skip
+    assert {name: told[name] for name in expected} == expected
+
+
+def test_what_has_no_plain_form_is_not_told_in_pythons_writing():
+    with pytest.raises(TypeError, match="complex has no form in JSON"):
+        plain({"x": [1, (2, 3j)]})
 
 
 def test_a_dry_run_makes_nothing(sd1, generate, tmp_path):

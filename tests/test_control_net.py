@@ -1,5 +1,7 @@
 """ControlNet, as a user runs it: every layout of its files, and how it is used along the steps."""
 
+import json
+
 import cv2
 import numpy as np
 import pytest
@@ -86,6 +88,23 @@ def controlled(generate, family, net, *options, **settings):
 def largest(first, second) -> int:
     assert len(first) == len(second) > 0
     return max(int(np.abs(a - b).max()) for a, b in zip(first, second))
+
+
+def test_objects_for_scripts_tell_of_control_nets(sd1, net1, generate, guides):
+    file = net1 / "folder" / "diffusion_pytorch_model.safetensors"
+    options = ("--control_net_models", file, file, "--control_net_preps", "none", "canny_10_20", "--guide_image_path",
+               guides, "--control_net_weights", 0.5, "--control_net_starts", 0, 0.25)  # fmt: skip
+    result = generate(
+        sd1.folder, "--prompt", "a", "--n_iter", 2, "--dry_run", "--json", *options, "--control_net_together"
+    )
+    assert result.status == 0, result.stderr
+    _, second = map(json.loads, result.stdout.splitlines())
+    each = {"name": file.stem, "file": str(file), "is_difference": False, "end": 1}
+    assert second["control_net_together"] is True
+    assert second["control_nets"] == [
+        each | {"canny": None, "weight": 0.5, "start": 0, "guide": str(guides / "2.png")},
+        each | {"canny": {"low": 10, "high": 20}, "weight": 1, "start": 0.25, "guide": str(guides / "3.png")},
+    ]
 
 
 @pytest.mark.parametrize("family_name", ["sd1", "sd2"])

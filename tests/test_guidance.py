@@ -397,6 +397,19 @@ def test_guidance_brings_pictures_nearer(sd1, generate, clip_folder, vgg16_file,
         assert sum(a < b for a, b in zip(after, before)) == 4, (name, before, after)
 
 
+def test_objects_for_scripts_tell_of_guidance(sd1, generate, clip_folder, vgg16_file):
+    options = ("--clip_guidance_scale", 100, "--vgg16_guidance_scale", 30, "--clip_model", clip_folder,
+               "--vgg16_model", vgg16_file, "--n_iter", 2, "--W", 128, "--H", 128)  # fmt: skip
+    result = generate(sd1.folder, "--prompt", "a --c b", "--dry_run", "--json", *options)
+    first, second = map(json.loads, result.stdout.splitlines())
+    expected = {
+        "clip_scale": 100, "clip_image_scale": 0, "vgg16_scale": 30, "vgg16_layer": 20, "clip_prompt": "b",
+        "clip_model": str(clip_folder), "vgg16_model": str(vgg16_file),
+    }  # fmt: skip
+    assert first["loss_guidance"] == expected | {"guide": None}
+    assert second["loss_guidance"] == expected | {"guide": first["file"]}
+
+
 def test_without_a_guide_each_picture_guides_the_next(sd1, generate, clip_folder, tmp_path):
     common = (*SIZE, "--steps", 3)
     by_clip = ("--clip_model", clip_folder, "--clip_image_guidance_scale", 100)

@@ -4,19 +4,24 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
 
 import pytest
+import torch
 from child_runs import contents, kill_at, killed, start
 from conftest import pictures_in
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from safetensors.torch import save_file
 
 import gen_img_diffusers
 from library.plan.earlier_runs import read_runs
 from library.results import writer
 from library.run.manifest import Manifest
+from tools.latent_upscaler import LatentUpscaler
 
 LINES = "a cat\na dog --n fog\n{red|green|blue} house --w 72\n"
 
@@ -260,6 +265,7 @@ def test_equal_jobs_are_two_pictures(sd1, generate):
 def test_the_manifest(command, generate, tmp_path):
     files = generate(*command).files
     run, *pictures = map(json.loads, (tmp_path / "out" / "manifest.jsonl").read_text().splitlines())
+    assert (run["format_version"], run["model"]) == (1, "sd1")
     assert run["versions"]["torch"]
     assert run["options"]["steps"] == 2
     assert run["parts"][0]["lines"] == LINES.splitlines()
@@ -318,3 +324,106 @@ def test_first_stages_are_not_saved_twice(sd1, generate, tmp_path):
     assert result.status == 0
     assert contents(out) == contents(tmp_path / "whole")
     assert len(contents(out)) == 4
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Paths
+
+
+@pytest.fixture
+def files(sd1, tmp_path, monkeypatch):
+    """A folder `run` with what a run can read, in which the program runs; `link` and `other` lead to it."""
+    folder = tmp_path / "run"
+    for name in ("src", "masks"):
+        (folder / name).mkdir(parents=True)
+    for name in ("a.png", "b.png"):
+        text = PngInfo()
+        text.add_text("parameters", "a cat\nSteps: 2, Sampler: DDIM, CFG scale: 7, Seed: 1, Size: 64x64")
+        Image.new("RGB", (64, 64), "red").save(folder / "src" / name, pnginfo=text)
+        Image.new("L", (64, 64), "white").save(folder / "masks" / name)
+    (folder / "src" / "c.png").symlink_to("a.png")
+    key = "lora_unet_mid_block_attentions_0_proj_in"
+    lora = {f"{key}.lora_down.weight": torch.ones(1, 64, 1, 1), f"{key}.lora_up.weight": torch.ones(64, 1, 1, 1)}
+    save_file(lora, folder / "lora.safetensors")
+    save_file({"emb_params": torch.ones(1, 64)}, folder / "zorb.safetensors")
+    shutil.copy(sd1.safetensors, folder / "model.safetensors")
+    (tmp_path / "link").symlink_to("run")
+    (folder / "sub").mkdir()
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def reading(prefix: str, slash: str = "") -> tuple:
+    """Options that name files below a prefix."""
+    return (
+        *("--image_path", f"{prefix}src{slash}", "--mask_path", f"{prefix}masks{slash}", "--images_per_prompt", 1),
+        *("--network_module", "networks.lora", "--network_weights", f"{prefix}lora.safetensors", "--strength", 1),
+        *("--textual_inversion_embeddings", f"{prefix}zorb.safetensors", "--vae", f"{prefix}model.safetensors"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("prefix", "slash"),
+    [("", "/"), ("./", ""), ("sub/../", "//"), ("../run/", ""), ("../link/", ""), ("{folder}/", "/"), ("~/", "")],
+)
+@pytest.mark.parametrize("begun", ["", "../link/"])
+def test_paths_count_by_what_they_mean(files, generate, prefix, slash, begun):
+    made = generate("model.safetensors", *reading(begun))
+    assert (made.status, len(made.files)) == (0, 3), made.stderr
+    made.files[2].unlink()
+    command = reading(prefix.format(folder=files), slash)
+    result = generate(f"{prefix.format(folder=files)}model.safetensors", *command, "--resume")
+    assert (result.status, result.files) == (0, made.files[2:]), result.stderr
+
+
+def test_paths_begin_at_the_folder_that_the_run_was_begun_in(files, generate, monkeypatch, tmp_path):
+    made = generate("model.safetensors", *reading(""))
+    monkeypatch.chdir(tmp_path)
+    result = generate("run/model.safetensors", *reading("run/"), "--resume")
+    assert (result.status, result.files) == (0, []), result.stderr
+    # all of it elsewhere, with what is written as it was
+    shutil.copytree(tmp_path / "run", tmp_path / "moved", symlinks=True)
+    shutil.rmtree(tmp_path / "run")
+    monkeypatch.chdir(tmp_path / "moved")
+    assert generate("model.safetensors", *reading(""), "--resume").status == 0
+    assert len(made.files) == 3
+
+
+def test_runs_of_older_versions_count_paths_too(files, generate, tmp_path):
+    generate("model.safetensors", *reading(""))
+    manifest = tmp_path / "out" / "manifest.jsonl"
+    first, *rest = manifest.read_text().splitlines(keepends=True)
+    record = json.loads(first)
+    del record["begun_in"], record["format_version"]
+    manifest.write_text("".join([json.dumps(record) + "\n", *rest]))
+    for prefix in ("", "./", f"{files}/"):
+        result = generate(f"{prefix}model.safetensors", *reading(prefix), "--resume")
+        assert (result.status, result.files) == (0, []), result.stderr
+
+
+def test_other_files_of_the_same_content_are_others(files, generate):
+    """What a path means is a file, not what is in it."""
+    generate("model.safetensors", *reading(""))
+    shutil.copytree(files / "src", files / "copy")
+    result = generate("model.safetensors", *reading(""), "--resume", "--image_path", "copy")
+    assert result.status == 2
+    assert result.stderr.startswith("error: --image_path copy: the run to resume has src;")
+
+
+def test_a_model_by_another_name_is_the_same(files, generate):
+    first = generate("model.safetensors", "--prompt", "a", "--images_per_prompt", 2)
+    (files / "current.safetensors").symlink_to("model.safetensors")
+    first.files[1].unlink()
+    result = generate("current.safetensors", "--prompt", "a", "--images_per_prompt", 2, "--resume")
+    assert (result.status, result.files) == (0, first.files[1:]), result.stderr
+    assert "Model: model" in Image.open(result.files[0]).info["parameters"]
+
+
+def test_files_in_arguments_count_by_what_they_mean(sd1, files, generate):
+    save_file(LatentUpscaler().state_dict(), files / "upscaler.safetensors")
+    how = ("--highres_fix_scale", 0.5, "--highres_fix_steps", 1, "--highres_fix_upscaler", "tools.latent_upscaler")
+    command = (sd1.folder, "--prompt", "a", *how, "--highres_fix_upscaler_args")
+    assert generate(*command, "weights=upscaler.safetensors").status == 0
+    result = generate(*command, f"weights={files}/upscaler.safetensors", "--resume")
+    assert (result.status, result.files) == (0, []), result.stderr

@@ -135,6 +135,64 @@ def test_longest_and_whole_words_only(request, family):
         assert encoder.tokens.tokenize(text).ids == tuple(expected), text
 
 
+WORDS = ["zorb!", "zorb", "my-style", "style:v2", "x_y.1", "<toy>", "Two  Words", "na\u00efve 2", ":(x"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),  # numbers are places in WORDS, texts stand for themselves
+    [
+        ("a zorb!, cat", ["a ", 0, ", cat"]),
+        ("ZORB!!", [0, "!"]),
+        ("zorb!.", [0, "."]),
+        ("“zorb!”…zorb’s", ["“", 0, "”…", 1, "’s"]),
+        ("zorb's, zorb/zorb!/zorb", [1, "'s, ", 1, "/", 0, "/", 1]),
+        ("'mzorb 'zorb'", ["'mzorb '", 1, "'"]),
+        ("zorb!cat", [0, "cat"]),
+        ("zorb2, 2zorb, zorbs, azorb!, zorb\u0301, 猫zorb", None),
+        ("(my-style, -my-style-) My-Styles", ["", 2, ", -", 2, "- My-Styles"]),
+        ("my-style:v2, style:v2:x", [2, ":v2, ", 3, ":x"]),
+        ("x_y.1. x_y.12, x_y.1x, ax_y.1", [4, ". x_y.12, x_y.1x, ax_y.1"]),
+        ("my<toy>s", ["my", 5, "s"]),
+        ("two \t words. two words-like, two wordsmiths", [6, ". ", 6, "-like, two wordsmiths"]),
+        ("nai\u0308ve  2; NAÏVE 2", [7, "; ", 7]),
+        (r"\:\(x\), \[zorb!\]", [8, "), [", 0, "]"]),
+        ("İ zorb İ", ["İ ", 1, " İ"]),
+        ("ΟΔΟΣ zorb", ["ΟΔΟΣ ", 1]),
+    ],
+)
+def test_words_are_found_as_people_see_them(sd1, text, expected):
+    """Letters and digits bound a word, whatever CLIP makes one token of."""
+    encoder = make_encoder(sd1, *(embedding(word, vectors(1, seed)) for seed, word in enumerate(WORDS)))
+    first, plain = encoder.tokens.tokenizer.vocab_size, make_encoder(sd1)
+    pieces = [text] if expected is None else expected
+    wanted = [token for p in pieces for token in ([first + p] if isinstance(p, int) else ids_of(plain, p))]
+    assert encoder.tokens.tokenize(text).ids == tuple(wanted)
+
+
+def test_weights_of_words_beside_punctuation(sd1):
+    encoder = make_encoder(sd1, *(embedding(word, vectors(1, seed)) for seed, word in enumerate(WORDS)))
+    first = encoder.tokens.tokenizer.vocab_size
+    tokens = encoder.tokens.tokenize("(zorb!:1.5), [style:v2], (zor)b (style:v2:1.2)")
+    weights = dict(zip(tokens.ids, tokens.weights))
+    assert weights[first] == 1.5
+    assert [w for token, w in zip(tokens.ids, tokens.weights) if token == first + 3] == pytest.approx([1 / 1.1, 1.2])
+    assert first + 1 not in tokens.ids
+
+
+def test_embeddings_that_no_prompt_names_are_warned_of(sd1, generate, tmp_path):
+    for name in ("zorb!", "Negzorb", "unusedone", "xyzzysplit"):
+        save_file({"emb_params": vectors()}, tmp_path / f"{name}.safetensors")
+    files = [tmp_path / f"{name}.safetensors" for name in ("zorb!", "Negzorb", "unusedone", "xyzzysplit")]
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a (cat:1.2)\n(zorb!:1.3), dog AND (xyzzy)split --n negzorb\nunusedones\n")
+    result = generate(sd1.folder, "--from_file", prompts, "--textual_inversion_embeddings", *files, "--dry_run")
+    warnings = [line for line in result.stderr.splitlines() if "the embedding" in line]
+    assert warnings == [
+        f"warning: the embedding {name!r} is in no prompt; write its word there, or leave its file out"
+        for name in ("unusedone", "xyzzysplit")
+    ]
+
+
 @pytest.mark.parametrize(("before", "number"), [(74, 2), (70, 8), (1, 75), (149, 3)])
 def test_vectors_are_not_split_between_chunks(sd1, before, number):
     encoder = make_encoder(sd1, embedding("zzyzx", vectors(number)), max_chunks=3)

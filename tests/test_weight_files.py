@@ -228,3 +228,95 @@ def test_older_checkpoints_with_what_training_leaves(tmp_path):
     assert open_weights(path).shapes == {"a": (2,)}
     torch.save({0: torch.ones(1)}, path)
     assert open_weights(path).shapes == {}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Types
+
+LEFTOVERS = {  # name: type, shape, bytes
+    "model_ema.num_updates": ("U64", [], 8),
+    "ids": ("U32", [2, 1], 8),
+    "codes": ("U16", [3], 6),
+    "none": ("U16", [0, 4], 0),
+    "scales": ("F8_E8M0", [4], 4),
+    "packed": ("F4", [2, 2], 2),
+    "six": ("F6_E2M3", [4], 3),
+    "complex": ("C64", [1], 8),
+    "newer": ("F3_X", [4, 4], 6),
+}
+
+
+def with_tensors(source: Path, path: Path, extra: dict, types: dict | None = None) -> Path:
+    """A copy of a safetensors file with more tensors, some under other types; its metadata is null."""
+    raw = source.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header, data = json.loads(raw[8 : 8 + length]) | {"__metadata__": None}, raw[8 + length :]
+    for name, (kind, shape, size) in extra.items():
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [len(data), len(data) + size]}
+        data += b"\1" * size
+    for name, kind in (types or {}).items():
+        header[name]["dtype"] = kind
+    path.write_bytes(safetensors_bytes(header, data))
+    return path
+
+
+def test_tensors_of_every_type_stand_beside_others(weights):
+    opened = open_weights(with_tensors(weights, weights, LEFTOVERS))
+    assert opened.metadata == {}
+    assert opened.shapes["newer"] == (4, 4)
+    assert torch.equal(opened.tensor("a"), torch.arange(6.0).reshape(2, 3))
+    assert opened.tensor("codes").tolist() == [257, 257, 257]
+    assert opened.tensor("ids").dtype == torch.uint32
+    assert opened.tensor("model_ema.num_updates").shape == ()
+    assert opened.tensor("none").shape == (0, 4)
+    for name in ("scales", "packed", "six", "complex", "newer"):
+        with pytest.raises(InputError, match=f"'{name}' is of the unknown type {LEFTOVERS[name][0]}; use a file in"):
+            opened.tensor(name)
+
+
+@pytest.mark.parametrize("entry", [("U16", [3], 8), ("F4", [3], 2), ("F6_E3M2", [4], 4), ("F8_E8M0", [2, 2], 2)])
+def test_sizes_of_every_type_are_checked(weights, entry):
+    assert "do not fit its shape" in refusal(with_tensors(weights, weights, {"x": entry}))
+
+
+def test_a_model_with_leftovers_of_any_type_draws(sd1, generate, tmp_path):
+    extra = LEFTOVERS | {"model.diffusion_model.extra.weight": ("F4", [2], 1), "first_stage_model.x": ("U16", [1], 2)}
+    path = with_tensors(sd1.safetensors, tmp_path / "sd1.safetensors", extra)
+    command = ("--prompt", "a --d 1")
+    assert np.array_equal(generate(path, *command).pictures, generate(sd1.safetensors, *command).pictures)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("model.diffusion_model.input_blocks.0.0.weight", "U32"),
+        ("model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q.weight", "I32"),
+        ("first_stage_model.decoder.mid.attn_1.q.bias", "U32"),
+        ("cond_stage_model.transformer.text_model.final_layer_norm.bias", "F32_X"),
+    ],
+)
+def test_a_weight_of_another_type_is_named_before_anything_is_loaded(sd1, generate, tmp_path, name, kind):
+    path = with_tensors(sd1.safetensors, tmp_path / "sd1.safetensors", {}, {name: kind})
+    result = generate(path, "--prompt", "a", "--dry_run")
+    assert result.status == 2
+    assert result.stderr == (
+        f"error: {path}: {name!r} is of type {kind}, in which no weights are read; "
+        "use a file in float32, float16 or bfloat16\n"
+    )
+
+
+def test_networks_and_embeddings_with_leftovers(sd1, generate, tmp_path):
+    key = "lora_unet_mid_block_attentions_0_proj_in"
+    lora = {f"{key}.lora_down.weight": torch.ones(1, 64, 1, 1), f"{key}.lora_up.weight": torch.ones(64, 1, 1, 1)}
+    save_file(lora | {f"{key}.alpha": torch.tensor(1)}, tmp_path / "lora.safetensors")
+    save_file({"<word>": torch.ones(1, 64)}, tmp_path / "zorb.safetensors")
+    for name, option in (("lora", "--network_weights"), ("zorb", "--textual_inversion_embeddings")):
+        path = with_tensors(tmp_path / f"{name}.safetensors", tmp_path / f"{name}.safetensors", LEFTOVERS)
+        module = ("--network_module", "networks.lora") if name == "lora" else ()
+        result = generate(sd1.folder, "--prompt", "a zorb --d 1", option, path, *module)
+        assert (result.status, len(result.files)) == (0, 1), result.stderr
+    down = f"{key}.lora_down.weight"
+    path = with_tensors(tmp_path / "lora.safetensors", tmp_path / "lora.safetensors", {}, {down: "U32"})
+    result = generate(sd1.folder, "--prompt", "a", "--network_module", "networks.lora", "--network_weights", path)
+    assert result.status == 2
+    assert f"{down!r} is of type U32" in result.stderr

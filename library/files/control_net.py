@@ -14,6 +14,7 @@ from library.files import checkpoint_layout as layout
 from library.files.families import ANY_FAMILY, SDXL, name_of_width
 from library.files.model_files import Component, folder_component, name_kind, resolve
 from library.files.weight_files import Shape, WeightFile, open_weights
+from library.files.weight_types import check_types, in_modules
 
 DIFFERENCE = "difference"  # a tensor of this name says that the U-Net's weights were subtracted
 _HINT_BLOCKS = 6  # convolutions between the hint block's first and last one, in every published ControlNet
@@ -63,8 +64,10 @@ def find_control_net(given: str, unet_config: Mapping[str, Any]) -> ControlNetFi
         kind = name_kind(weights) or "no ControlNet"
         lllite = "; give it with --control_net_lllite_models" if "LLLite" in kind else ""
         raise InputError(subject, f"is {kind}{lllite or f'; give a ControlNet for {ANY_FAMILY}'}")
-    names = _Names(weights.shapes, layout.control_net_modules(unet_config, _HINT_BLOCKS))
+    modules = layout.control_net_modules(unet_config, _HINT_BLOCKS)
+    names = _Names(weights.shapes, modules)
     _check_shapes(names, unet_config, subject)
+    check_types(weights, in_modules(modules, layout.CONTROL_PREFIX, weights))
     if folder and folder.config.get("controlnet_conditioning_channel_order", "rgb") != "rgb":
         raise InputError(subject, "reads its guide as BGR, which this program does not; use another ControlNet")
     shared = {name: unet_config[name] for name in _SHARED_CONFIG if name in unet_config}

@@ -9,6 +9,7 @@ from library.files.hub import fetch_file
 from library.files.model_files import Component, folder_component, resolve
 from library.files.tokenizers import SHIPPED_TOKENIZER, check_tokenizer
 from library.files.weight_files import WeightFile, open_weights
+from library.files.weight_types import check_types
 
 USUAL_CLIP = "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
 VGG16_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
@@ -23,6 +24,7 @@ VGG16_SHRINK = 4  # VGG16 sees pictures at a quarter of their size
 
 _CLIP_TOKENS = 49408  # in the vocabulary of OpenAI's CLIP, which ships with this program
 _CLIP_POSITIONS = 77
+_CLIP_MODULES = ("text_model.", "vision_model.", "text_projection.", "visual_projection.")
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ def find_clip(given: str) -> tuple[Component, Path]:
             f"give a CLIP model with OpenAI's vocabulary ({_CLIP_POSITIONS} out of {_CLIP_TOKENS:,}) or a tokenizer"
         )
         raise InputError(subject, problem)
+    check_types(component.weights, lambda name: name.startswith(_CLIP_MODULES))
     return component, tokenizer
 
 
@@ -86,6 +89,7 @@ def find_vgg16(given: str | None) -> WeightFile:
             str(path),
             f"is not VGG16 in torchvision's layout ({wrong!r}); give the file vgg16-397923af.pth or one like it",
         )
+    check_types(weights, lambda name: name.startswith("features."))
     return weights
 
 

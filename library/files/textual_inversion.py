@@ -9,6 +9,7 @@ import base64
 import binascii
 import json
 import logging
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 from library.errors import InputError
 from library.files.families import FAMILIES, Family
 from library.files.model_files import ModelFiles, name_kind
+from library.files.safetensors_file import FLOATING
 from library.files.tokenizers import read_vocabulary
 from library.files.weight_files import PickleFile, open_weights, parameter_dict_tensors
 
@@ -31,6 +33,10 @@ XTI_LAYERS = (
     *(f"OUT{block:02d}" for block in range(3, 12)),
 )
 _SECOND = "_2"  # how Diffusers ends the name of the file with a word's vectors for the second text encoder
+_NAMES = {  # of vectors; whole numbers under other names tell something else
+    *("emb_params", *XTI_LAYERS),
+    *(key for family in FAMILIES for kind in family.encoders for key in kind.embedding_keys),
+}
 _PNG_HEAD = b"\x89PNG\r\n\x1a\n"
 _PNG_TEXT = "sd-ti-embedding"  # where AUTOMATIC1111's web UI keeps the embedding that a picture carries
 
@@ -55,6 +61,14 @@ class Embedding:
         return len(self.vectors[0])
 
 
+def plain_word(name: str) -> str:
+    """A word as CLIP's tokenizers normalise it: composed, in lower case, with single spaces.
+
+    Characters are taken one by one, as theirs are: of a text Python has a sigma at a word's end in another form.
+    """
+    return " ".join("".join(character.lower() for character in unicodedata.normalize("NFC", name)).split())
+
+
 def find_embeddings(files: Sequence[str], xti_files: Sequence[str], model: ModelFiles) -> tuple[Embedding, ...]:
     """Read and check the embeddings of `--textual_inversion_embeddings` and `--XTI_embeddings`.
 
@@ -77,7 +91,9 @@ def find_embeddings(files: Sequence[str], xti_files: Sequence[str], model: Model
             embedding = Embedding(path.stem, vectors)
             for text, of_encoder in zip(model.texts, vectors):
                 _check_vectors(of_encoder, text.config["hidden_size"], subject)
-            plain = " ".join(path.stem.lower().split())  # as CLIP's tokenizer reads it
+            plain = plain_word(path.stem)
+            if not plain:
+                raise InputError(subject, "its name is no word; rename the file")
             if f"{plain}</w>" in vocabulary:
                 problem = f"{path.stem!r} is a word of the model's vocabulary; rename the file"
                 raise InputError(subject, problem)
@@ -105,7 +121,8 @@ def read_tensors(path: Path) -> "dict[str, torch.Tensor]":
         return tensors
     if (kind := name_kind(weights)) and "embedding" not in kind:
         raise InputError(str(path), f"is {kind}, not a textual inversion embedding; give an embedding")
-    tensors = {name: weights.tensor(name).clone() for name in weights.shapes}
+    vectors = [name for name, kind in weights.types.items() if kind in FLOATING or name in _NAMES]
+    tensors = {name: weights.tensor(name).clone() for name in vectors or weights.shapes}
     weights.close()
     return tensors
 

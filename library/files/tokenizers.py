@@ -25,9 +25,6 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """Tokens as text again."""
 
-    def convert_ids_to_tokens(self, token: int) -> str:
-        """A token as the vocabulary spells it."""
-
     def convert_tokens_to_ids(self, spelled: str) -> int:
         """The token of a spelling."""
 

@@ -1,13 +1,8 @@
 """Opening weight files safely, whatever their name ends in, and telling what they hold from their header.
 
-safetensors files are read here, tensor by tensor from a memory map whose pages are given back after each tensor, so
-that loading needs one copy of the weights in the type they are used in. Pickles go through
-`torch.load(weights_only=True)` alone: no code in a weight file ever runs.
+Pickles go through `torch.load(weights_only=True)` alone: no code in a weight file ever runs.
 """
 
-import json
-import math
-import mmap
 import pickle
 import re
 import stat
@@ -15,35 +10,19 @@ import warnings
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from library.errors import InputError
+from library.files.safetensors_file import SafetensorsFile, type_name
 
 if TYPE_CHECKING:
     import torch
 
 Shape = tuple[int, ...]
 
-# safetensors' name of a type → (torch's name, bytes of one element); https://huggingface.co/docs/safetensors
-_SAFETENSORS_TYPES = {
-    "F64": ("float64", 8),
-    "F32": ("float32", 4),
-    "F16": ("float16", 2),
-    "BF16": ("bfloat16", 2),
-    "F8_E4M3": ("float8_e4m3fn", 1),
-    "F8_E5M2": ("float8_e5m2", 1),
-    "I64": ("int64", 8),
-    "I32": ("int32", 4),
-    "I16": ("int16", 2),
-    "I8": ("int8", 1),
-    "U8": ("uint8", 1),
-    "BOOL": ("bool", 1),
-}
 WEIGHT_STEMS = ("diffusion_pytorch_model",)  # how weight files' names begin in a Diffusers folder
 TEXT_STEMS = ("model", "pytorch_model")  # and those of text encoders
-_MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 
 # Modules whose objects honest training checkpoints carry beside their weights. Their objects are replaced by `_Inert`.
 _BYSTANDER_MODULES = (
@@ -61,14 +40,19 @@ _BYSTANDER_MODULES = (
 
 
 class WeightFile(Protocol):
-    """Named tensors in a file that was checked; `shapes` and `metadata` cost nothing, `tensor` reads one of them."""
+    """Named tensors in a file that was checked; `tensor` reads one of them, all else costs nothing."""
 
     path: Path
     shapes: dict[str, Shape]
+    types: dict[str, str]  # of the tensors, by their names in safetensors; see `weight_types`
     metadata: dict[str, str]
 
     def tensor(self, name: str) -> "torch.Tensor":
-        """Read one tensor; it may share the file's memory, so whoever keeps it copies it."""
+        """Read one tensor; it may share the file's memory, so whoever keeps it copies it.
+
+        Raises:
+            InputError: naming it, when it is of a type that cannot be read.
+        """
 
     def release(self, name: str) -> None:
         """Let go of the memory that reading a tensor took."""
@@ -139,118 +123,6 @@ def _what_it_is(head: bytes, size: int) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# safetensors
-
-
-@dataclass(frozen=True)
-class _Entry:
-    dtype: str  # safetensors' name
-    shape: tuple[int, ...]
-    start: int  # bytes from the beginning of the file
-    end: int
-
-
-class SafetensorsFile:
-    """A safetensors file whose header was checked against its size."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._entries, self.metadata = _read_header(path)
-        self.shapes = {name: entry.shape for name, entry in self._entries.items()}
-        self._map: mmap.mmap | None = None
-
-    def tensor(self, name: str) -> "torch.Tensor":
-        """Read one tensor as a view of the memory map."""
-        import torch
-
-        entry = self._entries[name]
-        dtype = getattr(torch, _SAFETENSORS_TYPES[entry.dtype][0])
-        if entry.start == entry.end:
-            return torch.empty(entry.shape, dtype=dtype)
-        flat = torch.frombuffer(self._mapped(), dtype=torch.uint8, offset=entry.start, count=entry.end - entry.start)
-        if entry.start % dtype.itemsize:  # headers need not be padded to the element size
-            flat = flat.clone()
-        return flat.view(dtype).view(entry.shape)
-
-    def release(self, name: str) -> None:
-        """Drop the tensor's pages from this process; the system's file cache keeps them."""
-        entry = self._entries[name]
-        start = entry.start - entry.start % mmap.PAGESIZE
-        if hasattr(mmap, "MADV_DONTNEED") and entry.end > start:
-            self._mapped().madvise(mmap.MADV_DONTNEED, start, entry.end - start)
-
-    def close(self) -> None:
-        """Let go of the memory map; it goes when no tensor uses it."""
-        self._map = None
-
-    def _mapped(self) -> mmap.mmap:
-        if self._map is None:
-            with self.path.open("rb") as file:
-                # torch wants memory that can be written to; nothing does, and the file would not change
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        return self._map
-
-
-def _read_header(path: Path) -> tuple[dict[str, _Entry], dict[str, str]]:
-    """Read and check the header: 8 bytes of little-endian length, JSON, then the data without gaps."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > min(_MAX_HEADER_BYTES, size - 8):
-            raise InputError(
-                str(path),
-                f"is damaged or cut short: its header claims {length:,} bytes, the file has {size:,}; get it again",
-            )
-        raw = file.read(length)
-    try:
-        header = json.loads(raw, object_pairs_hook=_unique_keys)
-        metadata = {str(k): str(v) for k, v in header.pop("__metadata__", {}).items()}
-        data_start = 8 + length
-        entries = {name: _read_entry(name, info, data_start) for name, info in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
-        raise InputError(str(path), f"has a damaged safetensors header ({problem}); download it again") from None
-    _check_extent(path, entries, data_start, size)
-    return entries, metadata
-
-
-def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    unique = dict(pairs)
-    if len(unique) != len(pairs):
-        raise ValueError("a key stands twice")
-    return unique
-
-
-def _read_entry(name: str, info: dict, data_start: int) -> _Entry:
-    dtype, shape, (start, end) = info["dtype"], tuple(info["shape"]), info["data_offsets"]
-    if dtype not in _SAFETENSORS_TYPES:
-        raise ValueError(f"{name!r} has the unknown type {dtype}")
-    if not all(type(n) is int and n >= 0 for n in (*shape, start, end)):
-        raise ValueError(f"{name!r} has a size or place that is no whole number")
-    if end - start != math.prod(shape) * _SAFETENSORS_TYPES[dtype][1]:
-        raise ValueError(f"{name!r} has {end - start:,} bytes, which do not fit its shape {list(shape)}")
-    return _Entry(dtype, shape, data_start + start, data_start + end)
-
-
-def _check_extent(path: Path, entries: dict[str, _Entry], data_start: int, size: int) -> None:
-    """Check that the tensors lie one behind the other and end where the file ends."""
-    expected = data_start
-    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):
-        if entry.start != expected:
-            problem = "overlap" if entry.start < expected else "leave a gap"
-            raise InputError(
-                str(path), f"has a damaged safetensors header (tensors {problem} at {name!r}); download it again"
-            )
-        expected = entry.end
-    if size < expected:
-        raise InputError(str(path), f"is cut short: expected {expected:,} bytes, found {size:,}; download it again")
-    if size > expected:
-        raise InputError(
-            str(path),
-            f"has {size - expected:,} bytes after its last tensor, as safetensors files never do; download it again",
-        )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Pickles
 
 
@@ -296,6 +168,7 @@ class PickleFile:
         state = content.get("state_dict", content) if isinstance(content, dict) else {}
         self._tensors = dict(_named_tensors(state))
         self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+        self.types = {name: type_name(tensor.dtype) for name, tensor in self._tensors.items()}
         self.metadata: dict[str, str] = {}
 
     def tensor(self, name: str) -> "torch.Tensor":

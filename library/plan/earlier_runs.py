@@ -12,7 +12,8 @@ from typing import Any
 from library.errors import InputError
 from library.files.file_locks import lock
 from library.plan.job import Job
-from library.plan.run_record import RunRecord, compared_options, job_id, line_key
+from library.plan.run_paths import agree
+from library.plan.run_record import RunRecord, compared_options
 from library.plan.sources import SourceLine
 from library.settings.options import Options
 
@@ -107,7 +108,7 @@ def finished(run: KnownRun, folder: Path, jobs: Sequence[Job]) -> dict[int, Path
     # equal jobs keep the files that were planned for them, as far as these were made
     for take_any in (False, True):
         for place, job in enumerate(jobs):
-            waiting = by_job.get(job_id(job))
+            waiting = by_job.get(run.record.job_id(job))
             if place in places or not waiting:
                 continue
             name = job.file.name if job.file.name in waiting else next(iter(waiting)) if take_any else None
@@ -174,12 +175,12 @@ _FORMER_DEFAULTS = (("clip_skip", 1),)  # of version 0.1.0, which knew no family
 def _difference(run: RunRecord, now: Mapping[str, object], lines: Sequence[SourceLine]) -> InputError | None:
     for name, before in run.options.items():
         usual_once = (name, before) in _FORMER_DEFAULTS and now.get(name) is None
-        if name in now and now[name] != before and not usual_once:
+        if name in now and not usual_once and not agree(before, now[name], run.begun_in):
             return InputError(
                 f"--{name} {_shown(now[name])}",
                 f"the run to resume has {_shown(before)}; give the same, or another --outdir for a new run",
             )
-    gone = Counter(text for part in run.parts for text in part.lines) - Counter(map(line_key, lines))
+    gone = Counter(text for part in run.parts for text in part.lines) - Counter(map(run.line_key, lines))
     if gone:
         text = next(iter(gone))
         return InputError(

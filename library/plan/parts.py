@@ -10,7 +10,7 @@ from library.errors import InputError
 from library.files.model_files import ModelFiles
 from library.plan.job import Job
 from library.plan.job_maker import JobMaker, NameFile, count_pictures, plan_jobs
-from library.plan.run_record import Part, RunRecord, compared_options, fingerprints, jobs_digest, line_key
+from library.plan.run_record import NameOf, Part, RunRecord, compared_options, fingerprints, jobs_digest, line_key
 from library.plan.seeds import SeedSource
 from library.plan.sources import SourceLine
 from library.settings.options import Options
@@ -45,10 +45,11 @@ def plan_parts(
         InputError: for a fault in a line.
     """
     begun = earlier.parts if earlier else ()
+    name_of = earlier.paths.name if earlier else str
     jobs: list[Job] = []
     parts: list[Part] = []
     count_pictures(lines, repeats.images_per_prompt, repeats.iterations)
-    for number, group in enumerate(_split_lines(begun, lines)):
+    for number, group in enumerate(_split_lines(begun, lines, name_of)):
         if not group:
             continue
         part = begun[number] if number < len(begun) else None
@@ -58,19 +59,20 @@ def plan_parts(
         names = _given_names(folder, part) if part else name_file
         shuffle = random.Random(part_seed) if repeats.shuffle else None
         planned = plan_jobs(group, maker, seeds, names, repeats.iterations, shuffle)
-        digest = jobs_digest(planned)
+        digest = jobs_digest(planned, name_of)
         if part and digest != part.jobs:
             raise InputError("--resume", "this version of the program plans the run otherwise; give another --outdir")
         jobs += planned
-        parts.append(Part(part_seed, tuple(map(line_key, group)), tuple(job.file.name for job in planned), digest))
+        keys = tuple(line_key(line, name_of) for line in group)
+        parts.append(Part(part_seed, keys, tuple(job.file.name for job in planned), digest))
     return jobs, parts
 
 
-def _split_lines(begun: Sequence[Part], lines: Sequence[SourceLine]) -> list[list[SourceLine]]:
+def _split_lines(begun: Sequence[Part], lines: Sequence[SourceLine], name_of: NameOf) -> list[list[SourceLine]]:
     """The prompt lines of each part of a run, and after them those that are new."""
     places: dict[str, list[SourceLine]] = {}
     for line in lines:
-        places.setdefault(line_key(line), []).append(line)
+        places.setdefault(line_key(line, name_of), []).append(line)
     parts = [[places[text].pop(0) for text in part.lines] for part in begun]
     left = {id(line) for waiting in places.values() for line in waiting}
     return [*parts, [line for line in lines if id(line) in left]]
@@ -97,13 +99,20 @@ def make_record(
     if not parts:
         return RunRecord(model=model.name, options=compared_options(options), files={}, parts=())
     paths = [*options.files(), *pictures]
-    weights = {f"--ckpt ({name})": component.weights.path for name, component in model.parts.items()}
+    weights = {f"{_OF_MODEL}{name})": component.weights.path for name, component in model.parts.items()}
     marks = fingerprints([*weights.values(), *paths])
     files = {name: marks[str(path)] for name, path in weights.items()} | {str(path): marks[str(path)] for path in paths}
     if earlier is None:
         return RunRecord(model=model.name, options=compared_options(options), files=files, parts=tuple(parts))
     _check_files(earlier, files, model.name)
     return replace(earlier, parts=tuple(parts))
+
+
+_OF_MODEL = "--ckpt ("  # how the names of a model's weights begin among a run's files
+
+
+def _weights(files: Mapping[str, str]) -> dict[str, str]:
+    return {name: mark for name, mark in files.items() if name.startswith(_OF_MODEL)}
 
 
 def _check_files(run: RunRecord, files: Mapping[str, str], model: str) -> None:
@@ -116,7 +125,8 @@ def _check_files(run: RunRecord, files: Mapping[str, str], model: str) -> None:
     now = versions()
     if other := [name for name, version in run.versions.items() if now.get(name, version) != version]:
         logger.warning("--resume: the run was begun with another version of %s; pictures may differ", ", ".join(other))
-    if model != run.model:
+    files = {path if path.startswith(_OF_MODEL) else run.paths.name(Path(path)): mark for path, mark in files.items()}
+    if model != run.model and _weights(files) != _weights(run.files):  # of equal weights it is another name alone
         raise InputError("--ckpt", f"is {model!r}, the run to resume has {run.model!r}; give the same, or {advice}")
     for path, before in run.files.items():
         if path not in files:

@@ -1,24 +1,13 @@
 """A plan shown before anything is drawn: as a table for people, as JSON lines for programs."""
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 
+from library.console import one_line
 from library.plan.job import Job
+from library.plan.picture_facts import picture_facts, to_json
 from library.plan.run_plan import RunPlan
 
 _PROMPT_CHARACTERS = 60  # of a prompt in the table
-
-
-def picture_facts(job: Job) -> dict[str, object]:
-    """A job as plain data for JSON: its file first, then all that it depends on."""
-    facts = {each.name: getattr(job, each.name) for each in fields(job) if each.name != "file"}
-    return {"file": str(job.file)} | facts
-
-
-def to_json(facts: dict[str, object]) -> str:
-    """One line of JSON; paths and the like as text."""
-    return json.dumps(facts, default=str)
 
 
 def show_plan(plan: RunPlan, batches: Sequence[Sequence[Job]]) -> Iterator[str]:
@@ -27,12 +16,14 @@ def show_plan(plan: RunPlan, batches: Sequence[Sequence[Job]]) -> Iterator[str]:
     if plan.output.as_json:
         for place, job in enumerate(plan.jobs):
             state = {"batch": batch_of.get(id(job)), "done": place in plan.done}
-            yield to_json(picture_facts(job) | state)
+            yield to_json(picture_facts(plan, job) | state)
         return
     rows = [("file", "size", "steps", "scale", "batch", "prompt")]
     for job in plan.jobs:
         size, batch = f"{job.width}x{job.height}", str(batch_of.get(id(job), "done"))
-        rows.append((job.file.name, size, str(job.steps_run), f"{job.guidance_scale:g}", batch, _short(job.prompt)))
+        rows.append(
+            (one_line(job.file.name), size, str(job.steps_run), f"{job.guidance_scale:g}", batch, _short(job.prompt))
+        )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     for row in rows:
         yield "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[-1]]).rstrip()
@@ -55,4 +46,5 @@ def summary(plan: RunPlan, batches: Sequence[Sequence[Job]] | None = None) -> st
 
 
 def _short(text: str) -> str:
+    text = one_line(text)
     return text if len(text) <= _PROMPT_CHARACTERS else text[: _PROMPT_CHARACTERS - 1] + "…"

@@ -8,6 +8,7 @@ from functools import partial
 from library.errors import InputError
 from library.files.model_files import ModelFiles, find_model
 from library.files.textual_inversion import find_embeddings
+from library.files.weight_types import check_model
 from library.plan import earlier_runs
 from library.plan.file_names import FileNames, check_folder
 from library.plan.job import Job, JobSettings
@@ -17,6 +18,7 @@ from library.plan.run_plan import Keyboard, RunPlan, TextPlan
 from library.plan.run_record import RunRecord
 from library.plan.seeds import SeedSource, random_seed
 from library.plan.sources import Sources, find_sources, source_lines
+from library.plan.textual_inversion import warn_of_unused
 from library.settings import (
     cfg_interval,
     computing,
@@ -83,6 +85,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
     jobs, parts = plan_parts(lines, maker, seed, name_file, counts, out.folder, begun)
     if lines:
         _check_use(options, interval, sources, jobs)
+        warn_of_unused(text.embeddings, jobs)
     needs_one_before = guidance.uses_goal_picture and not sources.guides
     if needs_one_before:
         logger.warning("no --guide_image_path: each picture is guided by the one before it, one at a time")
@@ -124,6 +127,7 @@ def _find_model(options: Options) -> ModelFiles:
         zero_terminal_snr=options.zero_terminal_snr,
         vae=options.vae,
     )
+    check_model(model)
     for note in model.prediction.notes:
         logger.info("%s", note)
     for warning in model.prediction.warnings:

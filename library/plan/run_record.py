@@ -8,14 +8,16 @@ pictures under the same names.
 import hashlib
 import json
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
+from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from library.plan.job import Job
+from library.plan.run_paths import RunPaths
 from library.plan.sources import SourceLine
 from library.settings.deep_shrink import DeepShrink
 from library.settings.gradual_latent import GradualLatent, Unsharp
@@ -23,7 +25,19 @@ from library.settings.options import Options
 from library.settings.sizes import NOT_SAID, ToldSizes
 from library.version import versions
 
+FORMAT_VERSION = 1  # of what is written for programs: manifests, and the objects of `--json`
 _SAMPLED_BLOCKS, _BLOCK_BYTES = 64, 1 << 16
+
+
+NameOf = Callable[[Path], str]  # what a run calls a file
+_NOT_AT_FIRST = ("begun_in",)  # what the records of older versions lack
+
+
+def _current_folder() -> str:
+    try:
+        return str(Path.cwd())
+    except OSError:  # it is gone
+        return ""
 
 
 @dataclass(frozen=True)
@@ -47,10 +61,24 @@ class RunRecord:
     options: Mapping[str, object]
     files: Mapping[str, str]  # fingerprints of the weights and pictures it draws with
     parts: tuple[Part, ...]
+    begun_in: str = field(default_factory=_current_folder)  # what relative paths begin at
+
+    @cached_property
+    def paths(self) -> RunPaths:
+        """What it calls its files."""
+        return RunPaths(self.files, self.begun_in)
 
     def to_json(self) -> dict[str, object]:
         """As plain data."""
-        return asdict(self)
+        return {"format_version": FORMAT_VERSION, **asdict(self)}
+
+    def job_id(self, job: Job) -> str:
+        """A job's id, by which the run's pictures are told apart."""
+        return job_id(job, self.paths.name)
+
+    def line_key(self, line: SourceLine) -> str:
+        """What makes a prompt line one of the run's; see `line_key`."""
+        return line_key(line, self.paths.name)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "RunRecord":
@@ -59,7 +87,8 @@ class RunRecord:
         Raises:
             KeyError, TypeError: when it is none.
         """
-        known: dict[str, Any] = {each.name: data[each.name] for each in fields(cls)}
+        known: dict[str, Any] = {each.name: data[each.name] for each in fields(cls) if each.name not in _NOT_AT_FIRST}
+        known["begun_in"] = str(data.get("begun_in", ""))
         known["parts"] = tuple(
             Part(part["seed"], tuple(part["lines"]), tuple(part["files"]), part["jobs"]) for part in data["parts"]
         )
@@ -90,17 +119,26 @@ _PARTS: dict[type, tuple[str, ...]] = {  # the first fields of settings that a j
 }
 
 
-def job_id(job: Job) -> str:
-    """A hash of all that a picture depends on beside the model; its place in the run and its file are not."""
+def job_id(job: Job, name_of: NameOf = str) -> str:
+    """A hash of all that a picture depends on beside the model; its place in the run and its file are not.
+
+    Args:
+        job: the picture.
+        name_of: what the run calls its source, mask and guides.
+    """
     parameters = {name: getattr(job, name) for name in _FIELDS}
     parameters |= {path: value for path, usual in _LATER.items() if (value := attrgetter(path)(job)) != usual}
     parameters |= {"follows": job.follows and job.follows.name, "guide_size": None}  # the latter was once a field
-    text = json.dumps(parameters, sort_keys=True, default=_as_text)
+
+    def as_text(value: object) -> str:
+        return name_of(value) if isinstance(value, Path) else _as_text(value)
+
+    text = json.dumps(parameters, sort_keys=True, default=as_text)
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 def _as_text(value: object) -> str:
-    """Paths and settings as version 0.1.0 wrote them into ids, whose runs can be gone on with."""
+    """Settings as version 0.1.0 wrote them into ids, whose runs can be gone on with."""
     names = _PARTS.get(type(value))
     if names is None:
         return str(value)
@@ -109,14 +147,14 @@ def _as_text(value: object) -> str:
     return f"{type(value).__name__}({', '.join(texts)})"
 
 
-def jobs_digest(jobs: Iterable[Job]) -> str:
+def jobs_digest(jobs: Iterable[Job], name_of: NameOf = str) -> str:
     """A hash of several jobs, in their order."""
-    return hashlib.sha256("".join(map(job_id, jobs)).encode()).hexdigest()
+    return hashlib.sha256("".join(job_id(job, name_of) for job in jobs).encode()).hexdigest()
 
 
-def line_key(line: SourceLine) -> str:
+def line_key(line: SourceLine, name_of: NameOf = str) -> str:
     """What makes a prompt line the same one in a later run: its text, and the picture that it came from."""
-    return line.text.strip() if line.parsed is None else f"{line.where}: {line.text}"
+    return line.text.strip() if line.parsed is None else f"{name_of(Path(line.where))}: {line.text}"
 
 
 def compared_options(options: Options) -> dict[str, object]:

@@ -73,8 +73,7 @@ class PromptTokens:
             if piece is BREAK:
                 self._fill_chunk(ids, weights)
                 continue
-            piece_ids = self.tokenizer(piece, add_special_tokens=False, verbose=False).input_ids
-            for unit in self.words.units(piece_ids):
+            for unit in self.words.units(piece):
                 if len(ids) % CHUNK_TOKENS + len(unit) > CHUNK_TOKENS >= len(unit):
                     self._fill_chunk(ids, weights)  # a word's vectors stay together where they can
                 ids += unit

@@ -18,7 +18,7 @@ from library.files.picture_files import TEMPORARY, numbered, standing_picture
 from library.plan.earlier_runs import noted_pictures
 from library.plan.job import Job
 from library.plan.run_plan import RunPlan
-from library.plan.run_record import RunRecord, job_id
+from library.plan.run_record import RunRecord
 from library.plan.stages import stages
 from library.results.metadata import RunFacts, metadata
 
@@ -87,7 +87,7 @@ class Manifest:
 
     def add(self, job: Job, file: Path, sha256: str) -> None:
         """Write a finished picture's line."""
-        line = {"job": job_id(job), "file": file.name, "sha256": sha256, "seed": job.seed}
+        line = {"job": self._record.job_id(job), "file": file.name, "sha256": sha256, "seed": job.seed}
         with self._writing:
             self._write(line)
 

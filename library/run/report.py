@@ -15,7 +15,6 @@ from library.plan.job import Job
 from library.plan.line_text import prompt_line
 from library.plan.prompts import one_line
 from library.plan.run_plan import RunPlan
-from library.plan.run_record import job_id
 
 
 class Tally:
@@ -27,6 +26,7 @@ class Tally:
 
     def __init__(self, plan: RunPlan) -> None:
         self._to_do = plan.to_do
+        self._id = plan.record.job_id
         self._present = len(plan.done)
         self.drawn = 0  # by this process, not all of them saved yet
         self.made_elsewhere = 0  # by other processes
@@ -41,15 +41,15 @@ class Tally:
     def count_made(self, job: Job) -> None:
         """Count a finished picture, if it is no first stage's."""
         if job.stage != 1:
-            self._made.append(job_id(job))
+            self._made.append(self._id(job))
 
     def list_missing(self, made_elsewhere: Sequence[str]) -> None:
         """List all that was not made as failed, given the ids of the jobs that other processes have made."""
         made = Counter([*self._made, *made_elsewhere])
         self.failed = []
         for job in self._to_do:
-            job_made = made[job_id(job)] > 0
-            made[job_id(job)] -= job_made
+            job_made = made[self._id(job)] > 0
+            made[self._id(job)] -= job_made
             if not job_made:
                 self.failed.append(job)
 

@@ -60,14 +60,18 @@ class ControlNetSpec:
         """Its weight file."""
         return self.file.weights.path
 
+    @property
+    def name(self) -> str:
+        """The file's name for people and metadata."""
+        return self.path.stem
+
     def describe(self) -> str:
         """What a picture's metadata says of it."""
         control = self.control
         canny, kind = control.preprocess, f", {control.kind}" if control.kind else ""
         preprocess = f", canny {canny.low} {canny.high}" if canny else ""
-        return (
-            f"{self.path.stem}{kind}, weight {control.weight:g}, steps {control.start:g} to {control.end:g}{preprocess}"
-        )
+        steps = f"steps {control.start:g} to {control.end:g}"
+        return f"{self.name}{kind}, weight {control.weight:g}, {steps}{preprocess}"
 
 
 @dataclass(frozen=True)

@@ -260,7 +260,7 @@ class OptionGroup:
 
     def show_help(self, *names: str, help: str) -> None:
         """Add an option that writes the program's help and leaves it."""
-        self.show_and_leave(*names, help=help, lines=lambda: iter([self._parser.format_help().removesuffix("\n")]))
+        self.show_and_leave(*names, help=help, lines=lambda: iter(self._parser.format_help().splitlines()))
 
     def only_one(self) -> "OptionGroup":
         """A part of the group of which one option can be given."""
