@@ -441,3 +441,53 @@ def test_paths_that_are_none(sd1):
     for path in ("~nosuchuser/x", "x" * 300, "a/" + "b" * 300, "a\0b"):
         with pytest.raises(InputError):
             find(sd1, path)
+
+
+def sharded(folder, stem, count=2, variant=""):
+    """Put a component's tensors into several files with an index, as Diffusers and transformers write large ones."""
+    (whole,) = folder.glob("*.safetensors")
+    state = load_file(whole)
+    whole.unlink()
+    names, places = sorted(state), {}
+    for part in range(count):
+        own = names[part::count]
+        file = f"{stem}{f'.{variant}' if variant else ''}-{part + 1:05}-of-{count:05}.safetensors"
+        save_file({name: state[name] for name in own}, folder / file, metadata={"format": "pt"})
+        places |= dict.fromkeys(own, file)
+    index = folder / f"{stem}.safetensors.index{f'.{variant}' if variant else ''}.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
+    return index
+
+
+@pytest.mark.parametrize("variant", ["", "fp16"])
+def test_weights_in_several_files(sdxl, tmp_path, variant):
+    folder = tmp_path / "model"
+    shutil.copytree(sdxl.folder, folder)
+    sharded(folder / "unet", "diffusion_pytorch_model", 3, variant)
+    sharded(folder / "text_encoder_2", "model", 2, variant)
+    found = find(sdxl, folder)
+    loaded, whole = load_all(found), load_all(find(sdxl, sdxl.folder))
+    for ours, expected in ((loaded.unet, whole.unet), (loaded.texts[1].model, whole.texts[1].model)):
+        assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), expected.parameters()))
+    assert len(found.unet.weights.files) == 3  # a run that is gone on with compares each
+
+
+def test_an_index_that_is_not_right_names_what_is_wrong(sdxl, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(sdxl.folder, folder)
+    index = sharded(folder / "unet", "diffusion_pytorch_model")
+    written = json.loads(index.read_text())
+    for places, message in (
+        (
+            written["weight_map"] | {"x": "../other.safetensors"},
+            r"names '\.\./other\.safetensors', which is not beside it",
+        ),
+        (written["weight_map"] | {"conv_in.x": min(written["weight_map"].values())}, "lacks 'conv_in.x'"),
+        ({}, "its weight_map is missing"),
+    ):
+        index.write_text(json.dumps(written | {"weight_map": places}))
+        with pytest.raises(InputError, match=message):
+            find(sdxl, folder)
+    index.unlink()
+    with pytest.raises(InputError, match="in several files without their index"):
+        find(sdxl, folder)

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from library.errors import InputError
 from library.files.families import TEXT_PARTS
+from library.files.shards import choose_index, shards_of
 from library.files.weight_files import TEXT_STEMS, WEIGHT_STEMS, choose_weights
 
 _PARTS = {"unet": WEIGHT_STEMS, "vae": WEIGHT_STEMS} | dict.fromkeys(TEXT_PARTS, TEXT_STEMS)
@@ -45,8 +46,8 @@ def _names(folder: Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
 
-def _chosen_weights(names: list[str], stems: tuple[str, ...]) -> dict[str, str | None]:
-    """The weight file of each component among a repository's file names, by its folder ("" for a single one)."""
+def _chosen_weights(names: list[str], stems: tuple[str, ...]) -> dict[str, list[str]]:
+    """The weight files of each component among a repository's file names, by its folder ("" for a single one)."""
     parts = {"": stems}
     if "model_index.json" in names:  # families differ in how many text encoders they have
         parts = {part: s for part, s in _PARTS.items() if part not in TEXT_PARTS[1:] or f"{part}/config.json" in names}
@@ -54,13 +55,14 @@ def _chosen_weights(names: list[str], stems: tuple[str, ...]) -> dict[str, str |
     for part, part_stems in parts.items():
         folder = f"{part}/" if part else ""
         inside = [name.removeprefix(folder) for name in names if name.startswith(folder)]
-        weights = choose_weights(inside, part_stems)
-        chosen[part] = folder + weights if weights and folder + "config.json" in names else None
+        weights, index = choose_weights(inside, part_stems), choose_index(inside, part_stems)
+        files = [weights] if weights else [index, *shards_of(index, inside)] if index else []
+        chosen[part] = [folder + file for file in files] if folder + "config.json" in names else []
     return chosen
 
 
 def _missing_weights(names: list[str], stems: tuple[str, ...]) -> list[str]:
-    return [part for part, weights in _chosen_weights(names, stems).items() if weights is None]
+    return [part for part, files in _chosen_weights(names, stems).items() if not files]
 
 
 def _download(repo_id: str, subject: str, stems: tuple[str, ...]) -> Path:
@@ -74,7 +76,8 @@ def _download(repo_id: str, subject: str, stems: tuple[str, ...]) -> Path:
         if missing := _missing_weights(names, stems):
             raise InputError(subject, f"has no weights in {missing[0] or 'its'} folder; choose another repository")
         wanted = "the weights"
-        patterns = ["*.json", "tokenizer/*", *filter(None, _chosen_weights(names, stems).values())]
+        files = [file for chosen in _chosen_weights(names, stems).values() for file in chosen]
+        patterns = ["*.json", "tokenizer/*", *files]
         return Path(snapshot_download(repo_id, allow_patterns=patterns, etag_timeout=_TIMEOUT_S))
     except InputError:
         raise

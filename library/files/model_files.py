@@ -29,6 +29,7 @@ from library.files.families import (
 from library.files.hub import fetch_model
 from library.files.json_files import read_json
 from library.files.prediction import Prediction, decide, read_statements
+from library.files.shards import ShardedWeights, choose_index
 from library.files.tokenizers import SHIPPED_TOKENIZER, check_tokenizer
 from library.files.weight_files import TEXT_STEMS, WEIGHT_STEMS, WeightFile, choose_weights, open_weights
 
@@ -235,12 +236,15 @@ def folder_component(folder: Path, *stems: str) -> Component:
     """Open the configuration and the weights of one component of a Diffusers folder."""
     if not (folder / "config.json").is_file():
         raise InputError(str(folder), "has no config.json; give a Diffusers folder or a file")
-    weights = choose_weights([entry.name for entry in folder.iterdir()], stems)
-    if weights is None and any("-00001-of-" in entry.name for entry in folder.iterdir()):
-        raise InputError(str(folder), "holds its weights in several shards; save them as one file")
-    if weights is None:
-        raise InputError(str(folder), f"holds no weights ({stems[0]}.safetensors or .bin); download them")
-    return Component(read_json(folder / "config.json"), open_weights(folder / weights))
+    names = [entry.name for entry in folder.iterdir()]
+    config = read_json(folder / "config.json")
+    if (weights := choose_weights(names, stems)) is not None:
+        return Component(config, open_weights(folder / weights))
+    if (index := choose_index(names, stems)) is not None:
+        return Component(config, ShardedWeights(folder / index))
+    if any("-00001-of-" in name for name in names):
+        raise InputError(str(folder), "holds its weights in several files without their index; download that too")
+    raise InputError(str(folder), f"holds no weights ({stems[0]}.safetensors or .bin); download them")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -67,6 +67,7 @@ class SafetensorsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.files: tuple[Path, ...] = (path,)
         self._entries, self.metadata = _read_header(path)
         self.shapes = {name: entry.shape for name, entry in self._entries.items()}
         self.types = {name: entry.dtype for name, entry in self._entries.items()}

@@ -43,6 +43,7 @@ class WeightFile(Protocol):
     """Named tensors in a file that was checked; `tensor` reads one of them, all else costs nothing."""
 
     path: Path
+    files: tuple[Path, ...]  # all that it consists of
     shapes: dict[str, Shape]
     types: dict[str, str]  # of the tensors, by their names in safetensors; see `weight_types`
     metadata: dict[str, str]
@@ -164,6 +165,7 @@ class PickleFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.files: tuple[Path, ...] = (path,)
         content = load_pickle(path)
         state = content.get("state_dict", content) if isinstance(content, dict) else {}
         self._tensors = dict(_named_tensors(state))

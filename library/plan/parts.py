@@ -99,7 +99,11 @@ def make_record(
     if not parts:
         return RunRecord(model=model.name, options=compared_options(options), files={}, parts=())
     paths = [*options.files(), *pictures]
-    weights = {f"{_OF_MODEL}{name})": component.weights.path for name, component in model.parts.items()}
+    weights = {
+        f"{_OF_MODEL}{name}{f', {number}' if number > 1 else ''})": file
+        for name, component in model.parts.items()
+        for number, file in enumerate(component.weights.files, 1)
+    }
     marks = fingerprints([*weights.values(), *paths])
     files = {name: marks[str(path)] for name, path in weights.items()} | {str(path): marks[str(path)] for path in paths}
     if earlier is None:
