@@ -11,11 +11,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from library.errors import EnvironmentFault
+from library.errors import EnvironmentFault, InputError
+from library.files.picture_texts import EXIF_IFD, IMAGE_DESCRIPTION, USER_COMMENT, read_texts
+from library.files.pictures import opened
+from library.files.png_chunks import decode
 
 if TYPE_CHECKING:
     import numpy as np
-    from PIL.Image import Image
     from PIL.PngImagePlugin import PngInfo
 
 logger = logging.getLogger(__name__)
@@ -30,7 +32,6 @@ DEFAULT_QUALITY = 95  # of WebP and JPEG
 # zlib's 4 makes files of the same size as PNG's usual 6 in a third of the time
 _PNG_COMPRESSION = 4
 _EXIF_BYTES = 65_533  # what a JPEG's segment takes
-_IMAGE_DESCRIPTION, _EXIF_IFD, _USER_COMMENT = 0x010E, 0x8769, 0x9286  # Exif 2.32
 
 
 def encode(pixels: "np.ndarray", suffix: str, texts: Mapping[str, str], quality: int = DEFAULT_QUALITY) -> bytes:
@@ -55,7 +56,10 @@ def _png_info(texts: Mapping[str, str]) -> "PngInfo":
 
     info = PngInfo()
     for name, text in texts.items():
-        info.add_text(name, text)
+        if decode(text.encode("latin-1", "ignore")) == text:
+            info.add_text(name, text)
+        else:  # Latin-1 that could be read as UTF-8
+            info.add_itxt(name, text)
     return info
 
 
@@ -68,36 +72,12 @@ def _exif(texts: Mapping[str, str]) -> bytes:
     for description in (others, ""):
         exif = Image.Exif()
         if description:
-            exif[_IMAGE_DESCRIPTION] = description
-        exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = comment
+            exif[IMAGE_DESCRIPTION] = description
+        exif.get_ifd(EXIF_IFD)[USER_COMMENT] = comment
         if len(data := exif.tobytes()) <= _EXIF_BYTES:
             return data
     logger.warning("metadata of more than %d bytes does not fit into JPEG and WebP; it is left out", _EXIF_BYTES)
     return b""
-
-
-def read_texts(picture: "Image") -> dict[str, str]:
-    """The texts that an open picture carries: PNG's chunks, or `parameters` and the like in Exif."""
-    picture.load()  # PNG texts may stand behind the pixels
-    texts = {str(name): text for name, text in picture.info.items() if isinstance(text, str)}
-    exif = picture.getexif()
-    with suppress(ValueError, TypeError):  # other programs write other things there
-        described = json.loads(exif.get(_IMAGE_DESCRIPTION, ""))
-        texts |= {str(name): str(text) for name, text in described.items()} if isinstance(described, dict) else {}
-    if comment := exif.get_ifd(_EXIF_IFD).get(_USER_COMMENT):
-        texts.setdefault("parameters", _decode_user_comment(comment))
-    return texts
-
-
-def _decode_user_comment(comment: bytes | str) -> str:
-    """Exif's UserComment: eight bytes of encoding, then the text; `UNICODE` is UTF-16, mostly big-endian."""
-    if isinstance(comment, str):
-        return comment
-    encoding, text = comment[:8], comment[8:]
-    if not encoding.startswith(b"UNICODE"):
-        return text.decode("utf-8", errors="replace").rstrip("\0")
-    little_endian = text.startswith(b"\xff\xfe") or text[1::2].count(0) > text[::2].count(0)
-    return text.decode("utf-16-le" if little_endian else "utf-16-be", errors="replace").lstrip("\ufeff")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -174,12 +154,10 @@ def _link(temporary: Path, target: Path) -> None:
 
 def standing_picture(file: Path, texts: Mapping[str, str]) -> Path | None:
     """A complete picture of these very texts under a name or, where that was taken, under one in its place."""
-    import PIL.Image
-
     for candidate in numbered(file):
         if not candidate.exists():
             return None
-        with suppress(OSError, SyntaxError, ValueError), PIL.Image.open(candidate) as picture:
+        with suppress(InputError), opened(candidate, str(candidate)) as picture:
             if read_texts(picture) == texts:
                 return candidate
     return None
