@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from library.errors import InputError, InputErrors
+from library.files.pictures import region_color
 from library.plan.job import PART_SEPARATOR, Job, JobSettings
 from library.plan.prompts import DynamicPrompt, PromptLine, parse_dynamic_prompt, parse_prompt_line
 from library.plan.seeds import SeedSource
@@ -125,6 +126,7 @@ class JobMaker:
             follows=self._last_file if self.loss_guidance.uses_goal_picture and not self.sources.guides else None,
         )
         self._made += 1
+        _warn_of_lacking_colors(job, self.sources)
         self.check(job)
         self._last_file = job.file
         for stage in stages(job, self.highres):
@@ -169,6 +171,14 @@ def _size(settings: JobSettings, picture: SourcePicture | None, usual_px: int, w
     if (width, height) != (picture.width, picture.height):
         logger.warning("source pictures whose sides are no multiples of %d are resized to such", PIXELS_PER_CELL)
     return width, height
+
+
+def _warn_of_lacking_colors(job: Job, sources: Sources) -> None:
+    """Warn of parts that are drawn everywhere because a map of pure colours lacks theirs."""
+    for part in sources.lacking.get(job.regions, ()) if job.regions else ():
+        if part < len(job.parts):
+            problem = f"has no pure {region_color(part)}, so that part {part + 1} is for the whole picture"
+            logger.warning("--mask_path %s: %s", job.regions, problem)
 
 
 def _check_job(job: Job, sampler: Sampler) -> None:
