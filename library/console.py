@@ -1,5 +1,6 @@
 """What the user sees while the program runs: warnings, errors and progress, all on standard error."""
 
+import codecs
 import io
 import logging
 import os
@@ -11,6 +12,8 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 from tqdm import tqdm
+
+from library.texts import readable
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +31,7 @@ class _Handler(logging.Handler):
         self._seen: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        level, message = record.levelname.lower(), record.getMessage()
+        level, message = record.levelname.lower(), readable(record.getMessage())
         if record.levelno < logging.WARNING:
             tqdm.write(message, file=sys.stderr)
         elif message not in self._seen:
@@ -43,16 +46,37 @@ def _coloured(level: str) -> str:
     return f"\x1b[{_COLOURS.get(level, 0)}m{level}\x1b[0m"
 
 
+def _as_bytes_or_escaped(problem: UnicodeError) -> tuple[str | bytes, int]:
+    """What stands for a character that a stream cannot take: the byte that it was in a file's name, or an escape."""
+    if isinstance(problem, UnicodeDecodeError):  # whoever reads what was written by the same stream
+        return codecs.lookup_error("surrogateescape")(problem)
+    assert isinstance(problem, UnicodeEncodeError)  # streams have no other
+    character = problem.object[problem.start]
+    errors = "surrogateescape" if "\udc80" <= character <= "\udcff" else "backslashreplace"
+    return character.encode("ascii", errors), problem.start + 1
+
+
+codecs.register_error("bytes_or_escaped", _as_bytes_or_escaped)
+
+
 def make_streams_safe() -> None:
-    """Let no character and no closed stream stop the program: what cannot be written is escaped or left out."""
+    """Let no character and no closed stream stop the program: what cannot be written is escaped or left out.
+
+    Standard output takes names as the bytes that they are, so that whoever reads it finds the files.
+    """
     if isinstance(sys.stdin, io.TextIOWrapper):  # what is no text is refused line by line, by its surrogates
         sys.stdin.reconfigure(errors="surrogateescape")
-    for name in ("stdout", "stderr"):
+    for name, errors in (("stdout", "bytes_or_escaped"), ("stderr", "backslashreplace")):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+            setattr(sys, name, _nowhere())
         elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors=errors)
+
+
+def _nowhere() -> io.TextIOWrapper:
+    """A stream that takes everything and keeps nothing."""
+    return Path(os.devnull).open("w", encoding="utf-8", errors="replace")
 
 
 @contextmanager
@@ -80,7 +104,7 @@ def messages(lowest_level: int) -> Iterator[None]:
 
 def error(problem: object) -> None:
     """Write one error line."""
-    line = re.sub(r"[\x00-\x1f\x7f]", lambda control: repr(control[0])[1:-1], str(problem))
+    line = re.sub(r"[\x00-\x1f\x7f]", lambda control: repr(control[0])[1:-1], readable(problem))
     if len(line) > _LONGEST_ERROR:
         line = f"{line[: _LONGEST_ERROR // 2]} … {line[-_LONGEST_ERROR // 2 :]}"
     tqdm.write(f"{_coloured('error')}: {line}", file=sys.stderr)
@@ -97,7 +121,7 @@ def result(line: str) -> None:
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
     except OSError:  # nobody reads any more, or the disk is full; the pictures matter, the list does not
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+        sys.stdout = _nowhere()
 
 
 class Progress:

@@ -18,6 +18,7 @@ from library.files.families import ANY_FAMILY, Family
 from library.files.model_files import ModelFiles, name_kind
 from library.files.tokenizers import read_vocabulary
 from library.files.weight_files import PickleFile, open_weights, parameter_dict_tensors
+from library.texts import readable
 
 if TYPE_CHECKING:
     import torch
@@ -67,16 +68,17 @@ def find_embeddings(files: Sequence[str], xti_files: Sequence[str], model: Model
     ):
         for name in names:
             subject, path = f"{option} {name}", Path(name).expanduser()
+            word = readable(path.stem)
             vectors = _choose_vectors(read_tensors(path), model.family, subject, extended=extended)
-            embedding = Embedding(path.stem, vectors)
+            embedding = Embedding(word, vectors)
             for text, of_encoder in zip(model.texts, vectors):
                 _check_vectors(of_encoder, text.config["hidden_size"], subject)
-            plain = " ".join(path.stem.lower().split())  # as CLIP's tokenizer reads it
+            plain = " ".join(word.lower().split())  # as CLIP's tokenizer reads it
             if f"{plain}</w>" in vocabulary:
-                problem = f"{path.stem!r} is a word of the model's vocabulary; rename the file"
+                problem = f"{word!r} is a word of the model's vocabulary; rename the file"
                 raise InputError(subject, problem)
             if plain in embeddings:
-                raise InputError(subject, f"another file gives the word {path.stem!r} too; rename one of them")
+                raise InputError(subject, f"another file gives the word {word!r} too; rename one of them")
             embeddings[plain] = embedding
     return tuple(embeddings.values())
 

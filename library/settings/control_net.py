@@ -10,6 +10,7 @@ from library.errors import InputError
 from library.files.control_net import find_control_net
 from library.files.model_files import Component
 from library.settings.options import Options
+from library.texts import readable
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class ControlNetSpec:
 
     def describe(self) -> str:
         """What a picture's metadata says of it."""
-        name = self.component.weights.path.stem
+        name = readable(self.component.weights.path.stem)
         preprocess = f", canny {self.preprocess.low} {self.preprocess.high}" if self.preprocess else ""
         return f"{name}, weight {self.weight:g}, steps {self.start:g} to {self.end:g}{preprocess}"
 
