@@ -19,6 +19,7 @@ from library.files.picture_files import encode, save_whole
 from library.files.pictures import load_guide
 from library.models.models import build, fill
 from library.models.weight_reading import CastWeights
+from library.plan.file_names import guide_name
 from library.plan.job import Job
 from library.settings.control_net import Canny, ControlNetSettings, ControlNetSpec
 
@@ -115,7 +116,7 @@ class ControlNets:
         """Save what the ControlNets see beside each picture; a batch that is drawn once more has saved it."""
         for job in jobs:
             for place, net in enumerate(self.nets):
-                file = job.file.with_name(f"{job.file.stem}_guide{place + 1}.png")
+                file = job.file.with_name(guide_name(job.file.stem, place + 1))
                 if not file.exists():
                     guide = prepare_guide(job.guides[place], (job.width, job.height), net.spec.preprocess)
                     save_whole(encode(guide, ".png", {}), file)

@@ -1,5 +1,7 @@
 """Picture files: their formats with the texts they carry, and saving them whole, over nothing."""
 
+import errno
+import hashlib
 import io
 import json
 import logging
@@ -22,13 +24,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp")  # names of files that are being written, with their stems
+TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp")  # names of files that are being written, with their marks
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Formats
 
 FORMATS = {"png": "PNG", "webp": "WEBP", "jpg": "JPEG"}  # by suffix: Pillow's names
 DEFAULT_QUALITY = 95  # of WebP and JPEG
+LONGEST_SIDE_PX = {".webp": 16_383, ".jpg": 65_500}  # what the format, and libjpeg, take
 # zlib's 4 makes files of the same size as PNG's usual 6 in a third of the time
 _PNG_COMPRESSION = 4
 _EXIF_BYTES = 65_533  # what a JPEG's segment takes
@@ -93,6 +96,11 @@ def numbered(file: Path) -> Iterator[Path]:
         yield file.with_name(f"{file.stem}-{number}{file.suffix}")
 
 
+def temporary_mark(file: Path) -> str:
+    """What tells a file's temporary files from those of others; its name may leave no room for more."""
+    return hashlib.sha256(os.fsencode(file.stem)).hexdigest()[:16]
+
+
 def save_whole(content: bytes, file: Path) -> Path:
     """Save a file whole or not at all, over nothing.
 
@@ -103,9 +111,10 @@ def save_whole(content: bytes, file: Path) -> Path:
         The file it became.
 
     Raises:
+        InputError: when its name is too long.
         EnvironmentFault: when the folder or the disk does not take it.
     """
-    temporary = file.with_name(f".{file.stem}.{secrets.token_hex(8)}.tmp")  # as in TEMPORARY
+    temporary = file.with_name(f".{temporary_mark(file)}.{secrets.token_hex(8)}.tmp")  # as in TEMPORARY
     try:
         try:
             with temporary.open("xb") as stream:
@@ -117,6 +126,8 @@ def save_whole(content: bytes, file: Path) -> Path:
             with suppress(OSError):
                 temporary.unlink()
     except OSError as problem:
+        if problem.errno == errno.ENAMETOOLONG:
+            raise InputError(str(file), "has a name that is too long for the file system; shorten it") from None
         raise EnvironmentFault(
             str(file), f"cannot be written ({problem.strerror or problem}); make room or give another --outdir"
         ) from problem

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from library.errors import InputError, InputErrors
+from library.files.picture_files import FORMATS, LONGEST_SIDE_PX
 from library.files.pictures import region_color
 from library.plan.job import PART_SEPARATOR, Job, JobSettings
 from library.plan.prompts import DynamicPrompt, PromptLine, parse_dynamic_prompt, parse_prompt_line
@@ -199,6 +200,7 @@ def _check_job(job: Job, sampler: Sampler) -> None:
             job.where,
         )
     _check_sizes(job, sampler)
+    _check_format(job)
     if job.guidance_scale > sampler.highest_scale:
         place = f"{job.where}: " if job.where else ""
         advice = f"the sampler {sampler.name} is made for a scale of 1 to {sampler.highest_scale:g}"
@@ -208,6 +210,15 @@ def _check_job(job: Job, sampler: Sampler) -> None:
     if job.negative_scale is not None and job.branches == 1:
         place = f"{job.where}: " if job.where else ""
         logger.warning("%sthe negative scale does nothing at a guidance scale of 1 or less", place)
+
+
+def _check_format(job: Job) -> None:
+    """Refuse pictures that are larger than their format takes."""
+    longest = LONGEST_SIDE_PX.get(job.file.suffix)
+    if longest is not None and max(job.width, job.height) > longest:
+        problem = f"{FORMATS[job.file.suffix[1:]]} takes {longest} a side"
+        advice = f"use {longest - longest % PIXELS_PER_CELL} or less, or --format png"
+        raise InputError(f"{job.width} x {job.height} pixels", f"{problem}; {advice}", job.where)
 
 
 def _check_sizes(job: Job, sampler: Sampler) -> None:
