@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from library.errors import InputError
 from library.files.families import ANY_FAMILY, Family
 from library.files.model_files import ModelFiles, name_kind
+from library.files.pictures import opened
 from library.files.tokenizers import read_vocabulary
 from library.files.weight_files import PickleFile, open_weights, parameter_dict_tensors
 from library.texts import readable
@@ -109,17 +110,16 @@ def read_tensors(path: Path) -> "dict[str, torch.Tensor]":
 def _read_png(path: Path) -> "dict[str, torch.Tensor]":
     """The embedding in a picture's text: base64 of JSON in which tensors stand as nested lists under TORCHTENSOR."""
     import torch
-    from PIL import Image
 
+    with opened(path, str(path)) as picture:
+        text = picture.info.get(_PNG_TEXT)
+    if text is None:
+        raise InputError(str(path), f"is a picture without an embedding in its text {_PNG_TEXT}; give an embedding")
     try:
-        with Image.open(path) as picture:
-            text = getattr(picture, "text", {}).get(_PNG_TEXT)
-        if text is None:
-            raise InputError(str(path), f"is a picture without an embedding in its text {_PNG_TEXT}; give an embedding")
         content = json.loads(base64.b64decode(text))
         lists = {name: value["TORCHTENSOR"] for name, value in content["string_to_param"].items()}
         return {name: torch.tensor(rows, dtype=torch.float32) for name, rows in lists.items()}
-    except (OSError, ValueError, binascii.Error, KeyError, TypeError, AttributeError, SyntaxError) as problem:
+    except (ValueError, binascii.Error, KeyError, TypeError, AttributeError) as problem:
         raise InputError(str(path), f"holds a damaged embedding ({problem}); download it again") from None
 
 
