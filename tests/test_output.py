@@ -219,7 +219,9 @@ def test_names_as_long_as_the_file_system_takes(sd1, generate, tmp_path, stem):
     ):
         result = generate(*command, *more, "--dry_run", outdir=tmp_path / "other")
         assert result.status == 2
-        problem = f"would need names of {length} bytes, the file system takes 255; give the source picture a shorter"
+        problem = (
+            f"would need names of {length} bytes, the file system takes 255; give the source picture a shorter name"
+        )
         assert problem in result.stderr
     assert generate(*command, "--dry_run").status == 2  # its own name is taken now
 
@@ -228,6 +230,10 @@ def test_a_folder_whose_name_is_too_long(sd1, generate, tmp_path):
     for folder in (tmp_path / ("n" * 256), tmp_path / "new" / ("é" * 128) / "x"):
         result = generate(sd1.folder, "--prompt", "a", "--dry_run", "--outdir", folder)
         assert (result.status, "names may have 255 bytes here; give a shorter one" in result.stderr) == (2, True)
+    for depth in (20, 30):
+        folder = tmp_path.joinpath(*["n" * 195] * depth)
+        result = generate(sd1.folder, "--prompt", "a", "--dry_run", "--outdir", folder)
+        assert (result.status, "leaves no room for names of files in the 4096 bytes" in result.stderr) == (2, True)
 
 
 def test_a_name_that_turns_out_too_long_is_that_pictures_fault(tmp_path):

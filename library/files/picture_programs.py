@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 # The beginning of an object, or of a list of them, in JSON or in Python's writing; no prompt begins so
-_JSON = re.compile(r"""\s*(?:\{\s*["'}]|\[\s*\{)""")
+_JSON = re.compile(r"""[\s\ufeff]*(?:\{\s*["'}]|\[\s*\{)""")
 _NAMES = re.compile(r"""["']([\w-]+)["']\s*:""")
 _LOOKED_AT = 1 << 16  # characters of a text in which names are looked for
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from library.errors import InputError
 from library.files.picture_files import numbered
 
-_USUAL_LONGEST_NAME = 255  # bytes
+_USUAL_LONGEST_NAME, _USUAL_LONGEST_PATH = 255, 4096  # bytes
 
 
 class FileNames:
@@ -68,18 +68,22 @@ class FileNames:
         file = next(file for file in numbered(self.folder / f"{stem}{self._suffix}") if file.name not in self._taken)
         if (length := len(os.fsencode(file.stem)) + self._around_stem) > self._longest:
             problem = f"would need names of {length} bytes, the file system takes {self._longest}"
-            advice = "give the source picture a shorter name, or leave --use_original_file_name out"
-            raise InputError(f"--outdir, {file.name}", f"{problem}; {advice}")
+            advice = "give the source picture a shorter name, or leave the option out"
+            raise InputError(f"--use_original_file_name, {file.name}", f"{problem}; {advice}")
         self._taken.add(file.name)
         return file
 
 
 def longest_name(folder: Path) -> int:
     """How many bytes a file's name may have in a folder, which need not exist yet."""
+    return _limit(_existing(folder), "PC_NAME_MAX", _USUAL_LONGEST_NAME)
+
+
+def _limit(path: Path, name: str, usual: int) -> int:
     try:
-        return os.pathconf(_existing(folder), "PC_NAME_MAX")
+        return os.pathconf(path, name)
     except (OSError, ValueError, AttributeError):  # AttributeError: Windows
-        return _USUAL_LONGEST_NAME
+        return usual
 
 
 def _existing(folder: Path) -> Path:
@@ -113,9 +117,12 @@ def check_folder(folder: Path, option: str) -> None:
             raise InputError(f"{option} {folder}", f"{existing} is no folder; give another one")
         if not os.access(existing, os.W_OK | os.X_OK):
             raise InputError(f"{option} {folder}", f"{existing} cannot be written to; give another folder")
-        longest = longest_name(existing)
+        longest, longest_path = longest_name(existing), _limit(existing, "PC_PATH_MAX", _USUAL_LONGEST_PATH)
         if any(len(os.fsencode(part)) > longest for part in folder.parts):
             raise InputError(f"{option} {folder}", f"names may have {longest} bytes here; give a shorter one")
+        if len(os.fsencode(folder)) + longest + 2 > longest_path:  # a slash and the end of the text
+            problem = f"leaves no room for names of files in the {longest_path} bytes of a path; give a shorter one"
+            raise InputError(f"{option} {folder}", problem)
     except (OSError, ValueError) as problem:
         raise InputError(f"{option} {folder}", f"cannot be used ({problem}); give another folder") from None
 
