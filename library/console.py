@@ -4,6 +4,7 @@ Every line that is written goes through `one_line`: names and texts come from fi
 the cursor, turn the writing around, or begin a line that looks like one of this program's.
 """
 
+import codecs
 import io
 import logging
 import os
@@ -16,6 +17,8 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 from tqdm import tqdm
+
+from library.texts import readable
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +37,7 @@ class _Handler(logging.Handler):
         self._seen: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        level, message = record.levelname.lower(), one_line(record.getMessage())
+        level, message = record.levelname.lower(), one_line(readable(record.getMessage()))
         if record.levelno < logging.WARNING:
             tqdm.write(message, file=sys.stderr)
         elif message not in self._seen:
@@ -68,16 +71,37 @@ def _coloured(level: str) -> str:
     return f"\x1b[{_COLOURS.get(level, 0)}m{level}\x1b[0m"
 
 
+def _as_bytes_or_escaped(problem: UnicodeError) -> tuple[str | bytes, int]:
+    """What stands for a character that a stream cannot take: the byte that it was in a file's name, or an escape."""
+    if isinstance(problem, UnicodeDecodeError):  # whoever reads what was written by the same stream
+        return codecs.lookup_error("surrogateescape")(problem)
+    assert isinstance(problem, UnicodeEncodeError)  # streams have no other
+    character = problem.object[problem.start]
+    errors = "surrogateescape" if "\udc80" <= character <= "\udcff" else "backslashreplace"
+    return character.encode("ascii", errors), problem.start + 1
+
+
+codecs.register_error("bytes_or_escaped", _as_bytes_or_escaped)
+
+
 def make_streams_safe() -> None:
-    """Let no character and no closed stream stop the program: what cannot be written is escaped or left out."""
+    """Let no character and no closed stream stop the program: what cannot be written is escaped or left out.
+
+    Standard output takes names as the bytes that they are, so that whoever reads it finds the files.
+    """
     if isinstance(sys.stdin, io.TextIOWrapper):  # what is no text is refused line by line, by its surrogates
         sys.stdin.reconfigure(errors="surrogateescape")
-    for name in ("stdout", "stderr"):
+    for name, errors in (("stdout", "bytes_or_escaped"), ("stderr", "backslashreplace")):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+            setattr(sys, name, _nowhere())
         elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors=errors)
+
+
+def _nowhere() -> io.TextIOWrapper:
+    """A stream that takes everything and keeps nothing."""
+    return Path(os.devnull).open("w", encoding="utf-8", errors="replace")
 
 
 @contextmanager
@@ -105,13 +129,13 @@ def messages(lowest_level: int) -> Iterator[None]:
 
 def error(problem: object) -> None:
     """Write one error line."""
-    tqdm.write(f"{_coloured('error')}: {_shortened(one_line(str(problem)))}", file=sys.stderr)
+    tqdm.write(f"{_coloured('error')}: {_shortened(one_line(readable(problem)))}", file=sys.stderr)
 
 
 def trace() -> None:
     """Write the traceback of the exception in hand, indented, so that none of its lines passes for a message."""
     for line in traceback.format_exc().splitlines():
-        tqdm.write(f"  {one_line(line)}", file=sys.stderr)
+        tqdm.write(f"  {one_line(readable(line))}", file=sys.stderr)
 
 
 def say(message: str) -> None:
@@ -125,7 +149,7 @@ def result(line: str) -> None:
         tqdm.write(one_line(line), file=sys.stdout)
         sys.stdout.flush()
     except OSError:  # nobody reads any more, or the disk is full; the pictures matter, the list does not
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+        sys.stdout = _nowhere()
 
 
 class Progress:

@@ -16,6 +16,7 @@ from library.files.model_files import ModelFiles, name_kind
 from library.files.safetensors_file import ADVICE, FLOATING
 from library.files.weight_files import WeightFile, choose_weights, open_weights
 from library.settings.options import Options
+from library.texts import readable
 from networks.keys import KeyMatch, LayerNames, Target, Widths, layer_shapes, made_for, match_keys
 from networks.kinds import Shape
 
@@ -37,7 +38,7 @@ class NetworkSpec:
     def name(self) -> str:
         """The file's name for people and metadata."""
         path = self.weights.path
-        return (path.parent if path.stem in _FOLDER_STEMS else path).stem.encode("utf-8", "replace").decode()
+        return readable((path.parent if path.stem in _FOLDER_STEMS else path).stem)
 
 
 @dataclass(frozen=True)

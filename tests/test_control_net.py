@@ -1,6 +1,8 @@
 """ControlNet, as a user runs it: every layout of its files, and how it is used along the steps."""
 
 import json
+import os
+import shutil
 
 import cv2
 import numpy as np
@@ -20,6 +22,7 @@ from library.files.model_files import find_model
 from library.machine.attention import sdpa
 from library.settings.noise_schedule import NoiseSchedule
 from library.settings.samplers import SAMPLERS
+from library.texts import readable
 from networks import lora
 from networks.keys import layer_shapes
 from tools.random_network import random_lora
@@ -243,6 +246,25 @@ def test_the_metadata_names_what_steered_a_picture(sd1, net1, generate, guides):
     )
     parameters = Image.open(result.files[0]).text["parameters"]
     assert 'ControlNet: "bare, weight 0.5, steps 0 to 1, canny 63 191, guide 2.png"' in parameters
+
+
+@pytest.mark.parametrize("layout_name", ["bare.safetensors", "wrapped.pth", "folder"])
+def test_names_that_are_no_text(sd1, net1, generate, guides, tmp_path, layout_name):
+    """Those of the ControlNet, of its guide and of the picture that is named like its source."""
+    name = os.fsdecode("写真".encode("cp932"))
+    copy = shutil.copytree if (net1 / layout_name).is_dir() else shutil.copy
+    net = copy(net1 / layout_name, tmp_path / f"net{name}{(net1 / layout_name).suffix}")
+    guide = shutil.copy(guides / "1.png", tmp_path / f"{name}.png")
+    plain = ("--control_net_models", net1 / layout_name, "--guide_image_path", guides / "1.png")
+    plain += ("--image_path", guides / "1.png")
+    named = ("--control_net_models", net, "--guide_image_path", guide, "--image_path", guide)
+    common = (*SIZE, *PROMPT, "--use_original_file_name", "--control_net_save_guides")
+    result = generate(sd1.folder, *common, *named)
+    assert (result.status, [file.name for file in result.files]) == (0, [f"{name}.png", f"{name}_guide1.png"])
+    assert largest(generate(sd1.folder, *common, *plain, outdir=tmp_path / "plain").pictures, result.pictures) == 0
+    parameters = Image.open(result.files[0]).text["parameters"]
+    assert f"guide {readable(name)}.png" in parameters
+    assert ("net" + readable(name) in parameters) == (layout_name != "folder")
 
 
 def test_canny_guides_are_saved(sd1, net1, generate, guides, tmp_path):

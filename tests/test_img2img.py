@@ -167,6 +167,18 @@ def test_a_black_mask_is_warned_of(sd1, generate, folder, tmp_path):
     assert "is black all over" in generate(sd1.folder, *options).stderr
 
 
+def test_white_on_clear_repaints_the_white_alone(sd1, generate, folder, half_mask, tmp_path):
+    """Also where the clear pixels are white, too, as some programs save them."""
+    clear = Image.new("RGBA", (64, 64), (255, 255, 255, 0))
+    clear.putalpha(Image.open(half_mask))
+    clear.save(tmp_path / "clear.png")
+    options = ("--image_path", folder / "p1.png", "--prompt", "a --d 1", "--mask_path")
+    opaque = generate(sd1.folder, *options, half_mask).pictures
+    assert largest(opaque, generate(sd1.folder, *options, tmp_path / "clear.png").pictures) == 0
+    Image.new("RGBA", (8, 8), (255, 255, 255, 0)).save(tmp_path / "clear.png")
+    assert "is clear all over" in generate(sd1.folder, *options, tmp_path / "clear.png", "--dry_run").stderr
+
+
 def test_the_sources_own_pixels_can_be_kept(sd1, generate, folder, half_mask):
     options = ("--mask_path", half_mask, "--prompt", "a", "--keep_unmasked")
     picture = generate(sd1.folder, "--image_path", folder / "p1.png", *options).pictures[0]

@@ -57,6 +57,52 @@ def test_colours_are_regions(tmp_path):
     assert (load_regions(path, 2, color_codes=1)[1] == 255).all()
 
 
+def write_clear_map(path, *colours):
+    """A map of one row, a pixel of red, green, blue and opacity each."""
+    Image.fromarray(np.array([colours], np.uint8)).save(path)
+    return path
+
+
+def test_what_is_clear_in_a_map_belongs_to_no_region(tmp_path):
+    red, green = (255, 0, 0), (0, 255, 0)
+    path = write_clear_map(
+        tmp_path / "map.png", (*red, 255), (*red, 100), (*red, 0), (*green, 0), (200, 100, 0, 51), (0, 0, 255, 0)
+    )
+    assert load_regions(path, 3)[:, 0].tolist() == [[255, 100, 0, 0, 40, 0], [0, 0, 0, 0, 20, 0], [255] * 6]
+    path = write_clear_map(
+        tmp_path / "map.png", (*red, 255), (*red, 100), (*red, 0), (*green, 255), (*green, 0), (254, 0, 0, 255)
+    )
+    assert load_regions(path, 3, color_codes=3)[:, 0].tolist() == [
+        [255, 100, 0, 0, 0, 0],
+        [0, 0, 0, 255, 0, 0],
+        [255] * 6,
+    ]
+    white = write_clear_map(tmp_path / "map.png", (*red, 255), (255, 255, 255, 0))
+    assert load_regions(white, 7, color_codes=7)[[0, 6], 0].tolist() == [[255, 0], [255, 255]]
+
+
+def test_a_colour_that_a_map_lacks_is_warned_of(sd1, generate, tmp_path):
+    """Once, and where a part wants it; an empty channel is the whole picture without a word."""
+    path = write_clear_map(tmp_path / "map.png", *[(255, 0, 0, 255), (0, 255, 0, 0), (0, 0, 255, 255)] * 8)
+    Image.open(path).resize((24, 8), Image.Resampling.NEAREST).save(path)
+    codes = ("--mask_path", path, "--network_regional_mask_max_color_codes", 4, "--dry_run", "--images_per_prompt", 2)
+    result = generate(sd1.folder, *codes, "--prompt", "a AND b AND c")
+    assert result.status == 0
+    lines = [line for line in result.stderr.splitlines() if line.startswith("warning")]
+    assert lines == [
+        f"warning: --mask_path {path}: has no pure (0, 255, 0), so that part 2 is for the whole picture",
+        f"warning: --mask_path {path}: has no pure (255, 255, 0), so that part 3 is for the whole picture",
+    ]
+    assert "warning" not in generate(sd1.folder, *codes[:2], "--dry_run", "--prompt", "a AND b AND c").stderr
+
+
+def test_a_map_whose_colours_are_clear_is_refused(sd1, generate, tmp_path):
+    Image.new("RGBA", (16, 16), (255, 0, 0, 0)).save(tmp_path / "map.png")
+    options = ("--network_regional_mask_max_color_codes", 2, "--prompt", "a AND b")
+    result = generate(sd1.folder, "--mask_path", tmp_path / "map.png", *options)
+    assert (result.status, result.stderr.count("has none of the pure colours")) == (2, 1)
+
+
 def test_a_map_without_its_colours_is_refused(sd1, generate, tmp_path):
     """A JPEG's red is not pure red."""
     Image.new("RGB", (16, 16), (254, 0, 0)).save(tmp_path / "map.jpg")

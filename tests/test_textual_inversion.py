@@ -48,6 +48,7 @@ def write_png(file, tensor):
     content = {"string_to_token": {"*": 265}, "string_to_param": {"*": {"TORCHTENSOR": tensor.tolist()}}, "name": "x"}
     info = PngInfo()
     info.add_text("sd-ti-embedding", base64.b64encode(json.dumps(content).encode()).decode())
+    info.add_text("workflow", "x" * 2_000_000, zip=True)  # more than Pillow would read
     Image.new("RGB", (8, 8)).save(file, "PNG", pnginfo=info)
 
 

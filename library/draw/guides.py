@@ -8,6 +8,7 @@ from PIL import Image
 
 from library.files.picture_files import encode, save_whole
 from library.files.pictures import load_guide
+from library.plan.file_names import guide_name
 from library.plan.job import Job
 from library.settings.control_net import Canny, ControlNetSpec
 
@@ -35,7 +36,7 @@ def save_guides(jobs: Sequence[Job], specs: Sequence[ControlNetSpec]) -> None:
     """Save the guides beside each picture, as they were prepared; a batch that is drawn once more has saved them."""
     for job in jobs if jobs[0].stage != 1 else ():
         for place, spec in enumerate(specs):
-            file = job.file.with_name(f"{job.file.stem}_guide{place + 1}.png")
+            file = job.file.with_name(guide_name(job.file.stem, place + 1))
             if not file.exists():
                 guide = prepare_guide(job.guides[place], (job.width, job.height), spec.control.preprocess)
                 save_whole(encode(guide, ".png", {}), file)

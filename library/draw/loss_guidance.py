@@ -25,6 +25,7 @@ from library.draw.text_conditions import TextConditions
 from library.files.loss_guidance import VGG16_LAYERS, VGG16_SHRINK, LossGuidanceFiles
 from library.files.model_files import Component
 from library.files.pictures import load_guide
+from library.files.tokenizers import open_tokenizer
 from library.files.weight_files import WeightFile
 from library.machine import malloc
 from library.models.models import Models, Source, build, fill
@@ -200,7 +201,7 @@ def load_clip(component: Component, tokenizer: Path, device: torch.device) -> Cl
     weights = CastWeights(component.weights, device, torch.float32)
     fill(model, weights, lambda name: [Source(name)])
     weights.close()
-    return Clip(model, CLIPTokenizer.from_pretrained(tokenizer))
+    return Clip(model, open_tokenizer(tokenizer))
 
 
 def load_vgg16(weights: WeightFile, last_layer: int, device: torch.device) -> Vgg16:

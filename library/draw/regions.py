@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
-from library.files.pictures import read_picture, region_color
+from library.files.pictures import read_drawn, region_color
 from library.plan.job import Job
 
 _CHANNELS = 3
@@ -32,17 +32,19 @@ def load_regions(path: Path | None, parts: int, color_codes: int | None = None) 
         color_codes: None reads the first three from the red, green and blue channel; a number reads so many from pure
             colours, see `pictures.region_color`.
 
-    Regions beyond these, and those that the map leaves empty, are the whole picture.
+    What is clear in the map belongs to no region. Regions beyond these, and those that the map leaves empty, are the
+    whole picture.
     """
     if path is None:
         return torch.full((parts, 1, 1), 255, dtype=torch.uint8)
-    pixels = torch.from_numpy(np.array(read_picture(path, "--mask_path")))  # (height, width, 3)
-    regions = torch.full((parts, *pixels.shape[:2]), 255, dtype=torch.uint8)
+    pixels = torch.from_numpy(np.array(read_drawn(path, "--mask_path")))  # (height, width, 4)
+    colors, alpha = pixels[..., :3], pixels[..., 3]
+    regions = torch.full((parts, *alpha.shape), 255, dtype=torch.uint8)
     for part in range(min(parts, _CHANNELS if color_codes is None else color_codes)):
         if color_codes is None:
-            region = pixels[:, :, part]
+            region = (colors[..., part].float() * alpha / 255).round()
         else:
-            region = (pixels == torch.tensor(region_color(part))).all(dim=2) * 255
+            region = (colors == torch.tensor(region_color(part))).all(dim=2) * alpha
         if region.any():
             regions[part] = region
     return regions

@@ -32,6 +32,7 @@ from library.files.prediction import Prediction, decide, read_statements
 from library.files.shards import ShardedWeights, choose_index
 from library.files.tokenizers import SHIPPED_TOKENIZER, check_tokenizer
 from library.files.weight_files import TEXT_STEMS, WEIGHT_STEMS, WeightFile, choose_weights, open_weights
+from library.texts import readable
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 VAE_LEVELS = 4  # each but the last halves the size: a latent cell is 8 × 8 pixels
@@ -107,7 +108,7 @@ def find_model(
         raise InputError(str(vae_files.weights.path), f"is no VAE of {VAE_LEVELS} levels, as {ALL_SHORT} have them")
     return ModelFiles(
         path=path,
-        name=name.encode("utf-8", "replace").decode(),
+        name=readable(name),
         family=family,
         prediction=decide(stated, family, predicts_v=v_parameterization, zero_snr=zero_terminal_snr, subject=subject),
         unet=unet,

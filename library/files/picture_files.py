@@ -1,5 +1,7 @@
 """Picture files: their formats with the texts they carry, and saving them whole, over nothing."""
 
+import errno
+import hashlib
 import io
 import json
 import logging
@@ -11,26 +13,28 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from library.errors import EnvironmentFault
+from library.errors import EnvironmentFault, InputError
+from library.files.picture_texts import EXIF_IFD, IMAGE_DESCRIPTION, USER_COMMENT, read_texts
+from library.files.pictures import opened
+from library.files.png_chunks import decode
 
 if TYPE_CHECKING:
     import numpy as np
-    from PIL.Image import Image
     from PIL.PngImagePlugin import PngInfo
 
 logger = logging.getLogger(__name__)
 
-TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp")  # names of files that are being written, with their stems
+TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp")  # names of files that are being written, with their marks
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Formats
 
 FORMATS = {"png": "PNG", "webp": "WEBP", "jpg": "JPEG"}  # by suffix: Pillow's names
 DEFAULT_QUALITY = 95  # of WebP and JPEG
+LONGEST_SIDE_PX = {".webp": 16_383, ".jpg": 65_500}  # what the format, and libjpeg, take
 # zlib's 4 makes files of the same size as PNG's usual 6 in a third of the time
 _PNG_COMPRESSION = 4
 _EXIF_BYTES = 65_533  # what a JPEG's segment takes
-_IMAGE_DESCRIPTION, _EXIF_IFD, _USER_COMMENT = 0x010E, 0x8769, 0x9286  # Exif 2.32
 
 
 def encode(pixels: "np.ndarray", suffix: str, texts: Mapping[str, str], quality: int = DEFAULT_QUALITY) -> bytes:
@@ -55,7 +59,10 @@ def _png_info(texts: Mapping[str, str]) -> "PngInfo":
 
     info = PngInfo()
     for name, text in texts.items():
-        info.add_text(name, text)
+        if decode(text.encode("latin-1", "ignore")) == text:
+            info.add_text(name, text)
+        else:  # Latin-1 that could be read as UTF-8
+            info.add_itxt(name, text)
     return info
 
 
@@ -68,36 +75,12 @@ def _exif(texts: Mapping[str, str]) -> bytes:
     for description in (others, ""):
         exif = Image.Exif()
         if description:
-            exif[_IMAGE_DESCRIPTION] = description
-        exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = comment
+            exif[IMAGE_DESCRIPTION] = description
+        exif.get_ifd(EXIF_IFD)[USER_COMMENT] = comment
         if len(data := exif.tobytes()) <= _EXIF_BYTES:
             return data
     logger.warning("metadata of more than %d bytes does not fit into JPEG and WebP; it is left out", _EXIF_BYTES)
     return b""
-
-
-def read_texts(picture: "Image") -> dict[str, str]:
-    """The texts that an open picture carries: PNG's chunks, or `parameters` and the like in Exif."""
-    picture.load()  # PNG texts may stand behind the pixels
-    texts = {str(name): text for name, text in picture.info.items() if isinstance(text, str)}
-    exif = picture.getexif()
-    with suppress(ValueError, TypeError):  # other programs write other things there
-        described = json.loads(exif.get(_IMAGE_DESCRIPTION, ""))
-        texts |= {str(name): str(text) for name, text in described.items()} if isinstance(described, dict) else {}
-    if comment := exif.get_ifd(_EXIF_IFD).get(_USER_COMMENT):
-        texts.setdefault("parameters", _decode_user_comment(comment))
-    return texts
-
-
-def _decode_user_comment(comment: bytes | str) -> str:
-    """Exif's UserComment: eight bytes of encoding, then the text; `UNICODE` is UTF-16, mostly big-endian."""
-    if isinstance(comment, str):
-        return comment
-    encoding, text = comment[:8], comment[8:]
-    if not encoding.startswith(b"UNICODE"):
-        return text.decode("utf-8", errors="replace").rstrip("\0")
-    little_endian = text.startswith(b"\xff\xfe") or text[1::2].count(0) > text[::2].count(0)
-    return text.decode("utf-16-le" if little_endian else "utf-16-be", errors="replace").lstrip("\ufeff")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -113,6 +96,11 @@ def numbered(file: Path) -> Iterator[Path]:
         yield file.with_name(f"{file.stem}-{number}{file.suffix}")
 
 
+def temporary_mark(file: Path) -> str:
+    """What tells a file's temporary files from those of others; its name may leave no room for more."""
+    return hashlib.sha256(os.fsencode(file.stem)).hexdigest()[:16]
+
+
 def save_whole(content: bytes, file: Path) -> Path:
     """Save a file whole or not at all, over nothing.
 
@@ -123,9 +111,10 @@ def save_whole(content: bytes, file: Path) -> Path:
         The file it became.
 
     Raises:
+        InputError: when its name is too long.
         EnvironmentFault: when the folder or the disk does not take it.
     """
-    temporary = file.with_name(f".{file.stem}.{secrets.token_hex(8)}.tmp")  # as in TEMPORARY
+    temporary = file.with_name(f".{temporary_mark(file)}.{secrets.token_hex(8)}.tmp")  # as in TEMPORARY
     try:
         try:
             with temporary.open("xb") as stream:
@@ -137,6 +126,8 @@ def save_whole(content: bytes, file: Path) -> Path:
             with suppress(OSError):
                 temporary.unlink()
     except OSError as problem:
+        if problem.errno == errno.ENAMETOOLONG:
+            raise InputError(str(file), "has a name that is too long for the file system; shorten it") from None
         raise EnvironmentFault(
             str(file), f"cannot be written ({problem.strerror or problem}); make room or give another --outdir"
         ) from problem
@@ -174,12 +165,10 @@ def _link(temporary: Path, target: Path) -> None:
 
 def standing_picture(file: Path, texts: Mapping[str, str]) -> Path | None:
     """A complete picture of these very texts under a name or, where that was taken, under one in its place."""
-    import PIL.Image
-
     for candidate in numbered(file):
         if not candidate.exists():
             return None
-        with suppress(OSError, SyntaxError, ValueError), PIL.Image.open(candidate) as picture:
+        with suppress(InputError), opened(candidate, str(candidate)) as picture:
             if read_texts(picture) == texts:
                 return candidate
     return None

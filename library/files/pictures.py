@@ -1,11 +1,15 @@
 """Pictures that a run starts from: finding, checking, reading and resizing them."""
 
+import io
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.errors import InputError
+from library.files.picture_texts import ORIENTATION, exif_value
+from library.files.png_chunks import SIGNATURE, take_apart
 from library.values import MAX_SIZE_PX, PIXELS_PER_CELL
 
 if TYPE_CHECKING:
@@ -20,15 +24,25 @@ def find_pictures(given: str, option: str) -> list[Path]:
     Raises:
         InputError: when there is none.
     """
-    path = Path(given).expanduser()
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise InputError(f"{option} {given}", "no such file or folder; check the path")
-    pictures = sorted((entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES), key=str)
+    subject = f"{option} {given}"
+    try:
+        path = Path(given).expanduser()
+        if path.is_file():
+            return [path]
+        if not path.is_dir():
+            raise InputError(subject, "no such file or folder; check the path")
+        pictures = sorted(filter(_is_listed, path.iterdir()), key=str)
+    except (OSError, RuntimeError, ValueError) as problem:  # RuntimeError: ~ of somebody without a home
+        reason = getattr(problem, "strerror", None) or problem
+        raise InputError(subject, f"cannot be read: {reason}; check the path") from None
     if not pictures:
-        raise InputError(f"{option} {given}", f"holds no pictures ({' '.join(SUFFIXES)}); give another folder")
+        raise InputError(subject, f"holds no pictures ({' '.join(SUFFIXES)}); give another folder")
     return pictures
+
+
+def _is_listed(entry: Path) -> bool:
+    """Whether an entry of a folder is a picture by its name; macOS keeps files' attributes under `._` and the name."""
+    return entry.suffix.lower() in SUFFIXES and not entry.name.startswith("._") and not entry.is_dir()
 
 
 def check_picture(path: Path, option: str, *, any_size: bool = False) -> tuple[int, int]:
@@ -55,13 +69,13 @@ def check_picture(path: Path, option: str, *, any_size: bool = False) -> tuple[i
             raise InputError(subject, f"is {width} x {height} pixels; it needs {PIXELS_PER_CELL} a side at least")
         picture.draft(None, (1, 1))  # JPEGs are decoded small: enough to see that they are whole
         picture.load()
-        turned = picture.getexif().get(0x0112, 1) >= 5  # Exif orientations that swap the sides
+        turned = _orientation(picture) in _SIDES_SWAPPED
     return (height, width) if turned else (width, height)
 
 
 @contextmanager
 def opened(path: Path, subject: str) -> Iterator["Image"]:
-    """Open a picture; whatever goes wrong with it is an `InputError`."""
+    """Open a picture, of which only the pixels have to be whole; whatever goes wrong with them is an `InputError`."""
     from PIL import Image, UnidentifiedImageError
 
     if path.exists() and not path.is_file():  # reading a pipe would wait for a writer
@@ -69,29 +83,91 @@ def opened(path: Path, subject: str) -> Iterator["Image"]:
     # Pillow's own bound would stand in the way; `check_picture` has one, by the sides, before anything is decoded
     bound, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
-        with Image.open(path) as picture:
+        with warnings.catch_warnings(action="ignore"), _open(path) as picture:  # of what lies beside the pixels
             yield picture
+    except (InputError, MemoryError):
+        raise
     except UnidentifiedImageError:
         raise InputError(subject, "is no picture that can be read; save it as PNG, JPEG or WebP") from None
-    except (OSError, SyntaxError, ValueError) as problem:
+    except Exception as problem:  # each of Pillow's readers raises what it likes
         raise InputError(subject, f"is damaged or cannot be read ({problem}); save it again") from None
     finally:
         Image.MAX_IMAGE_PIXELS = bound
 
 
+def _open(path: Path) -> "Image":
+    """A picture whose header has been read; a PNG's texts are in its `info`."""
+    from PIL import Image
+
+    with path.open("rb") as file:
+        if file.read(len(SIGNATURE)) != SIGNATURE:
+            return Image.open(path)
+        file.seek(0)
+        pixels, texts = take_apart(file.read())
+    picture = Image.open(io.BytesIO(pixels))
+    picture.info.update(texts | _clear_colour(picture, depth=pixels[_DEPTH_AT]))
+    return picture
+
+
+_DEPTH_AT = len(SIGNATURE) + 16  # where PNG's header says how many bits a channel has
+
+
+def _clear_colour(picture: "Image", depth: int) -> dict[str, object]:
+    """The colour that a PNG means by clear, as 8 bits where Pillow makes the pixels such and leaves this as it was."""
+    clear = picture.info.get("transparency")
+    if picture.mode == "L" and depth in (2, 4) and isinstance(clear, int):
+        return {"transparency": clear * 255 // ((1 << depth) - 1)}
+    if picture.mode == "RGB" and depth == 16 and isinstance(clear, tuple):
+        return {"transparency": tuple(channel >> 8 for channel in clear)}
+    return {}
+
+
+# Exif's orientations: what makes a picture upright, by the names of Pillow's operations
+_UPRIGHT = {
+    **{2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM"},
+    **{5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"},
+}
+_SIDES_SWAPPED = (5, 6, 7, 8)
+
+
+def _orientation(picture: "Image") -> int:
+    """An open picture's orientation, 1 to 8; 1, upright, where what it says is none."""
+    said = exif_value(picture, ORIENTATION)
+    return said if isinstance(said, int) and said in _UPRIGHT else 1
+
+
 def read_picture(path: Path, option: str) -> "Image":
     """Read a picture upright, as 8-bit RGB, transparency on white; of an animation, the first frame."""
-    import numpy as np
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    with opened(path, f"{option} {path}") as stored:
-        picture = ImageOps.exif_transpose(stored)
+    picture = _read_upright(path, option)
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
+
+
+def read_drawn(path: Path, option: str) -> "Image":
+    """Read a mask or map upright, as 8-bit RGBA: what is clear in it is not drawn."""
+    return _read_upright(path, option).convert("RGBA")
+
+
+def _read_upright(path: Path, option: str) -> "Image":
+    """Read a picture upright, with 8 bits a channel."""
+    import numpy as np
+    from PIL import Image
+
+    with opened(path, f"{option} {path}") as picture:
+        picture.load()
+        turn = _UPRIGHT.get(_orientation(picture))
+        clear = picture.info.get("transparency")
         if picture.mode.startswith("I"):  # 16 bits of grey
-            picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
-        if picture.has_transparency_data:
-            picture = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-        return picture.convert("RGB")
+            deep = np.asarray(picture)
+            picture = Image.fromarray((deep // 257).astype(np.uint8))
+            if isinstance(clear, int):
+                alpha = Image.fromarray(np.where(deep == clear, 0, 255).astype(np.uint8))
+                picture = Image.merge("LA", (picture, alpha))
+        return picture.transpose(Image.Transpose[turn]) if turn else picture.copy()
 
 
 def load_source(path: Path, size: tuple[int, int]) -> "Image":
@@ -117,7 +193,15 @@ def region_color(part: int) -> tuple[int, int, int]:
 
 
 def load_mask(path: Path, size: tuple[int, int]) -> "Image":
-    """Read an inpainting mask as grey at a size of (width, height); white is repainted."""
+    """Read an inpainting mask as grey at a size of (width, height); white is repainted, what is clear is not."""
     from PIL import Image
 
-    return read_picture(path, "--mask_path").convert("L").resize(size, Image.Resampling.BILINEAR)
+    return read_mask(path).resize(size, Image.Resampling.BILINEAR)
+
+
+def read_mask(path: Path) -> "Image":
+    """Read an inpainting mask as grey, in its own size: its brightness, as far as it is opaque."""
+    from PIL import ImageChops
+
+    drawn = read_drawn(path, "--mask_path")
+    return ImageChops.multiply(drawn.convert("RGB").convert("L"), drawn.getchannel("A"))

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING
 from library.errors import InputError
 from library.files.families import FAMILIES, Family
 from library.files.model_files import ModelFiles, name_kind
+from library.files.pictures import opened
 from library.files.safetensors_file import FLOATING
 from library.files.tokenizers import read_vocabulary
 from library.files.weight_files import PickleFile, open_weights, parameter_dict_tensors
+from library.texts import readable
 
 if TYPE_CHECKING:
     import torch
@@ -86,19 +88,19 @@ def find_embeddings(files: Sequence[str], xti_files: Sequence[str], model: Model
             subject, path = f"{option} {name}", Path(name).expanduser()
             if _is_second(path, names, model.family):
                 continue
-            tensors = _read_pair(path, model.family)
-            vectors = _choose_vectors(tensors, model, subject, extended=extended)
-            embedding = Embedding(path.stem, vectors)
+            word = readable(path.stem)
+            vectors = _choose_vectors(_read_pair(path, model.family), model, subject, extended=extended)
+            embedding = Embedding(word, vectors)
             for text, of_encoder in zip(model.texts, vectors):
                 _check_vectors(of_encoder, text.config["hidden_size"], subject)
-            plain = plain_word(path.stem)
+            plain = plain_word(word)
             if not plain:
                 raise InputError(subject, "its name is no word; rename the file")
             if f"{plain}</w>" in vocabulary:
-                problem = f"{path.stem!r} is a word of the model's vocabulary; rename the file"
+                problem = f"{word!r} is a word of the model's vocabulary; rename the file"
                 raise InputError(subject, problem)
             if plain in embeddings:
-                raise InputError(subject, f"another file gives the word {path.stem!r} too; rename one of them")
+                raise InputError(subject, f"another file gives the word {word!r} too; rename one of them")
             embeddings[plain] = embedding
     return tuple(embeddings.values())
 
@@ -130,17 +132,16 @@ def read_tensors(path: Path) -> "dict[str, torch.Tensor]":
 def _read_png(path: Path) -> "dict[str, torch.Tensor]":
     """The embedding in a picture's text: base64 of JSON in which tensors stand as nested lists under TORCHTENSOR."""
     import torch
-    from PIL import Image
 
+    with opened(path, str(path)) as picture:
+        text = picture.info.get(_PNG_TEXT)
+    if text is None:
+        raise InputError(str(path), f"is a picture without an embedding in its text {_PNG_TEXT}; give an embedding")
     try:
-        with Image.open(path) as picture:
-            text = getattr(picture, "text", {}).get(_PNG_TEXT)
-        if text is None:
-            raise InputError(str(path), f"is a picture without an embedding in its text {_PNG_TEXT}; give an embedding")
         content = json.loads(base64.b64decode(text))
         lists = {name: value["TORCHTENSOR"] for name, value in content["string_to_param"].items()}
         return {name: torch.tensor(rows, dtype=torch.float32) for name, rows in lists.items()}
-    except (OSError, ValueError, binascii.Error, KeyError, TypeError, AttributeError, SyntaxError) as problem:
+    except (ValueError, binascii.Error, KeyError, TypeError, AttributeError) as problem:
         raise InputError(str(path), f"holds a damaged embedding ({problem}); download it again") from None
 
 

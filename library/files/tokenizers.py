@@ -1,5 +1,6 @@
 """The tokenizers of text encoders: a folder of CLIP's vocabulary, the model's own or the one that ships here."""
 
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, Protocol
 from library.errors import InputError
 from library.files.families import Family
 from library.files.json_files import read_json
+from library.texts import is_text
 
 SHIPPED_TOKENIZER = Path(__file__).resolve().parent.parent / "clip_tokenizer"
 
@@ -55,6 +57,22 @@ def read_vocabulary(folder: Path) -> frozenset[str]:
     return frozenset(content["model"]["vocab"])
 
 
+def open_tokenizer(folder: Path) -> Any:
+    """Open transformers' tokenizer of a folder; one whose name is no text, which it does not take, is copied."""
+    from transformers import CLIPTokenizer  # which loads no torch
+
+    if is_text(folder):
+        return CLIPTokenizer.from_pretrained(folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = shutil.copytree(folder, Path(temporary) / "tokenizer", ignore=lambda _, names: _beside(folder, names))
+        return CLIPTokenizer.from_pretrained(copy)
+
+
+def _beside(folder: Path, names: list[str]) -> list[str]:
+    """What lies in a tokenizer's folder and is not its own: a model's weights."""
+    return [name for name in names if not name.endswith((".json", ".txt")) or (folder / name).is_dir()]
+
+
 def load_tokenizer(folder: Path, family: Family, cache_dir: Path | None = None) -> Tokenizer:
     """Load a model's tokenizer: its own, else the one in `cache_dir`, else the one that ships here.
 
@@ -67,11 +85,11 @@ def load_tokenizer(folder: Path, family: Family, cache_dir: Path | None = None) 
     from transformers import CLIPTokenizer  # which loads no torch
 
     if folder != SHIPPED_TOKENIZER:
-        return CLIPTokenizer.from_pretrained(folder)
+        return open_tokenizer(folder)
     cached = cache_dir / family.tokenizer_name if cache_dir else None
     if cached and cached.is_dir():
         check_tokenizer(cached)
-        return CLIPTokenizer.from_pretrained(cached)
+        return open_tokenizer(cached)
     tokenizer = CLIPTokenizer.from_pretrained(SHIPPED_TOKENIZER, pad_token=family.encoders[0].pad_token)
     if cached:
         _keep(tokenizer, cached)
@@ -82,9 +100,9 @@ def _keep(tokenizer: Tokenizer, folder: Path) -> None:
     """Write a tokenizer to a folder that is not there yet, whole or not at all."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-            written = Path(temporary) / folder.name
-            tokenizer.save_pretrained(written)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary, tempfile.TemporaryDirectory() as plain:
+            tokenizer.save_pretrained(Path(plain))  # the library writes to no folder whose name is no text
+            written = shutil.copytree(plain, Path(temporary) / folder.name)
             written.rename(folder)
     except OSError as problem:
         subject = f"--tokenizer_cache_dir {folder.parent}"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from library.errors import InputError
 from library.files.safetensors_file import SafetensorsFile, type_name
+from library.texts import is_text
 
 if TYPE_CHECKING:
     import torch
@@ -238,8 +239,9 @@ def _load_plain(path: Path, bystanders: list[str], *, can_map: bool) -> object:
 
     with _bystanders_inert(bystanders), path.open("rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of the pickle's protocol; what matters is raised
-        # torch.load reads the ending of a path before the content, so that a misnamed file is handed over open
-        misnamed = path.suffix == ".safetensors"
+        # torch.load reads the ending of a path before the content, and maps no file whose name is no text, so that
+        # such files are handed over open
+        misnamed = path.suffix == ".safetensors" or not is_text(path)
         source = file if misnamed else path
         return torch.load(source, map_location="cpu", weights_only=True, mmap=can_map and not misnamed)
 

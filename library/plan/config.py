@@ -1,6 +1,7 @@
 """Options in TOML files, and the options of a run as such a file."""
 
 import argparse
+import os
 import re
 import tomllib
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from library.errors import InputError
 from library.files.picture_files import save_whole
 from library.settings.options import OptionParser, Options, Said
+from library.texts import readable
 
 
 def with_config(argv: Sequence[str], parser: OptionParser) -> list[str]:
@@ -55,13 +57,14 @@ def _as_arguments(action: argparse.Action, value: object, subject: str) -> list[
             raise InputError(subject, f"{action.dest} = {value!r}: is on or off; write true or false")
         return [name] if value else []
     values = value if isinstance(value, list) else [value]
+    written = [os.fsdecode(str(each).encode()) for each in values]  # as the shell gives names, whatever the locale
     if any(isinstance(each, bool | dict | list) or not isinstance(each, str | int | float) for each in values):
         raise InputError(subject, f"{action.dest} = {value!r}: takes a text or a number; write one")
     if isinstance(value, list):
         if action.nargs is None:
             raise InputError(subject, f"{action.dest} = {value!r}: takes one value; write one")
-        return [name, *map(str, values)]
-    return [f"{name}={value}"]
+        return [name, *written]
+    return [f"{name}={written[0]}"]
 
 
 def keep_settings(folder: Path, options: Options) -> None:
@@ -70,7 +73,7 @@ def keep_settings(folder: Path, options: Options) -> None:
     Raises:
         EnvironmentFault: when the folder or the disk does not take them.
     """
-    content = settings_toml(options.kept()).encode("utf-8", "replace")
+    content = readable(settings_toml(options.kept())).encode()
     for file in folder.glob("settings*.toml"):
         with suppress(OSError):
             if file.read_bytes() == content:

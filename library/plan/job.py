@@ -59,6 +59,11 @@ class Job(JobSettings):
     stage: int = 0  # of Highres. fix: 1 is the small picture, 2 its enlargement; 0 is drawn in one go
 
     @property
+    def described(self) -> str:
+        """Which picture it is, for messages: its file, where its line stands, and its seed."""
+        return f"{self.file.name} ({f'{self.where}, ' if self.where else ''}seed {self.seed})"
+
+    @property
     def is_img2img(self) -> bool:
         """Whether it starts from a picture, not from noise alone."""
         return self.source is not None or self.stage == 2

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 from library.errors import InputError, InputErrors
 from library.files.families import Family
+from library.files.picture_files import FORMATS, LONGEST_SIDE_PX
+from library.files.pictures import region_color
 from library.plan.job import PART_SEPARATOR, Job, JobSettings
 from library.plan.prompts import DynamicPrompt, PromptLine, parse_dynamic_prompt, parse_prompt_line
 from library.plan.seeds import SeedSource
@@ -130,6 +132,7 @@ class JobMaker:
             follows=self._last_file if self.loss_guidance.uses_goal_picture and not self.sources.guides else None,
         )
         self._made += 1
+        _warn_of_lacking_colors(job, self.sources)
         self.check(job)
         self._last_file = job.file
         for stage in stages(job, self.highres):
@@ -177,6 +180,14 @@ def _size(settings: JobSettings, picture: SourcePicture | None, usual_px: int, w
     return width, height
 
 
+def _warn_of_lacking_colors(job: Job, sources: Sources) -> None:
+    """Warn of parts that are drawn everywhere because a map of pure colours lacks theirs."""
+    for part in sources.lacking.get(job.regions, ()) if job.regions else ():
+        if part < len(job.parts):
+            problem = f"has no pure {region_color(part)}, so that part {part + 1} is for the whole picture"
+            logger.warning("--mask_path %s: %s", job.regions, problem)
+
+
 def _check_job(job: Job, sampler: Sampler) -> None:
     """Refuse and warn of settings that do not go together.
 
@@ -194,6 +205,7 @@ def _check_job(job: Job, sampler: Sampler) -> None:
             f"leaves no step to run; use a strength of {smallest:g} or more, or more steps",
             job.where,
         )
+    _check_format(job)
     if job.guidance_scale > sampler.highest_scale:
         place = f"{job.where}: " if job.where else ""
         advice = f"the sampler {sampler.name} is made for a scale of 1 to {sampler.highest_scale:g}"
@@ -203,6 +215,15 @@ def _check_job(job: Job, sampler: Sampler) -> None:
     if job.negative_scale is not None and job.branches == 1:
         place = f"{job.where}: " if job.where else ""
         logger.warning("%sthe negative scale does nothing at a guidance scale of 1 or less", place)
+
+
+def _check_format(job: Job) -> None:
+    """Refuse pictures that are larger than their format takes."""
+    longest = LONGEST_SIDE_PX.get(job.file.suffix)
+    if longest is not None and max(job.width, job.height) > longest:
+        problem = f"{FORMATS[job.file.suffix[1:]]} takes {longest} a side"
+        advice = f"use {longest - longest % PIXELS_PER_CELL} or less, or --format png"
+        raise InputError(f"{job.width} x {job.height} pixels", f"{problem}; {advice}", job.where)
 
 
 def _check_sizes(job: Job, sampler: Sampler, family: Family, spacing: str | None) -> None:

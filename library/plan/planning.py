@@ -10,7 +10,7 @@ from library.files.model_files import ModelFiles, find_model
 from library.files.textual_inversion import find_embeddings
 from library.files.weight_types import check_model
 from library.plan import earlier_runs
-from library.plan.file_names import FileNames, check_folder
+from library.plan.file_names import FileNames, check_folder, guide_name, sheet_name
 from library.plan.job import Job, JobSettings
 from library.plan.job_maker import JobMaker, check_regions
 from library.plan.parts import make_record, plan_parts
@@ -81,7 +81,8 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         loss_guidance=guidance,
         spacing=schedule.spacing_for(SAMPLERS[options.sampler]),
     )
-    name_file = _file_names(out, begun, two_stages=two_stages is not None).next
+    guides = len(options.control_net_models or ()) if options.control_net_save_guides else 0
+    name_file = _file_names(out, begun, two_stages=two_stages is not None, guides=guides).next
     jobs, parts = plan_parts(lines, maker, seed, name_file, counts, out.folder, begun)
     if lines:
         _check_use(options, interval, sources, jobs)
@@ -172,8 +173,8 @@ def _job_defaults(options: Options, networks: NetworkPlan) -> JobSettings:
     )
 
 
-def _file_names(out: output.OutputSettings, begun: RunRecord | None, *, two_stages: bool) -> FileNames:
-    """The names of the run's files, past those of the run that it goes on with."""
+def _file_names(out: output.OutputSettings, begun: RunRecord | None, *, two_stages: bool, guides: int) -> FileNames:
+    """The names of the run's files, past those of the run that it goes on with; so many guides are saved with each."""
     return FileNames(
         out.folder,
         sequential=out.sequential_names,
@@ -182,6 +183,7 @@ def _file_names(out: output.OutputSettings, begun: RunRecord | None, *, two_stag
         two_stages=two_stages,
         suffix=out.suffix,
         taken=[name for part in begun.parts for name in part.files] if begun else (),
+        beside=[guide_name("", guides)] * bool(guides) + [sheet_name("")] * out.sheets,
     )
 
 

@@ -4,13 +4,13 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 from library.errors import InputError
-from library.files.pictures import check_picture, find_pictures, read_picture, region_color
+from library.files.pictures import check_picture, find_pictures, read_drawn, read_mask, region_color
 from library.plan.picture_prompts import read_prompt
 from library.plan.prompts import PromptLine, one_line
 from library.settings.control_net import given_files
@@ -46,6 +46,7 @@ class Sources:
     masks: tuple[Path, ...] = ()
     guides: tuple[Path, ...] = ()
     guides_per_picture: int = 1
+    lacking: Mapping[Path, Sequence[int]] = field(default_factory=dict)  # parts whose colour a map lacks, from 0
 
     def guides_of(self, place: int) -> tuple[Path, ...]:
         """The guides of image number `place`."""
@@ -75,26 +76,41 @@ def find_sources(options: Options) -> Sources:
                 SourcePicture(path, *check_picture(path, "--image_path", any_size=options.allow_large_pictures))
             )
     masks = find_pictures(options.mask_path, "--mask_path") if options.mask_path is not None else []
+    codes, lacking = options.network_regional_mask_max_color_codes, {}
     for mask in masks:
         check_picture(mask, "--mask_path", any_size=options.allow_large_pictures)
-        _check_mask(mask, options.network_regional_mask_max_color_codes)
+        _check_mask(mask)
+        if codes is not None:
+            lacking[mask] = _lacking_colors(mask, codes)
     guides = _find_guides(options, pictures)
-    return Sources(tuple(pictures), tuple(masks), guides, max(1, len(given_files(options))))
+    return Sources(tuple(pictures), tuple(masks), guides, max(1, len(given_files(options))), lacking)
 
 
-def _check_mask(path: Path, color_codes: int | None) -> None:
-    """Warn of a mask that is black, and refuse a map of colours that has none of them."""
-    mask = read_picture(path, "--mask_path")
-    if mask.convert("L").getextrema()[1] == 0:
-        problem = "is black all over, so that nothing is repainted, and every region is the whole picture"
+def _check_mask(path: Path) -> None:
+    """Warn of a mask that repaints nothing."""
+    if read_mask(path).getextrema()[1] == 0:
+        what = "black" if read_drawn(path, "--mask_path").getchannel("A").getbbox() else "clear"
+        problem = f"is {what} all over, so that nothing is repainted, and every region is the whole picture"
         logger.warning("--mask_path %s: %s", path, problem)
-    if color_codes is not None:
-        found = {color for _, color in mask.getcolors(mask.width * mask.height) or ()}
-        wanted = [region_color(part) for part in range(color_codes)]
-        if found.isdisjoint(wanted):
-            listed = ", ".join(map(str, wanted))
-            problem = f"has none of the pure colours {listed}; draw regions in them, without soft edges, as PNG"
-            raise InputError(f"--mask_path {path}", problem)
+
+
+def _lacking_colors(path: Path, color_codes: int) -> list[int]:
+    """The parts, from 0, whose pure colour a map does not have.
+
+    Raises:
+        InputError: when it has none of them.
+    """
+    import numpy as np
+
+    pixels = np.asarray(read_drawn(path, "--mask_path")).reshape(-1, 4)
+    seen = pixels[pixels[:, 3] > 0, :3]
+    wanted = [region_color(part) for part in range(color_codes)]
+    lacking = [part for part, color in enumerate(wanted) if not (seen == color).all(axis=1).any()]
+    if len(lacking) == color_codes:
+        listed = ", ".join(map(str, wanted))
+        problem = f"has none of the pure colours {listed}; draw regions in them, without soft edges, as PNG"
+        raise InputError(f"--mask_path {path}", problem)
+    return lacking
 
 
 def _find_guides(options: Options, sources: Sequence[SourcePicture]) -> tuple[Path, ...]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from library.files.pictures import opened
 from library.results.made_picture import MadePicture
 
 if TYPE_CHECKING:  # imported where sheets are drawn
@@ -102,7 +103,7 @@ def draw_sheet(sheet: Sheet) -> bytes:
 def _small(file: Path, side_px: int) -> "Image.Image":
     from PIL import Image
 
-    with Image.open(file) as picture:
+    with opened(file, str(file)) as picture:
         picture.draft("RGB", (side_px, side_px))
         small = picture.convert("RGB")
     small.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)

@@ -6,12 +6,14 @@ from pathlib import Path
 
 from library.files.picture_files import save_whole
 from library.plan.earlier_runs import finished, read_runs
+from library.plan.file_names import sheet_name
 from library.plan.run_plan import RunPlan
 from library.results.contact_sheet import draw_sheet, sheets_by_prompt, sheets_by_seed
 from library.results.made_picture import MadePicture
 from library.results.metadata import RunFacts, shown_settings
 from library.results.web_page import Command, make_page
 from library.settings.options import Said
+from library.texts import readable
 
 
 def show_results(plan: RunPlan, facts: RunFacts, said: Said) -> Iterator[Path]:
@@ -33,12 +35,12 @@ def show_results(plan: RunPlan, facts: RunFacts, said: Said) -> Iterator[Path]:
     if plan.output.sheets:
         sheets = sheets_by_seed(pictures) if plan.repeats.same_seed_in_iteration else sheets_by_prompt(pictures)
         for sheet in sheets:
-            yield _save(draw_sheet(sheet), plan.output.folder / f"grid_{sheet.first.file.stem}.png")
+            yield _save(draw_sheet(sheet), plan.output.folder / sheet_name(sheet.first.file.stem))
     if plan.output.page and pictures:
         mark = f"gen_img_diffusers.py, run {plan.record.run}"
         title = f"{plan.output.folder.resolve().name}, {plan.record.started[:10]}"
         page = make_page(pictures, title, Command(said, plan.defaults, plan.model.family.size_px), mark)
-        yield _save(page.encode("utf-8", "replace"), plan.output.folder / "index.html", replace_if=mark.encode())
+        yield _save(readable(page).encode(), plan.output.folder / "index.html", replace_if=mark.encode())
 
 
 def made_pictures(plan: RunPlan, facts: RunFacts) -> list[MadePicture]:

@@ -21,6 +21,7 @@ from library.settings.loss_guidance import NO_LOSS_GUIDANCE, LossGuidanceSetting
 from library.settings.noise_schedule import USUAL_SCHEDULE, NoiseSchedule
 from library.settings.samplers import Sampler
 from library.settings.sizes import NOT_SAID, ToldSizes
+from library.texts import readable
 from networks.files import NetworkPlan
 
 
@@ -77,7 +78,7 @@ def metadata(job: Job, facts: RunFacts) -> dict[str, str]:
         "clip-prompt": job.clip_prompt if facts.loss_guidance.clip_scale else None,
         "raw-prompt": job.raw_prompt,
     }
-    texts = {name: str(value) for name, value in values.items() if value is not None and value != ""}
+    texts = {name: readable(value) for name, value in values.items() if value is not None and value != ""}
     if facts.tells_sizes:  # what is not said is written as well, as sd-scripts writes it
         texts |= {each.name.replace("_", "-"): str(getattr(job.sizes, each.name)) for each in fields(job.sizes)}
     return texts | {"parameters": _a1111_parameters(job, facts)}
@@ -132,7 +133,7 @@ def shown_settings(job: Job, facts: RunFacts) -> dict[str, str]:
         settings["ControlNet"] = "; ".join(f"{spec.describe()}, guide {guide.name}" for spec, guide in used)
     settings["Networks"] = facts.networks.describe(job.network_multipliers) or None
     settings |= _loss_guidance_parameters(job, facts.loss_guidance)
-    return {name: str(value) for name, value in settings.items() if value is not None}
+    return {name: readable(value) for name, value in settings.items() if value is not None}
 
 
 def _a1111_parameters(job: Job, facts: RunFacts) -> str:
@@ -140,7 +141,7 @@ def _a1111_parameters(job: Job, facts: RunFacts) -> str:
     if job.negative_prompt:
         lines.append(f"Negative prompt: {job.negative_prompt}")
     lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in shown_settings(job, facts).items()))
-    return "\n".join(lines)
+    return readable("\n".join(lines))
 
 
 def _parts(settings: GradualLatent | DeepShrink | ToldSizes) -> str:

@@ -1,7 +1,7 @@
 """A run as a web page: every picture with its settings and the command that makes it again."""
 
 import html
-import shlex
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
@@ -10,6 +10,7 @@ from library.plan.job import Job, JobSettings
 from library.plan.line_text import prompt_line
 from library.results.made_picture import MadePicture
 from library.settings.options import Said
+from library.texts import shell_word
 
 _STYLE = """
 :root { color-scheme: light dark; font: 15px/1.4 system-ui, sans-serif }
@@ -69,7 +70,8 @@ class Command:
                 words.append(f"--{name}")
             else:
                 words += [f"--{name}", *(value if isinstance(value, list) else [value])]
-        return shlex.join([*words, "--prompt", prompt_line(job, self.defaults, self.size_px)])
+        words += ["--prompt", prompt_line(job, self.defaults, self.size_px)]
+        return " ".join(map(shell_word, words))
 
 
 def make_page(pictures: Sequence[MadePicture], title: str, command: Command, mark: str) -> str:
@@ -98,12 +100,12 @@ def make_page(pictures: Sequence[MadePicture], title: str, command: Command, mar
 
 def _figures(pictures: Iterable[MadePicture], command: Command) -> Iterable[str]:
     for picture in pictures:
-        job, name = picture.job, picture.file.name
+        job, address = picture.job, quote(os.fsencode(picture.file.name))
         rows = "".join(f"<dt>{html.escape(n)}<dd>{html.escape(v)}" for n, v in picture.settings.items())
         negative = f"<p>− {html.escape(job.negative_prompt)}</p>" if job.negative_prompt else ""
         yield (
-            f'<figure><a href="{quote(name)}"><img loading=lazy width={job.width} height={job.height} '
-            f'src="{quote(name)}" alt="{html.escape(job.prompt)}"></a><figcaption><p>{html.escape(job.prompt)}</p>'
+            f'<figure><a href="{address}"><img loading=lazy width={job.width} height={job.height} '
+            f'src="{address}" alt="{html.escape(job.prompt)}"></a><figcaption><p>{html.escape(job.prompt)}</p>'
             f"{negative}<dl>{rows}</dl><details><summary>Command</summary>"
             f"<pre>{html.escape(command.for_job(job))}</pre></details></figcaption></figure>\n"
         )

@@ -8,6 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from library import console
+from library.errors import InputError
 from library.files.picture_files import DEFAULT_QUALITY, encode, save_whole, standing_picture
 from library.plan.job import Job
 from library.results.metadata import RunFacts, metadata
@@ -32,8 +34,8 @@ class Ledger(Protocol):
 class PictureWriter:
     """Writes pictures in the background, a bounded number at a time; use as a context manager.
 
-    A failure to write is raised by the next `write`, or at the end of the block. Files that are waiting are written
-    before the block is left, also after an error.
+    A picture that cannot be encoded is told of and left out. A failure to write is raised by the next `write`, or at
+    the end of the block. Files that are waiting are written before the block is left, also after an error.
 
     Args:
         facts: what the metadata says of the run.
@@ -91,10 +93,18 @@ class PictureWriter:
         texts = metadata(job, self._facts)
         if self._resumed and job.stage == 1 and standing_picture(job.file, texts):
             return
-        content = encode(pixels, job.file.suffix, texts, self._quality)
+        try:
+            content = encode(pixels, job.file.suffix, texts, self._quality)
+        except Exception as problem:  # whatever a format's encoder raises
+            console.error(f"{job.described}: cannot be made a {job.file.suffix} ({problem}); try another --format")
+            return
         if self._ledger is not None:
             self._ledger.begin(self._facts.model_hash())
-        file = save_whole(content, job.file)
+        try:
+            file = save_whole(content, job.file)
+        except InputError as problem:
+            console.error(f"{job.described}: {problem}")
+            return
         if self._ledger is not None and job.stage != 1:
             self._ledger.add(job, file, hashlib.sha256(content).hexdigest())
         with self._report:

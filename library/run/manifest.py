@@ -14,7 +14,7 @@ from pathlib import Path
 
 from library.errors import EnvironmentFault
 from library.files.file_locks import lock
-from library.files.picture_files import TEMPORARY, numbered, standing_picture
+from library.files.picture_files import TEMPORARY, numbered, standing_picture, temporary_mark
 from library.plan.earlier_runs import noted_pictures
 from library.plan.job import Job
 from library.plan.run_plan import RunPlan
@@ -144,7 +144,8 @@ def recover(plan: RunPlan, manifest: Manifest, facts: RunFacts) -> dict[int, Pat
 
 
 def _remove_temporary_files(plan: RunPlan) -> None:
-    stems = {stage.file.stem for job in plan.jobs for stage in stages(job, plan.highres)}
+    files = [stage.file for job in plan.jobs for stage in stages(job, plan.highres)]
+    marks = {*map(temporary_mark, files), *(file.stem for file in files)}  # version 0.1.0 took stems
     for leftover in plan.output.folder.glob(".*.tmp"):
-        if (match := TEMPORARY.fullmatch(leftover.name)) and match[1] in stems:
+        if (match := TEMPORARY.fullmatch(leftover.name)) and match[1] in marks:
             leftover.unlink(missing_ok=True)

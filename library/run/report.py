@@ -1,6 +1,5 @@
 """What a run came to: counts, and the pictures that failed as a prompt file for another try."""
 
-import shlex
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from library.plan.job import Job
 from library.plan.line_text import prompt_line
 from library.plan.prompts import one_line
 from library.plan.run_plan import RunPlan
+from library.texts import readable, shell_word
 
 
 class Tally:
@@ -77,11 +77,11 @@ def save_failed(plan: RunPlan, failed: Sequence[Job]) -> Path | None:
     lines = ["# Pictures that failed; --resume tries them again, or the same command with --from_file and this file"]
     for job in failed:
         if job.source is not None:
-            mask = f" --mask_path {shlex.quote(str(job.mask))}" if job.mask else ""
-            lines.append(one_line(f"# --image_path {shlex.quote(str(job.source))}{mask}"))
+            mask = f" --mask_path {shell_word(str(job.mask))}" if job.mask else ""
+            lines.append(one_line(f"# --image_path {shell_word(str(job.source))}{mask}"))
         lines.append(prompt_line(job, plan.defaults, plan.model.family.size_px))
     name = f"failed_{datetime.now():%Y%m%d%H%M%S}.txt"
     try:
-        return save_whole(("\n".join(lines) + "\n").encode("utf-8", "replace"), plan.output.folder / name)
+        return save_whole(readable("\n".join(lines) + "\n").encode(), plan.output.folder / name)
     except EnvironmentFault:
         return None

@@ -140,8 +140,7 @@ class BatchDrawer:
 
     def _report(self, job: Job, problem: str) -> None:
         self._failed.append(job)
-        place = f"{job.where}, " if job.where else ""
-        console.error(f"{job.file.name} ({place}seed {job.seed}): {problem}")
+        console.error(f"{job.described}: {problem}")
 
 
 class Interruptions:

@@ -13,6 +13,7 @@ from library.files.families import Family
 from library.files.lllite import LLLiteFile, find_lllite
 from library.files.model_files import Component
 from library.settings.options import Options
+from library.texts import readable
 
 _NO_TYPE = "none"  # of a ControlNet that is for one kind of guide
 
@@ -63,7 +64,7 @@ class ControlNetSpec:
     @property
     def name(self) -> str:
         """The file's name for people and metadata."""
-        return self.path.stem
+        return readable(self.path.stem)
 
     def describe(self) -> str:
         """What a picture's metadata says of it."""
