@@ -197,8 +197,10 @@ def spread(model, seed: int):
     """Random weights that have a say."""
     torch.manual_seed(seed)
     for name, parameter in model.named_parameters():
-        telling = ("controlnet_", "control_add_embedding", "spatial_ch_projs", "task_embedding")
-        parameter.data += torch.randn_like(parameter) * (0.2 if name.startswith(telling) else 0.02)
+        size = 0.2 if "controlnet_" in name else 0.02
+        if name.startswith(("control_add_embedding", "spatial_ch_projs", "task_embedding")) or "time_emb_proj" in name:
+            size = 0.5  # else the kind of a guide would not move a picture by a level
+        parameter.data += torch.randn_like(parameter) * size
     return model
 
 
@@ -256,9 +258,9 @@ def union(sdxl, tmp_path_factory):
 def test_a_union_is_told_the_kind_of_its_guide(sdxl, generate, guide, union):
     model = ControlNetUnionModel.from_pretrained(union)
     file = union / "diffusion_pytorch_model.safetensors"
-    pictures = []
+    ours, expected = {}, {}
     for kind, number in (("depth", 1), ("canny", 3)):
-        expected = theirs(
+        expected[kind] = theirs(
             *(StableDiffusionXLControlNetUnionPipeline, sdxl),
             controlnet=model,
             control_image=[Image.open(guide)],
@@ -268,9 +270,11 @@ def test_a_union_is_told_the_kind_of_its_guide(sdxl, generate, guide, union):
         for given in (union, file):
             options = ("--control_net_models", given, "--control_net_types", kind, "--control_net_weights", 0.7)
             result = generate(sdxl.folder, *options, "--guide_image_path", guide, *SIZE, *PROMPT)
-            assert furthest(result, expected) <= 1
-        pictures.append(expected)
-    assert np.abs(pictures[0] - pictures[1]).max() > 3
+            assert furthest(result, expected[kind]) <= 1
+            ours[kind] = result.pictures[0]
+    # of a tiny model the kind moves a picture by less than a level, but by more than sums in another order do
+    right, wrong = (np.abs(ours["depth"] - expected[kind]).mean() for kind in ("depth", "canny"))
+    assert wrong > 10 * right
 
 
 def test_a_union_joins_several_guides_and_is_loaded_once(sdxl, generate, guide, union, tmp_path, monkeypatch):
