@@ -194,13 +194,12 @@ def test_a_scheduler_that_states_trailing_timesteps_is_told_of(sdxl, generate, t
 
 
 def spread(model, seed: int):
-    """Random weights that have a say."""
+    """Random weights that have a say: larger ones where they add to the U-Net or tell a Union's kinds apart."""
+    told = ("control_add_embedding", "spatial_ch_projs", "task_embedding")
     torch.manual_seed(seed)
     for name, parameter in model.named_parameters():
-        size = 0.2 if "controlnet_" in name else 0.02
-        if name.startswith(("control_add_embedding", "spatial_ch_projs", "task_embedding")) or "time_emb_proj" in name:
-            size = 0.5  # else the kind of a guide would not move a picture by a level
-        parameter.data += torch.randn_like(parameter) * size
+        large = name.startswith(("controlnet_down_blocks", "controlnet_mid_block", *told)) or "time_emb_proj" in name
+        parameter.data += torch.randn_like(parameter) * (0.2 if large else 0.02)
     return model
 
 
@@ -272,9 +271,7 @@ def test_a_union_is_told_the_kind_of_its_guide(sdxl, generate, guide, union):
             result = generate(sdxl.folder, *options, "--guide_image_path", guide, *SIZE, *PROMPT)
             assert furthest(result, expected[kind]) <= 1
             ours[kind] = result.pictures[0]
-    # of a tiny model the kind moves a picture by less than a level, but by more than sums in another order do
-    right, wrong = (np.abs(ours["depth"] - expected[kind]).mean() for kind in ("depth", "canny"))
-    assert wrong > 10 * right
+    assert np.abs(ours["depth"] - ours["canny"]).max() > 3
 
 
 def test_a_union_joins_several_guides_and_is_loaded_once(sdxl, generate, guide, union, tmp_path, monkeypatch):

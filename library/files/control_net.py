@@ -74,7 +74,7 @@ def find_control_net(given: str, unet_config: Mapping[str, Any]) -> ControlNetFi
     config = folder.config if folder else shared | names.encoder_config(unet_config)
     types = weights.shapes.get(_UNION_MARK, (0,))
     if types[0]:
-        config = config | names.union_config()
+        config = {name: value for name, value in config.items() if name != "mid_block_type"} | names.union_config()
     return ControlNetFile(config, weights, DIFFERENCE in weights.shapes, types[0])
 
 
