@@ -1,7 +1,7 @@
 """Shared fixtures: tiny models of random weights in every layout, and the program run in this process."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +13,16 @@ import pytest
 from PIL import Image
 
 import gen_img_diffusers
+from library.texts import readable
 from tools import random_model
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    """Reports go from process to process as UTF-8; what a test logs of names that are no text has none of it."""
+    report = yield
+    report.sections = [(title, readable(text)) for title, text in report.sections]
+    return report
 
 
 @dataclass
