@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from library.files.families import SD1
+from library.files.families import SD1, SDXL
 from tools.benchmark import DIFFUSERS, PROGRAM, ROWS
 from tools.benchmark_child import Case, step_operations
 
@@ -43,6 +43,20 @@ def test_both_programs_are_measured_with_everything_they_can_be_given(sd1, tmp_p
     assert ("LoRA left out on diffusers' side" in run.stdout) == (importlib.util.find_spec("peft") is None)
 
 
+def test_xl_is_measured_beside_diffusers_pipeline_for_it(sdxl):
+    run = benchmark("--ckpt", sdxl.folder, "--family", "sdxl", *SMALL)
+    assert run.returncode == 0, run.stderr
+    assert ROWS["step_s"] in run.stdout
+
+
+def test_operations_of_a_step_of_xl_are_counted(tmp_path):
+    """13.5 TFLOP for 1024 x 1024 pixels and two samples."""
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text(json.dumps(SDXL.config("unet")))
+    case = Case(str(tmp_path), "sdxl", 1024, 1024, 20, "bf16", 1, False, str(tmp_path))
+    assert step_operations(case) == pytest.approx(13.52e12, rel=0.01)
+
+
 def test_a_run_that_fails_ends_the_benchmark_with_what_it_said(sd1):
     run = benchmark("--ckpt", sd1.folder, *SMALL, "--also=--stepps 3")
     assert run.returncode == 1
@@ -59,7 +73,7 @@ def test_operations_of_a_step_are_counted(tmp_path):
     names = ("in_channels", "block_out_channels", "down_block_types", "cross_attention_dim", "attention_head_dim")
     shared = {name: unet[name] for name in names if name in unet}
     (tmp_path / "control_net" / "config.json").write_text(json.dumps(shared))
-    case = Case(str(tmp_path), False, 512, 512, 20, "bf16", 1, False, str(tmp_path))
+    case = Case(str(tmp_path), "sd1", 512, 512, 20, "bf16", 1, False, str(tmp_path))
     plain = step_operations(case)
     assert plain == pytest.approx(1.61e12, rel=0.01)
     assert step_operations(replace(case, batch_size=2)) == pytest.approx(2 * plain, rel=0.01)

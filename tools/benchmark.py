@@ -3,9 +3,10 @@
 
     python tools/benchmark.py                                   # SD 1.5's size, 512 x 512, 20 steps, bfloat16
     python tools/benchmark.py --device cpu --fp32 --W 256 --H 256 --steps 4 --rounds 1
+    python tools/benchmark.py --family sdxl --steps 3 --rounds 1  # 1024 x 1024
     python tools/benchmark.py --ckpt /models/sd15 --batch_size 4 --lora --json figures.json
 
-Without --ckpt a model of random weights is made in a temporary folder (4 GB for the full size), as are LoRA and
+Without --ckpt a model of random weights is made in a temporary folder (4 GB for the full size, XL 7), as are LoRA and
 ControlNet. Each round starts each program as a process that loads the model, draws and saves one batch and ends, and
 once more to draw with the model loaded; the table holds the medians. Runs on Linux. Close other programs first.
 """
@@ -27,6 +28,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from library import values
+from library.files.families import FAMILIES
 from tools.benchmark_child import Case
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,6 +46,7 @@ ROWS = {
     "tflops": "U-Net, TFLOP/s",
     "share": "share of a large matmul's TFLOP/s",
 }
+_SAVED_AS = {"sdxl": ("--dtype", "bf16")}  # 7 GB, as most such models come; 14 in float32
 Figures = dict[str, dict[str, float]]  # program → figure → value
 
 
@@ -133,18 +136,20 @@ def make_case(options: argparse.Namespace, folder: Path, environment: Mapping[st
         run_process([f"tools/{tool}.py", *arguments], environment)
 
     ckpt = options.ckpt or folder / "model"
-    v2 = ["--v2"] if options.family == "sd2" else []
+    family = options.family
+    size_px = next(record.size_px for record in FAMILIES if record.configs == family)
     if not options.ckpt:
         tiny = ["--tiny"] if options.tiny else []
-        make("random_model", ckpt, "--family", options.family, "--layout", "folder", *tiny)
+        make("random_model", ckpt, "--family", family, "--layout", "folder", *tiny, *_SAVED_AS.get(family, ()))
     case = Case(
-        *(str(ckpt), bool(v2), options.W, options.H, options.steps, options.precision, options.batch_size),
+        *(str(ckpt), family, options.W or size_px, options.H or size_px, options.steps),
+        *(options.precision, options.batch_size),
         *(options.compile, str(folder)),
         also=tuple(shlex.split(options.also)),
     )
     if options.lora:
         case = replace(case, lora=str(folder / "lora.safetensors"))
-        make("random_network", ckpt, case.lora, *v2)
+        make("random_network", ckpt, case.lora, *(["--v2"] if family == "sd2" else []))
     if options.control_net:
         case = replace(case, control_net=str(folder / "control_net"), guide=str(folder / "guide.png"))
         Bench(case, environment).child("make_control_net")
@@ -165,9 +170,9 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--ckpt", type=diffusers_folder, metavar="FOLDER", help="Diffusers folder to measure with")
     model.add_argument("--tiny", action="store_true", help="a tiny model, to try this tool")
-    parser.add_argument("--family", choices=["sd1", "sd2"], default="sd1")
-    parser.add_argument("--W", type=values.size_px, default=512, metavar="PIXELS")
-    parser.add_argument("--H", type=values.size_px, default=512, metavar="PIXELS")
+    parser.add_argument("--family", choices=[record.configs for record in FAMILIES], default="sd1")
+    parser.add_argument("--W", type=values.size_px, metavar="PIXELS", help="default 512, XL: 1024")
+    parser.add_argument("--H", type=values.size_px, metavar="PIXELS", help="likewise")
     parser.add_argument("--steps", type=values.whole_number(2), default=20, metavar="N", help="of DDIM (default 20)")
     parser.add_argument("--batch_size", type=values.whole_number(1), default=1, metavar="N")
     precision = parser.add_mutually_exclusive_group()

@@ -37,7 +37,7 @@ class Case:
     """What is measured. Paths are text, so that a case can be written as JSON."""
 
     ckpt: str  # a Diffusers folder
-    v2: bool
+    family: str  # as tools/random_model.py names it
     width: int
     height: int
     steps: int
@@ -55,7 +55,7 @@ class Case:
         options = ["--ckpt", self.ckpt, "--outdir", self.outdir, "--prompt", PROMPT, "--scale", str(GUIDANCE_SCALE)]
         options += ["--W", str(self.width), "--H", str(self.height), "--steps", str(self.steps), "--sampler", "ddim"]
         options += ["--batch_size", str(self.batch_size), "--images_per_prompt", str(self.batch_size), "--seed", "1"]
-        options += ["--v2"] if self.v2 else []
+        options += ["--v2"] if self.family == "sd2" else []
         options += [] if self.precision == "fp32" else [f"--{self.precision}"]
         options += ["--compile"] if self.compile else []
         options += ["--network_module", "networks.lora", "--network_weights", self.lora] if self.lora else []
@@ -145,22 +145,22 @@ def load_diffusers(case: Case) -> tuple[DiffusionPipeline, dict[str, object]]:
     """Diffusers' own pipeline as its documentation sets it up, and the arguments that it is called with."""
     import diffusers
     import torch
-    from diffusers import ControlNetModel, DDIMScheduler, StableDiffusionControlNetPipeline, StableDiffusionPipeline
+    from diffusers import ControlNetModel, DDIMScheduler
     from PIL import Image
 
     diffusers.utils.logging.disable_progress_bar()
     device, dtype = placement(case)
-    cls, parts = StableDiffusionPipeline, {}
+    xl = "XL" if case.family == "sdxl" else ""
+    cls, parts = getattr(diffusers, f"StableDiffusion{xl}Pipeline"), {}
     arguments: dict[str, object] = {"prompt": PROMPT, "guidance_scale": GUIDANCE_SCALE}
     arguments |= {"num_images_per_prompt": case.batch_size, "width": case.width, "height": case.height}
     if case.control_net:
         assert case.guide is not None  # both are given or none
-        cls = StableDiffusionControlNetPipeline
+        cls = getattr(diffusers, f"StableDiffusion{xl}ControlNetPipeline")
         parts = {"controlnet": ControlNetModel.from_pretrained(case.control_net, torch_dtype=dtype)}
         arguments["image"] = Image.open(case.guide)
-    pipe = cls.from_pretrained(
-        case.ckpt, torch_dtype=dtype, safety_checker=None, requires_safety_checker=False, **parts
-    )
+    unused = {"add_watermarker": False} if xl else {"safety_checker": None, "requires_safety_checker": False}
+    pipe = cls.from_pretrained(case.ckpt, torch_dtype=dtype, **unused, **parts)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
@@ -250,11 +250,16 @@ def step_operations(case: Case) -> int:
         sample = torch.empty(samples, unet.config.in_channels, case.height // CELL_PX, case.width // CELL_PX)
         text = torch.empty(samples, TOKENS, unet.config.cross_attention_dim)
         timestep = torch.empty((), dtype=torch.long)
+        told = None
+        if unet.config.addition_embed_type:
+            pooled = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
+            told = {"text_embeds": torch.empty(samples, pooled), "time_ids": torch.empty(samples, 6)}
         with FlopCounterMode(display=False) as counter:
-            unet(sample, timestep, text)
+            unet(sample, timestep, text, added_cond_kwargs=told)
             if case.control_net:
                 control_net = ControlNetModel.from_config(ControlNetModel.load_config(case.control_net))
-                control_net(sample, timestep, text, torch.empty(samples, 3, case.height, case.width))
+                guide = torch.empty(samples, 3, case.height, case.width)
+                control_net(sample, timestep, text, guide, added_cond_kwargs=told)
     return counter.get_total_flops()
 
 

@@ -47,6 +47,9 @@ class _ModelWithText(_Model):
     ) -> None: ...
 
 class _UNetConfig(Mapping[str, Any]):
+    addition_embed_type: str | None
+    addition_time_embed_dim: int
+    projection_class_embeddings_input_dim: int
     in_channels: int
     cross_attention_dim: int
 
@@ -112,6 +115,8 @@ class ControlNetModel(_ModelWithText):
         timestep: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
         controlnet_cond: torch.Tensor,
+        *,
+        added_cond_kwargs: dict[str, torch.Tensor] | None = ...,
     ) -> object: ...
 
 class _UnionConfig(Mapping[str, Any]):
