@@ -516,7 +516,7 @@ class Pipeline:
         if self.judges:
             prompts = [text.rows(*cfg.prompt_of(place)) for place in range(len(jobs))]
             before_step.append(self.judges.guide(jobs, prompts, scheduler, timesteps))
-        shrinker = Shrinker(jobs[0].deep_shrink, self.family.shrink_points, timesteps.tolist())
+        shrinker = Shrinker(jobs[0].deep_shrink, self.family.shrink_points(self.unet.config), timesteps.tolist())
         guided = self.cfg_interval.guided(len(timesteps), scheduler.order)
         if self.control_nets.settings.save_guides:
             save_guides(jobs, self.control_nets.settings.specs)

@@ -62,7 +62,7 @@ def test_features_are_shrunk_and_resized_as_described(unet, depth):
     text = torch.randn(1, 77, unet.config.cross_attention_dim, generator=generator)
     timestep = torch.tensor(801)
     plain = unet(sample, timestep, encoder_hidden_states=text).sample
-    shrinker = Shrinker(DeepShrink(depth_1=depth, ratio=0.5), SD1.shrink_points, [801.0, 500.0])
+    shrinker = Shrinker(DeepShrink(depth_1=depth, ratio=0.5), SD1.shrink_points(unet.config), [801.0, 500.0])
     with shrinker.attached(unet):
         shrinker.begin_step(0)
         shrunk = unet(sample, timestep, encoder_hidden_states=text).sample
@@ -103,7 +103,7 @@ def test_options_hold_for_their_line_and_pictures_for_themselves(sd1, generate, 
 @pytest.mark.parametrize(
     ("options", "line", "message"),
     [
-        (["--ds_depth_1", 4], "a", "Deep Shrink: has depths 0 to 3 with Stable Diffusion 1.x; use one of them, not 4"),
+        (["--ds_depth_1", 4], "a", "Deep Shrink: has depths 0 to 3 with this model; use one of them, not 4"),
         (["--ds_ratio", 0.5], "a", "--ds_ratio: does nothing by itself; give --ds_depth_1 too"),
         ([], "a --dsr 0", "--dsr 0 (column 3): out of range"),
         (["--W", 8, "--H", 8], "a --dsd1 0", "Deep Shrink: leaves nothing of a picture this small"),

@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from library.errors import InputError
+from library.files import checkpoint_layout as layout
+from library.files.families import SDXL
 from library.files.model_files import find_model
 from library.files.tokenizers import SHIPPED_TOKENIZER, load_tokenizer
 from library.models.models import load_text_encoder, load_unet, load_vae
@@ -491,3 +493,20 @@ def test_an_index_that_is_not_right_names_what_is_wrong(sdxl, tmp_path):
     index.unlink()
     with pytest.raises(InputError, match="in several files without their index"):
         find(sdxl, folder)
+
+
+def test_a_refiner_is_refused_from_its_header(sdxl, tmp_path):
+    """Its middle is as deep as the levels above it, and its last level has no attention."""
+    config = SDXL.config("unet") | {"cross_attention_dim": 1280, "block_out_channels": [32, 64, 64, 64]}
+    config |= {"down_block_types": ["DownBlock2D", *["CrossAttnDownBlock2D"] * 2, "DownBlock2D"]}
+    config |= {"up_block_types": ["UpBlock2D", *["CrossAttnUpBlock2D"] * 2, "UpBlock2D"]}
+    config |= {"transformer_layers_per_block": 4, "attention_head_dim": [1, 1, 1, 1]}
+    config |= {"projection_class_embeddings_input_dim": 2560}
+    unet = UNet2DConditionModel.from_config(config)
+    modules = layout.unet_modules(unet.config)
+    names = {name: layout.original_name(name, modules) for name in unet.state_dict()}
+    state = {f"model.diffusion_model.{names[name]}": value for name, value in unet.state_dict().items()}
+    state |= {k: v for k, v in load_file(sdxl.safetensors).items() if k.startswith("first_stage_model.")}
+    save_file(state | {"conditioner.embedders.0.model.ln_final.bias": torch.ones(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(InputError, match=r"is an SDXL refiner; use the base model"):
+        find(sdxl, tmp_path / "x.safetensors")

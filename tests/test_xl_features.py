@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from library.draw.deep_shrink import Shrinker
 from library.files import checkpoint_layout as layout
-from library.files.families import SD1, SDXL
+from library.files.families import SDXL
 from library.files.model_files import find_model
 from library.machine import devices
 from library.machine.devices import Machine, choose_vae_dtype
@@ -178,21 +178,23 @@ def test_files_that_are_no_lllite_for_the_model(sd1, sdxl, lllite, guide, genera
 def test_deep_shrinks_depths_are_the_originals_input_blocks(sdxl, depth):
     """What enters that block is half as large, all before it whole; what the U-Net gives is whole."""
     unet = UNet2DConditionModel.from_pretrained(sdxl.folder / "unet")
-    points = [unet.get_submodule(point) for point in SDXL.shrink_points]
+    places = SDXL.shrink_points(unet.config)
+    levels = [0, 0, 0, 0, 1, 1, 1, 2, 2]
     seen = {}
-    shrinker = Shrinker(DeepShrink(depth_1=depth, timesteps_1=500), SDXL.shrink_points, [800, 100])
+    shrinker = Shrinker(DeepShrink(depth_1=depth, timesteps_1=500), places, [800, 100])
     told = {"text_embeds": torch.zeros(1, 32), "time_ids": torch.zeros(1, 6)}
     sample, text = torch.randn(1, 4, 16, 24), torch.randn(1, 77, unet.config.cross_attention_dim)
     with shrinker.attached(unet):
-        for number, point in enumerate(points):  # hooks of later registration see what earlier ones changed
-            point.register_forward_pre_hook(lambda _m, args, n=number: seen.__setitem__(n, tuple(args[0].shape[-2:])))
+        for number, place in enumerate(places):  # hooks of later registration see what earlier ones changed
+            note = lambda _m, args, n=number: seen.__setitem__(n, tuple(args[0].shape[-2:]))  # noqa: E731
+            unet.get_submodule(place).register_forward_pre_hook(note)
         sizes = []
         for step, time in enumerate((800, 100)):
             shrinker.begin_step(step)
             output = unet(sample, torch.tensor(time), encoder_hidden_states=text, added_cond_kwargs=told).sample
             assert output.shape == sample.shape
             sizes.append(dict(seen))
-    whole = {number: (16 >> SDXL.shrink_level(number), 24 >> SDXL.shrink_level(number)) for number in range(9)}
+    whole = {number: (16 >> level, 24 >> level) for number, level in enumerate(levels)}
     assert sizes[1] == whole
     for number, (height, width) in whole.items():
         assert sizes[0][number] == ((height, width) if number < depth else (height // 2, width // 2)), number
@@ -262,7 +264,7 @@ def test_what_only_xl_has_is_refused_with_others(sd1, generate):
         (("--original_width", 512), "a", "original sizes and crops: Stable Diffusion 1.x models are told none"),
         ((), "a --ct 8", "original sizes and crops: Stable Diffusion 1.x models are told none"),
         (("--zero_empty_negative",), "a", "--zero_empty_negative: is for models that were trained so"),
-        (("--ds_depth_1", SD1.deepest_shrink + 1), "a", "Deep Shrink: has depths 0 to 3 with Stable Diffusion 1.x"),
+        (("--ds_depth_1", 4), "a", "Deep Shrink: has depths 0 to 3 with this model"),
     ):
         result = generate(sd1.folder, *options, "--prompt", line)
         assert (result.status, result.stderr.count("\n")) == (2, 1)

@@ -205,7 +205,9 @@ def _depths(shapes: Shapes, down: Sequence[Sequence[int]], up: Sequence[Sequence
         config["mid_block_type"] = None
     elif not (depth := _depth(shapes, "middle_block.1")):
         config["mid_block_type"] = "UNetMidBlock2D"
-    elif depth != max(down[-1][-1], 1):
+    elif not any(down[-1]):
+        config["transformer_layers_per_block"][-1] = depth  # which diffusers takes from there
+    elif depth != down[-1][-1]:
         raise KeyError("a middle block as deep as the last level's")
     return config
 

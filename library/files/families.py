@@ -4,7 +4,6 @@ A further family is a further record here and, where it names its tensors otherw
 `checkpoint_layout`. Families that the program cannot draw with are known well enough to be refused by name.
 """
 
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -59,7 +58,6 @@ class Family:
         configs: name of the file with the published models' configurations; what a model's own files say wins.
         encoders: the text encoders, in the order in which their features stand side by side.
         tokenizer_name: of its folder below `--tokenizer_cache_dir`.
-        shrink_points: the modules of the U-Net whose input Deep Shrink can shrink, by its depth.
         network_marks: parts of flat module names that only networks for models of its shape have.
         architecture: how `modelspec.architecture` begins in its files' metadata.
         head_size: of the U-Net's attention where all widths have the same; None where they have a number of heads.
@@ -69,6 +67,7 @@ class Family:
         may_hide_v: models that predict v and do not say so are common.
         follows_zero_snr: zero terminal SNR is used where a model's files state it.
         told_sizes: its U-Nets are told a pooled vector and sizes (see `settings.sizes`).
+        shrinks_input_blocks: Deep Shrink's depths are the original's input blocks, else the U-Net's down blocks.
         vae_overflows: the published VAE's features are too large for float16.
         extended_inversion: there are embeddings with vectors for each layer (XTI).
     """
@@ -77,7 +76,6 @@ class Family:
     configs: str
     encoders: tuple[TextEncoderKind, ...]
     tokenizer_name: str
-    shrink_points: tuple[str, ...]
     network_marks: tuple[str, ...]
     architecture: str
     head_size: int | None = None
@@ -87,6 +85,7 @@ class Family:
     may_hide_v: bool = False
     follows_zero_snr: bool = False
     told_sizes: bool = False
+    shrinks_input_blocks: bool = False
     vae_overflows: bool = False
     extended_inversion: bool = True
 
@@ -105,15 +104,16 @@ class Family:
         """What the published VAEs' latents are scaled by."""
         return self.config("vae")["scaling_factor"]
 
-    @property
-    def deepest_shrink(self) -> int:
-        """The last of Deep Shrink's depths."""
-        return len(self.shrink_points) - 1
-
-    def shrink_level(self, depth: int) -> int:
-        """How often the U-Net has halved what enters it, at one of Deep Shrink's depths."""
-        level = re.match(r"down_blocks\.(\d+)", self.shrink_points[depth])
-        return int(level[1]) if level else 0
+    def shrink_points(self, unet_config: Mapping[str, Any]) -> tuple[str, ...]:
+        """The modules of a U-Net whose input Deep Shrink can shrink, by its depth."""
+        levels = range(len(unet_config["block_out_channels"]))
+        if not self.shrinks_input_blocks:
+            return tuple(f"down_blocks.{level}" for level in levels)
+        points = ["conv_in"]
+        for level in levels:
+            points += [f"down_blocks.{level}.resnets.{layer}" for layer in range(unet_config["layers_per_block"])]
+            points += [f"down_blocks.{level}.downsamplers.0"] if level != levels[-1] else []
+        return tuple(points)
 
     def config(self, part: str) -> dict[str, Any]:
         """The published models' configuration of a part: `unet`, `vae` or a text encoder's."""
@@ -157,7 +157,6 @@ _OPENCLIP_NAMES = TextNames("cond_stage_model.model.", openclip=True)
 _FIRST_CLIP_NAMES = TextNames("conditioner.embedders.0.transformer.", openclip=False)
 _FIRST_OPENCLIP_NAMES = TextNames("conditioner.embedders.0.model.", openclip=True)
 _LORA_PREFIXES = ("lora_te1_", "lora_te_", "oft_te_", "text_encoder_", "text_encoders_clip_l_transformer_")
-_DOWN_BLOCKS = tuple(f"down_blocks.{block}" for block in range(4))
 _MARKS_OF_FOUR_LEVELS = (
     *("down_blocks_0_attentions", "input_blocks_1_1_", "input_blocks_2_1_", "down_blocks_3_", "up_blocks_3_"),
     *(f"{blocks}_{number}_" for blocks in ("input_blocks", "output_blocks") for number in (9, 10, 11)),
@@ -176,7 +175,6 @@ SD1 = Family(
         ),
     ),
     tokenizer_name="clip-vit-large-patch14",
-    shrink_points=_DOWN_BLOCKS,
     network_marks=_MARKS_OF_FOUR_LEVELS,
     architecture="stable-diffusion-v1",
 )
@@ -193,7 +191,6 @@ SD2 = Family(
         ),
     ),
     tokenizer_name="stable-diffusion-2",
-    shrink_points=_DOWN_BLOCKS,
     network_marks=_MARKS_OF_FOUR_LEVELS,
     architecture="stable-diffusion-v2",
     head_size=64,
@@ -223,13 +220,6 @@ SDXL = Family(  # Podell et al. 2023, https://arxiv.org/abs/2307.01952
         ),
     ),
     tokenizer_name="clip-vit-large-patch14",
-    # the original's input blocks
-    shrink_points=(
-        "conv_in",
-        *("down_blocks.0.resnets.0", "down_blocks.0.resnets.1", "down_blocks.0.downsamplers.0"),
-        *("down_blocks.1.resnets.0", "down_blocks.1.resnets.1", "down_blocks.1.downsamplers.0"),
-        *("down_blocks.2.resnets.0", "down_blocks.2.resnets.1"),
-    ),
     network_marks=(
         *("lora_te2_", "text_encoder_2_", "text_encoders_clip_g_", "label_emb_", "add_embedding_"),
         *(f"transformer_blocks_{block}_" for block in range(1, 10)),
@@ -241,6 +231,7 @@ SDXL = Family(  # Podell et al. 2023, https://arxiv.org/abs/2307.01952
     clip_skip=2,
     follows_zero_snr=True,
     told_sizes=True,
+    shrinks_input_blocks=True,
     vae_overflows=True,
     extended_inversion=False,
 )

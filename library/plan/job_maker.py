@@ -3,7 +3,7 @@
 import logging
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,6 +47,7 @@ class JobMaker:
         check: refuses a job that the rest of the run cannot draw.
         loss_guidance: by CLIP and VGG16.
         spacing: of the sampler's timesteps; None for its own.
+        unet_config: of the model; None for that of the family's published ones.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class JobMaker:
         check: Callable[[Job], None] = lambda job: None,
         loss_guidance: LossGuidanceSettings = NO_LOSS_GUIDANCE,
         spacing: str | None = None,
+        unet_config: Mapping[str, Any] | None = None,
     ) -> None:
         self.defaults = defaults
         self.images_per_prompt = images_per_prompt
@@ -70,6 +72,7 @@ class JobMaker:
         self.check = check
         self.loss_guidance = loss_guidance
         self.spacing = spacing
+        self.shrink_points = family.shrink_points(unet_config or family.config("unet"))
         self._made = 0
         self._last_file: Path | None = None
 
@@ -137,9 +140,25 @@ class JobMaker:
         self._last_file = job.file
         for stage in stages(job, self.highres):
             _check_job(stage, self.sampler)
-            _check_sizes(stage, self.sampler, self.family, self.spacing)
+            self._check_sizes(stage)
             _check_loss_guidance(stage, self.loss_guidance)
         return job
+
+    def _check_sizes(self, job: Job) -> None:
+        """Refuse Gradual Latent and Deep Shrink where they cannot work, and sizes that the model is not told."""
+        if job.sizes != NOT_SAID and not self.family.told_sizes:
+            problem = f"{self.family.name} models are told none; leave --original_width, --ow and their like out"
+            raise InputError("original sizes and crops", problem, job.where)
+        height, width = job.height // PIXELS_PER_CELL, job.width // PIXELS_PER_CELL
+        if job.gradual_latent.timesteps is not None:
+            if self.sampler.name != gradual_latent.SAMPLER:
+                problem = f"works with the sampler {gradual_latent.SAMPLER} only; use it, or leave Gradual Latent out"
+                raise InputError("Gradual Latent", problem, job.where)
+            timesteps = ancestral_timesteps(job.steps, self.spacing)[job.steps - job.steps_run :]
+            if problem := job.gradual_latent.check(timesteps, height, width):
+                raise InputError("Gradual Latent", problem, job.where)
+        if problem := job.deep_shrink.check(height, width, self.shrink_points):
+            raise InputError("Deep Shrink", problem, job.where)
 
     def _multipliers(self, said: tuple[float, ...], where: str) -> tuple[float, ...]:
         """A line's multipliers for all networks; a short list repeats its last."""
@@ -224,23 +243,6 @@ def _check_format(job: Job) -> None:
         problem = f"{FORMATS[job.file.suffix[1:]]} takes {longest} a side"
         advice = f"use {longest - longest % PIXELS_PER_CELL} or less, or --format png"
         raise InputError(f"{job.width} x {job.height} pixels", f"{problem}; {advice}", job.where)
-
-
-def _check_sizes(job: Job, sampler: Sampler, family: Family, spacing: str | None) -> None:
-    """Refuse Gradual Latent and Deep Shrink where they cannot work, and sizes that the model is not told."""
-    if job.sizes != NOT_SAID and not family.told_sizes:
-        problem = f"{family.name} models are told none; leave --original_width, --ow and their like out"
-        raise InputError("original sizes and crops", problem, job.where)
-    height, width = job.height // PIXELS_PER_CELL, job.width // PIXELS_PER_CELL
-    if job.gradual_latent.timesteps is not None:
-        if sampler.name != gradual_latent.SAMPLER:
-            problem = f"works with the sampler {gradual_latent.SAMPLER} only; use it, or leave Gradual Latent out"
-            raise InputError("Gradual Latent", problem, job.where)
-        timesteps = ancestral_timesteps(job.steps, spacing)[job.steps - job.steps_run :]
-        if problem := job.gradual_latent.check(timesteps, height, width):
-            raise InputError("Gradual Latent", problem, job.where)
-    if problem := job.deep_shrink.check(height, width, family):
-        raise InputError("Deep Shrink", problem, job.where)
 
 
 def _check_loss_guidance(job: Job, guidance: LossGuidanceSettings) -> None:

@@ -80,6 +80,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         check=partial(check_regions, networks),
         loss_guidance=guidance,
         spacing=schedule.spacing_for(SAMPLERS[options.sampler]),
+        unet_config=model.unet.config,
     )
     guides = len(options.control_net_models or ()) if options.control_net_save_guides else 0
     name_file = _file_names(out, begun, two_stages=two_stages is not None, guides=guides).next

@@ -2,13 +2,15 @@
 pictures in one piece. Its settings.
 """
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from library import values
-from library.files.families import FAMILIES, Family
+from library.files.families import FAMILIES
 from library.settings.options import Options
 
-MAX_DEPTH = max(family.deepest_shrink for family in FAMILIES)
+MAX_DEPTH = max(len(family.shrink_points(family.config("unet"))) for family in FAMILIES) - 1
 USUAL_DEPTH = 3  # where a prompt line shrinks that sets only the other options
 
 
@@ -34,14 +36,21 @@ class DeepShrink:
             return self.depth_1
         return self.depth_2 if timestep >= self.timesteps_2 else None
 
-    def check(self, height: int, width: int, family: Family) -> str | None:
-        """Why these settings cannot work on latents of this size, and what would; None when they can."""
+    def check(self, height: int, width: int, points: Sequence[str]) -> str | None:
+        """Why these settings cannot work, and what would; None when they can.
+
+        Args:
+            height: of the latents, in cells.
+            width: likewise.
+            points: the model's, see `Family.shrink_points`.
+        """
         for depth in (self.depth_1, self.depth_2):
             if depth is None:
                 continue
-            if depth > family.deepest_shrink:
-                return f"has depths 0 to {family.deepest_shrink} with {family.name}; use one of them, not {depth}"
-            if int(-(-min(height, width) // 2 ** family.shrink_level(depth)) * self.ratio) < 1:
+            if depth >= len(points):
+                return f"has depths 0 to {len(points) - 1} with this model; use one of them, not {depth}"
+            level = re.match(r"down_blocks\.(\d+)", points[depth])  # so often the U-Net has halved what enters there
+            if int(-(-min(height, width) // 2 ** int(level[1] if level else 0)) * self.ratio) < 1:
                 return "leaves nothing of a picture this small; use a smaller depth or a larger ratio"
         return None
 
