@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from library.errors import InputError
-from library.files import checkpoint_layout as layout
+from library.files.checkpoint_layout import original_name, unet_modules
 from library.files.families import SDXL
 from library.files.model_files import find_model
 from library.files.tokenizers import SHIPPED_TOKENIZER, load_tokenizer
@@ -503,8 +503,8 @@ def test_a_refiner_is_refused_from_its_header(sdxl, tmp_path):
     config |= {"transformer_layers_per_block": 4, "attention_head_dim": [1, 1, 1, 1]}
     config |= {"projection_class_embeddings_input_dim": 2560}
     unet = UNet2DConditionModel.from_config(config)
-    modules = layout.unet_modules(unet.config)
-    names = {name: layout.original_name(name, modules) for name in unet.state_dict()}
+    modules = unet_modules(unet.config)
+    names = {name: original_name(name, modules) for name in unet.state_dict()}
     state = {f"model.diffusion_model.{names[name]}": value for name, value in unet.state_dict().items()}
     state |= {k: v for k, v in load_file(sdxl.safetensors).items() if k.startswith("first_stage_model.")}
     save_file(state | {"conditioner.embedders.0.model.ln_final.bias": torch.ones(1)}, tmp_path / "x.safetensors")
