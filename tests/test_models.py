@@ -182,6 +182,22 @@ def test_the_prediction_type_is_the_users_then_the_files(sd1, sd2, tmp_path):
     assert find(sd1, sd1.safetensors).prediction.type == "epsilon"
 
 
+def test_a_schedule_that_is_not_followed_is_warned_of(sd1, sd2, tmp_path):
+    for models, stated, message in (
+        (sd2, {"rescale_betas_zero_snr": True}, "states zero terminal SNR; add --zero_terminal_snr to follow it"),
+        (sd1, {"rescale_betas_zero_snr": True}, "states zero terminal SNR; which is for models that predict v"),
+        (sd1, {"beta_schedule": "linear", "beta_end": 0.02}, "(beta_end 0.02, beta_schedule linear), which is not"),
+        (sd1, {"trained_betas": [0.1]}, "another schedule of noise (trained_betas), which is not followed"),
+    ):
+        folder = tmp_path / "-".join(stated) / models.folder.name
+        shutil.copytree(models.folder, folder)
+        path = folder / "scheduler" / "scheduler_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | stated))
+        (warning,) = find(models, folder).prediction.warnings
+        assert message in warning
+    assert find(sd2, folder.parents[1] / "rescale_betas_zero_snr" / "sd2", zero_terminal_snr=True).prediction.zero_snr
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

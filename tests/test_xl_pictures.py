@@ -183,7 +183,10 @@ def test_a_scheduler_that_states_trailing_timesteps_is_told_of(sdxl, generate, t
     config = {"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing"}
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config | {"beta_start": 0.001}))
     told = generate(folder, "--sampler", "euler_a", "--dry_run", *PROMPT).stderr
-    assert "the model's scheduler states trailing timesteps; add --schedule trailing to follow it" in told
+    message = (
+        "the model's scheduler states trailing timesteps, euler_a has linspace; add --schedule trailing to follow it"
+    )
+    assert f"warning: {message}" in told
     assert "another schedule of noise (beta_start 0.001), which is not followed" in told
     followed = generate(folder, "--sampler", "euler_a", "--schedule", "sgm_uniform", "--dry_run", *PROMPT).stderr
     assert "trailing timesteps" not in followed

@@ -124,8 +124,11 @@ def decide(stated: Stated, family: Family, *, predicts_v: bool, zero_snr: bool, 
         problem = "a model that predicts noise cannot do without any signal; add --v_parameterization if it predicts v"
         raise InputError("--zero_terminal_snr", problem)
     zero = zero_snr or (stated.zero_snr and v_prediction and family.follows_zero_snr)
-    if stated.zero_snr and not zero and v_prediction:
-        warnings.append(f"{subject}: {stated.source} states zero terminal SNR; add --zero_terminal_snr to follow it")
+    if stated.zero_snr and not zero:
+        advice = (
+            "add --zero_terminal_snr to follow it" if v_prediction else "which is for models that predict v: left out"
+        )
+        warnings.append(f"{subject}: {stated.source} states zero terminal SNR; {advice}")
     if stated.unfollowed:
         parts = ", ".join(stated.unfollowed)
         warnings.append(f"{subject}: {stated.source} states another schedule of noise ({parts}), which is not followed")

@@ -1,7 +1,7 @@
 """From options to a plan, reading every prompt line and every header."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 
@@ -64,9 +64,8 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
     begun = earlier.record if earlier else None
     model = _find_model(options)
     highres.check_family(two_stages, model.family)
-    schedule, doubts = noise_schedule.from_options(options, model.prediction)
-    for doubt in doubts:
-        logger.warning("%s", doubt)
+    schedule, notes, doubts = noise_schedule.from_options(options, model.prediction)
+    _tell(notes, doubts)
     networks = plan_networks(options, model)
     text = _text_plan(options, model)
     seed = options.seed if options.seed is not None else random_seed()
@@ -130,10 +129,7 @@ def _find_model(options: Options) -> ModelFiles:
         vae=options.vae,
     )
     check_model(model)
-    for note in model.prediction.notes:
-        logger.info("%s", note)
-    for warning in model.prediction.warnings:
-        logger.warning("%s", warning)
+    _tell(model.prediction.notes, model.prediction.warnings)
     if options.zero_empty_negative and not model.family.told_sizes:
         problem = f"is for models that were trained so, as those of SDXL were; leave it out with {model.family.name}"
         raise InputError("--zero_empty_negative", problem)
@@ -142,6 +138,13 @@ def _find_model(options: Options) -> ModelFiles:
         problem = f"this model's text encoder has {layers} layers; use 1 to {layers}"
         raise InputError(f"--clip_skip {options.clip_skip}", problem)
     return model
+
+
+def _tell(notes: Iterable[str], warnings: Iterable[str]) -> None:
+    for note in notes:
+        logger.info("%s", note)
+    for warning in warnings:
+        logger.warning("%s", warning)
 
 
 def _text_plan(options: Options, model: ModelFiles) -> TextPlan:

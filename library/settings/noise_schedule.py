@@ -30,7 +30,7 @@ class NoiseSchedule:
 
     def spacing_for(self, sampler: Sampler) -> str | None:
         """The spacing to give to a sampler's scheduler: with zero SNR DDIM has to begin at the last timestep."""
-        return "trailing" if self.spacing is None and self.zero_snr and sampler.leads else self.spacing
+        return "trailing" if self.spacing is None and self.zero_snr and sampler.spacing == "leading" else self.spacing
 
 
 USUAL_SCHEDULE = NoiseSchedule()
@@ -49,16 +49,16 @@ def schedule_names() -> str:
     return ", ".join(_NAMES)
 
 
-def from_options(options: Options, prediction: Prediction) -> tuple[NoiseSchedule, list[str]]:
-    """The schedule for a model, and what there is to warn of.
+def from_options(options: Options, prediction: Prediction) -> tuple[NoiseSchedule, list[str], list[str]]:
+    """The schedule for a model, and what there is to tell and to warn of.
 
     Raises:
         InputError: for a schedule that the sampler cannot go through.
     """
     sampler, spacing = SAMPLERS[options.sampler], _NAMES[options.schedule]
-    warnings = []
-    if spacing and not sampler.spaced:
-        able = ", ".join(name for name, other in SAMPLERS.items() if other.spaced)
+    notes, warnings = [], []
+    if spacing and not sampler.spacing:
+        able = ", ".join(name for name, other in SAMPLERS.items() if other.spacing)
         raise InputError(
             f"--schedule {options.schedule}", f"{sampler.name} has a schedule of its own; use one of {able}"
         )
@@ -70,6 +70,9 @@ def from_options(options: Options, prediction: Prediction) -> tuple[NoiseSchedul
         problem = f"{sampler.name} cannot begin at pure noise as the model was trained to; better use one of {able}"
         warnings.append(f"--sampler: {problem}")
         zero = False
-    if prediction.spacing == "trailing" and spacing is None and not zero and sampler.spaced:
-        warnings.append("the model's scheduler states trailing timesteps; add --schedule trailing to follow it")
-    return NoiseSchedule(prediction.type, zero, spacing), warnings
+    stated = prediction.spacing
+    if stated and sampler.spacing and spacing is None and not zero and stated != sampler.spacing:
+        tell = warnings if stated == "trailing" else notes  # models of few steps need it, others hardly differ
+        advice = f"add --schedule {stated} to follow it"
+        tell.append(f"the model's scheduler states {stated} timesteps, {sampler.name} has {sampler.spacing}; {advice}")
+    return NoiseSchedule(prediction.type, zero, spacing), notes, warnings

@@ -19,8 +19,7 @@ class Sampler:
     steps: tuple[int, int] = (1, 1000)  # fewest and most it can do
     reserved_noises: int = 1  # for each step, noises that are drawn and set aside before the sampler begins
     highest_scale: float = math.inf  # of guidance that makes sense with it
-    spaced: bool = True  # whether the spacing of its timesteps can be chosen
-    leads: bool = False  # its own spacing leaves the last of the training's timesteps out
+    spacing: str | None = "linspace"  # of its timesteps, as diffusers names it; None where it cannot be chosen
     zero_snr: bool = False  # whether it can begin at pure noise
 
 
@@ -30,9 +29,15 @@ SAMPLERS = {
     sampler.name: sampler
     for sampler in (
         Sampler(
-            "ddim", "DDIMScheduler", "DDIM", {"clip_sample": False} | _OFFSET, steps=(1, 999), leads=True, zero_snr=True
+            "ddim",
+            "DDIMScheduler",
+            "DDIM",
+            {"clip_sample": False} | _OFFSET,
+            steps=(1, 999),
+            spacing="leading",
+            zero_snr=True,
         ),
-        Sampler("pndm", "LatePNDM", "PLMS", {"skip_prk_steps": True} | _OFFSET, steps=(4, 999)),
+        Sampler("pndm", "LatePNDM", "PLMS", {"skip_prk_steps": True} | _OFFSET, steps=(4, 999), spacing="leading"),
         Sampler("lms", "LateLMS", "LMS", _OFFSET),
         Sampler("euler", "EulerDiscreteScheduler", "Euler", _OFFSET, zero_snr=True),
         Sampler("euler_a", "EulerAncestralDiscreteScheduler", "Euler a", _OFFSET, draws_noise=True, zero_snr=True),
@@ -53,7 +58,7 @@ SAMPLERS = {
             {"algorithm_type": "dpmsolver++"} | _OFFSET,
             zero_snr=True,
         ),
-        Sampler("dpmsingle", "DPMSolverSinglestepScheduler", "DPM++ 2S", spaced=False),
+        Sampler("dpmsingle", "DPMSolverSinglestepScheduler", "DPM++ 2S", spacing=None),
         # Latent consistency models (Luo et al. 2023, https://arxiv.org/abs/2310.04378): distilled from 50 DDIM steps
         # and with guidance in them already
         Sampler(
@@ -63,7 +68,7 @@ SAMPLERS = {
             draws_noise=True,
             steps=(1, 50),
             highest_scale=2.0,
-            spaced=False,
+            spacing=None,
             zero_snr=True,
         ),
     )
