@@ -98,11 +98,21 @@ def test_every_sampler_draws(request, generate, name, family):
     assert info["sampler"] == SECOND_NAMES.get(name, name)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_samplers_reach_the_clean_picture(name):
-    """With a model that knows the noise exactly, every sampler ends at the clean latents."""
+SCHEDULES = [
+    (name, spacing, zero)
+    for name, sampler in SAMPLERS.items()
+    for spacing in (None, "trailing", "linspace", "leading")
+    for zero in (False, True)
+    if (spacing is None or sampler.spacing) and (not zero or sampler.zero_snr)
+]
+
+
+@pytest.mark.parametrize(("name", "spacing", "zero"), SCHEDULES)
+def test_samplers_reach_the_clean_picture(name, spacing, zero):
+    """With a model that knows the noise exactly, every sampler ends at the clean latents, however it gets there."""
     clean, noise = torch.full((1, 4, 8, 8), 0.5), torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    scheduler = make_scheduler(SAMPLERS[name], NoiseSchedule("epsilon"))
+    predicts = "v_prediction" if zero else "epsilon"
+    scheduler = make_scheduler(SAMPLERS[name], NoiseSchedule(predicts, zero_snr=zero, spacing=spacing))
     scheduler.set_timesteps(30)
     generators = {"generator": [torch.Generator().manual_seed(0)]} if SAMPLERS[name].draws_noise else {}
     latents = noise * scheduler.init_noise_sigma
@@ -110,7 +120,8 @@ def test_samplers_reach_the_clean_picture(name):
         sample = scheduler.scale_model_input(latents, timestep)
         level = (1 - scheduler.alphas_cumprod).sqrt()[timestep.round().long()]
         epsilon = (sample - clean * (1 - level**2).sqrt()) / level
-        latents = scheduler.step(epsilon, timestep, latents, **generators).prev_sample
+        prediction = (1 - level**2).sqrt() * epsilon - level * clean if zero else epsilon
+        latents = scheduler.step(prediction, timestep, latents, **generators).prev_sample
     # what the last, smallest noise level leaves
     assert (latents - clean).abs().max() < 0.1
 

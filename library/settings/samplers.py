@@ -37,7 +37,7 @@ SAMPLERS = {
             spacing="leading",
             zero_snr=True,
         ),
-        Sampler("pndm", "LatePNDM", "PLMS", {"skip_prk_steps": True} | _OFFSET, steps=(4, 999), spacing="leading"),
+        Sampler("pndm", "LatePNDM", "PLMS", {"skip_prk_steps": True} | _OFFSET, steps=(4, 999), spacing=None),
         Sampler("lms", "LateLMS", "LMS", _OFFSET),
         Sampler("euler", "EulerDiscreteScheduler", "Euler", _OFFSET, zero_snr=True),
         Sampler("euler_a", "EulerAncestralDiscreteScheduler", "Euler a", _OFFSET, draws_noise=True, zero_snr=True),
