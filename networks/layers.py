@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from networks.kinds import BIAS_PARTS, LORA, Kind, low_rank_pair, weight_change
+from networks.kinds import BIAS_PARTS, LORA, Kind, is_plain, low_rank_pair, weight_change
 
 Layer = nn.Linear | nn.Conv2d | nn.Embedding | nn.LayerNorm | nn.GroupNorm  # what has a weight in these models
 
@@ -31,7 +31,7 @@ class LayerChange:
 
     def is_pair(self, layer: Layer) -> bool:
         """Whether this can run beside the layer as two small products."""
-        return self.kind is LORA and "dora_scale" not in self.parts and isinstance(layer, nn.Linear | nn.Conv2d)
+        return self.kind is LORA and is_plain(self.parts) and isinstance(layer, nn.Linear | nn.Conv2d)
 
 
 def folded_values(layer: Layer, changes: list[LayerChange]) -> dict[str, torch.Tensor]:

@@ -455,7 +455,7 @@ def test_files_of_other_families(sd1, sd2, generate, tmp_path):
         (of_width(1024), "it is made for Stable Diffusion 2.x"),
         (of_width(1280, "lora_te2_text_model_encoder_layers_0"), "it is made for Stable Diffusion XL"),
         (of_width(64, "lora_unet_double_blocks_0"), "it is made for a Flux model"),
-        ({"emb_params": torch.ones(1, 64)}, "it is a textual inversion embedding that networks.lora can read"),
+        ({"emb_params": torch.ones(1, 64)}, "embedding, not a network; give it with --textual_inversion_embeddings"),
         ({"x.weight": torch.ones(1)}, "0 of 1 keys fit"),
     ):
         save_file(state, tmp_path / "other.safetensors")

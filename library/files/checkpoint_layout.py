@@ -88,6 +88,38 @@ def unet_modules(config: Mapping) -> dict[str, str]:
     return names
 
 
+def unet_convolutions(config: Mapping) -> dict[str, tuple[int, ...]]:
+    """The shapes of the weights of a U-Net's residual blocks and samplers, by diffusers' paths and a configuration."""
+    widths, layers = config["block_out_channels"], config["layers_per_block"]
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def resnet(path: str, inputs: int, outputs: int) -> None:
+        shapes[f"{path}.conv1"] = (outputs, inputs, 3, 3)
+        shapes[f"{path}.time_emb_proj"] = (outputs, 4 * widths[0])
+        shapes[f"{path}.conv2"] = (outputs, outputs, 3, 3)
+        if inputs != outputs:
+            shapes[f"{path}.conv_shortcut"] = (outputs, inputs, 1, 1)
+
+    before, skips = widths[0], [widths[0]]
+    for level, width in enumerate(widths):
+        for layer in range(layers):
+            resnet(f"down_blocks.{level}.resnets.{layer}", before, width)
+            before = width
+            skips.append(width)
+        if level < len(widths) - 1:
+            shapes[f"down_blocks.{level}.downsamplers.0.conv"] = (width, width, 3, 3)
+            skips.append(width)
+    for layer in range(2):
+        resnet(f"mid_block.resnets.{layer}", before, before)
+    for level, width in enumerate(reversed(widths)):
+        for layer in range(layers + 1):
+            resnet(f"up_blocks.{level}.resnets.{layer}", before + skips.pop(), width)
+            before = width
+        if level < len(widths) - 1:
+            shapes[f"up_blocks.{level}.upsamplers.0.conv"] = (width, width, 3, 3)
+    return shapes
+
+
 def control_net_modules(unet_config: Mapping, hint_blocks: int) -> dict[str, str]:
     """Map a ControlNet's module paths from diffusers' to the original's (without `CONTROL_PREFIX`).
 
