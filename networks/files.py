@@ -227,13 +227,11 @@ def _what_it_is(weights: WeightFile) -> str:
     if kind in _BELONGS_TO:
         return f"{kind}, not a network; give it with {_BELONGS_TO[kind]}"
     prefixes = {layout.UNET_PREFIX: ("a checkpoint", "--ckpt"), layout.VAE_PREFIX: ("a VAE", "--vae")}
-    prefixes |= {"encoder.down": ("a VAE", "--vae"), "down_blocks.": ("a U-Net", "--ckpt in its model's folder")}
+    prefixes |= {"encoder.conv_in": ("a VAE", "--vae"), "down_blocks.": ("a U-Net", "--ckpt in its model's folder")}
     for prefix, (what, option) in prefixes.items():
         if any(key.startswith(prefix) for key in keys):
             return f"{what}, not a network; give it with {option}"
-    return (
-        f"{kind or 'no network for the layers of Stable Diffusion'}, which {OWN_MODULE} cannot read; use another file"
-    )
+    return f"{kind or 'no network for Stable Diffusion'}, which {OWN_MODULE} cannot read; use another file"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -21,8 +21,8 @@ _MARK = re.compile(rf"\.(?:(?:lora_A|oft_R){_ADAPTER}\.weight|(?:hada_w1_a|lokr_
 def stated_parts(weights: WeightFile) -> dict[str, float]:
     """What a network's configuration says of its modules, under the keys that it would have in the file.
 
-    It is alpha, for two full factors of a LoKr the scale that PEFT gives them, for OFT the terms of its series and a bound. With
-    `use_rslora` a LoRA's scale is alpha / √rank (https://arxiv.org/abs/2312.03732), which is alpha·√rank / rank.
+    It is alpha, for two full factors of a LoKr the scale that PEFT gives them, for OFT the terms of its series and a
+    bound. With `use_rslora` a LoRA's scale is alpha / √rank (https://arxiv.org/abs/2312.03732), alpha·√rank / rank.
 
     Raises:
         InputError: for a configuration that cannot be read.
@@ -38,9 +38,7 @@ def stated_parts(weights: WeightFile) -> dict[str, float]:
         try:
             parts = _stated(settings, path, mark[0], shape)
         except re.error as problem:
-            raise InputError(
-                str(weights.path), f"its adapter configuration has a damaged pattern ({problem})"
-            ) from None
+            raise InputError(str(weights.path), f"its adapter configuration has a wrong pattern ({problem})") from None
         stated |= {f"{module}.{part}": value for part, value in parts if f"{module}.{part}" not in weights.shapes}
     return stated
 

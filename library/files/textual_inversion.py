@@ -9,6 +9,7 @@ import base64
 import binascii
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from library.errors import InputError
 from library.files.families import FAMILIES, Family
 from library.files.model_files import ModelFiles, name_kind
 from library.files.tokenizers import read_vocabulary
-from library.files.weight_files import PickleFile, open_weights, parameter_dict_tensors
+from library.files.weight_files import PickleFile, WeightFile, open_weights, parameter_dict_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +32,8 @@ XTI_LAYERS = (
     *(f"OUT{block:02d}" for block in range(3, 12)),
 )
 _SECOND = "_2"  # how Diffusers ends the name of the file with a word's vectors for the second text encoder
+_BUNDLED = re.compile(r"bundle_emb\.(?P<word>[^.]+)\.(?:string_to_param\.)?(?P<name>.+)")
+_OUTPUT = "_out"  # how OneTrainer ends the names of vectors that are added to a text encoder's output
 _PNG_HEAD = b"\x89PNG\r\n\x1a\n"
 _PNG_TEXT = "sd-ti-embedding"  # where AUTOMATIC1111's web UI keeps the embedding that a picture carries
 
@@ -55,15 +58,19 @@ class Embedding:
         return len(self.vectors[0])
 
 
-def find_embeddings(files: Sequence[str], xti_files: Sequence[str], model: ModelFiles) -> tuple[Embedding, ...]:
-    """Read and check the embeddings of `--textual_inversion_embeddings` and `--XTI_embeddings`.
+def find_embeddings(
+    files: Sequence[str], xti_files: Sequence[str], model: ModelFiles, networks: Sequence[WeightFile] = ()
+) -> tuple[Embedding, ...]:
+    """Read and check the embeddings of `--textual_inversion_embeddings` and `--XTI_embeddings`, and those that come
+    along in network files.
 
     Raises:
         InputError: for a file that is none, or is made for another model, and for a word that two files have or that
             the model's vocabulary has.
     """
     embeddings: dict[str, Embedding] = {}
-    vocabulary = read_vocabulary(model.tokenizer) if files or xti_files else frozenset()
+    bundles = {weights.path: bundled for weights in networks if (bundled := _bundled_tensors(weights))}
+    vocabulary = read_vocabulary(model.tokenizer) if files or xti_files or bundles else frozenset()
     for option, names, extended in (
         ("--textual_inversion_embeddings", files, False),
         ("--XTI_embeddings", xti_files, True),
@@ -72,19 +79,47 @@ def find_embeddings(files: Sequence[str], xti_files: Sequence[str], model: Model
             subject, path = f"{option} {name}", Path(name).expanduser()
             if _is_second(path, names, model.family):
                 continue
-            tensors = _read_pair(path, model.family)
-            vectors = _choose_vectors(tensors, model, subject, extended=extended)
-            embedding = Embedding(path.stem, vectors)
-            for text, of_encoder in zip(model.texts, vectors):
-                _check_vectors(of_encoder, text.config["hidden_size"], subject)
-            plain = " ".join(path.stem.lower().split())  # as CLIP's tokenizer reads it
+            embedding = _make_embedding(path.stem, _read_pair(path, model.family), model, subject, extended=extended)
+            plain = _plain(path.stem)
             if f"{plain}</w>" in vocabulary:
                 problem = f"{path.stem!r} is a word of the model's vocabulary; rename the file"
                 raise InputError(subject, problem)
             if plain in embeddings:
                 raise InputError(subject, f"another file gives the word {path.stem!r} too; rename one of them")
             embeddings[plain] = embedding
+    for path, words in bundles.items():
+        for word, tensors in words.items():
+            subject, plain = f"--network_weights {path}", _plain(word)
+            if plain in embeddings or f"{plain}</w>" in vocabulary:
+                other = "another file's" if plain in embeddings else "one of the model's vocabulary"
+                logger.warning("%s: its embedding %r is left aside, the word is %s", subject, word, other)
+            else:
+                embeddings[plain] = _make_embedding(word, tensors, model, subject, extended=False)
     return tuple(embeddings.values())
+
+
+def _plain(word: str) -> str:
+    """A word as CLIP's tokenizer reads it."""
+    return " ".join(word.lower().split())
+
+
+def _make_embedding(
+    word: str, tensors: "Mapping[str, torch.Tensor]", model: ModelFiles, subject: str, *, extended: bool
+) -> Embedding:
+    """The embedding of a file's tensors, checked against the model."""
+    vectors = _choose_vectors(tensors, model, subject, extended=extended)
+    for text, of_encoder in zip(model.texts, vectors):
+        _check_vectors(of_encoder, text.config["hidden_size"], subject)
+    return Embedding(word, vectors)
+
+
+def _bundled_tensors(weights: WeightFile) -> "dict[str, dict[str, torch.Tensor]]":
+    """The tensors of each word whose embedding a network file holds, as OneTrainer and the web UI bundle them."""
+    words: dict[str, dict[str, torch.Tensor]] = {}
+    for key in weights.shapes:
+        if match := _BUNDLED.fullmatch(key):
+            words.setdefault(match["word"], {})[match["name"]] = weights.tensor(key).clone()
+    return words
 
 
 def read_tensors(path: Path) -> "dict[str, torch.Tensor]":
@@ -150,6 +185,9 @@ def _choose_vectors(
     tensors: "Mapping[str, torch.Tensor]", model: ModelFiles, subject: str, *, extended: bool
 ) -> "tuple[tuple[torch.Tensor, ...], ...]":
     """Find the vectors among a file's tensors, whatever format it has; see `Embedding`."""
+    if added := sorted(name for name in tensors if name.endswith(_OUTPUT) and name.removesuffix(_OUTPUT) in tensors):
+        logger.warning("%s: left aside: %s", subject, ", ".join(added))
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in added}
     for keys in zip(*(kind.embedding_keys for kind in model.family.encoders)):
         if set(keys) <= set(tensors):
             if left := sorted(set(tensors) - set(keys)):

@@ -66,7 +66,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
     for doubt in doubts:
         logger.warning("%s", doubt)
     networks = plan_networks(options, model)
-    text = _text_plan(options, model)
+    text = _text_plan(options, model, networks)
     seed = options.seed if options.seed is not None else random_seed()
     maker = JobMaker(
         _job_defaults(options, networks),
@@ -138,9 +138,10 @@ def _find_model(options: Options) -> ModelFiles:
     return model
 
 
-def _text_plan(options: Options, model: ModelFiles) -> TextPlan:
+def _text_plan(options: Options, model: ModelFiles, networks: NetworkPlan) -> TextPlan:
     """How prompts are read by this model."""
-    embeddings = find_embeddings(options.textual_inversion_embeddings or [], options.XTI_embeddings or [], model)
+    files, xti_files = options.textual_inversion_embeddings or [], options.XTI_embeddings or []
+    embeddings = find_embeddings(files, xti_files, model, [spec.weights for spec in networks.specs])
     return TextPlan(
         model=model,
         embeddings=embeddings,
