@@ -154,7 +154,7 @@ def write(state, name, file):
 def test_one_network_in_every_naming_is_one_picture(request, generate, tmp_path, family):
     models = request.getfixturevalue(family)
     state, namings = make_lora(models), Namings(models)
-    options = (models.safetensors, "--prompt", "a cat --d 1", *models.options)
+    options = (models.folder, "--prompt", "a cat --d 1", *models.options)
     expected = generate(*options, *networks(write(state, namings.kohya, tmp_path / "kohya.safetensors"))).pictures
     assert not same(generate(*options).pictures, expected)
     for way in WAYS:
@@ -205,6 +205,32 @@ def test_projections_as_convolutions_and_notes_and_alphas(sdxl, generate, tmp_pa
     ]
     assert "keys fit" not in results[1].stderr
     assert np.array_equal(results[0].pictures, results[1].pictures)
+
+
+def test_norms_and_biases_as_differences(sd1, generate, tmp_path):
+    """As ComfyUI extracts them; a bias's difference alone and beside a LoRA."""
+    norm, layer = "input_blocks.1.0.in_layers.0", "middle_block.1.transformer_blocks.0.attn1.to_out.0"
+    text = "text_model.encoder.layers.1.layer_norm1"
+    ones, bias = torch.full((32,), 0.3), torch.full((4,), 0.3)
+    pair = {"lora_down.weight": torch.ones(1, 64) * 0.1, "lora_up.weight": torch.ones(64, 1)}
+    extracted = {f"diffusion_model.{layer}.{part}": tensor for part, tensor in pair.items()}
+    extracted |= {f"diffusion_model.{norm}.diff": ones, f"diffusion_model.{norm}.diff_b": -ones}
+    extracted |= {f"diffusion_model.{layer}.diff_b": torch.full((64,), 0.2), "diffusion_model.out.2.diff_b": bias}
+    extracted |= {f"text_encoders.clip_l.transformer.{text}.diff": torch.full((64,), 0.4)}
+    flat = "lora_unet_down_blocks_0_resnets_0_norm1"
+    path = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_out_0"
+    plain = {f"{flat}.w_norm": ones, f"{flat}.b_norm": -ones, f"{path}.diff": torch.full((64, 64), 0.1)}
+    plain |= {f"{path}.diff_b": torch.full((64,), 0.2), "lora_unet_conv_out.diff_b": bias}
+    plain |= {f"lora_te_{text.replace('.', '_')}.w_norm": torch.full((64,), 0.4)}
+    plain |= {f"lora_te_{text.replace('.', '_')}.b_norm": torch.zeros(64)}
+    pictures = [generate(sd1.folder, "--prompt", "a cat --d 1").pictures]
+    for name, state in (("extracted", extracted), ("plain", plain)):
+        save_file(state, tmp_path / f"{name}.safetensors")
+        result = generate(sd1.folder, "--prompt", "a cat --d 1", *networks(tmp_path / f"{name}.safetensors"))
+        assert "keys fit" not in result.stderr
+        pictures.append(result.pictures)
+    assert same(*pictures[1:])
+    assert not same(*pictures[:2])
 
 
 @pytest.mark.parametrize("kept", ["outputs", "inputs", "PEFT", "ai-toolkit"])

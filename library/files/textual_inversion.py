@@ -139,7 +139,8 @@ def read_tensors(path: Path) -> "dict[str, torch.Tensor]":
     if isinstance(weights, PickleFile) and (tensors := parameter_dict_tensors(path, "string_to_param")):
         return tensors
     if (kind := name_kind(weights)) and "embedding" not in kind:
-        raise InputError(str(path), f"is {kind}, not a textual inversion embedding; give an embedding")
+        remedy = "give it with --network_weights" if "LoRA" in kind and "Control" not in kind else "give an embedding"
+        raise InputError(str(path), f"is {kind}, not a textual inversion embedding; {remedy}")
     tensors = {name: weights.tensor(name).clone() for name in weights.shapes}
     weights.close()
     return tensors
