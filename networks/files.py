@@ -186,7 +186,6 @@ def _check_file(spec: NetworkSpec, names: LayerNames, layers: Mapping[Target, Sh
 
 # Kinds of networks that cannot be read, told by their keys
 _UNKNOWN_KINDS = {
-    r"\.boft_[Rs]\b": "a BOFT of PEFT",
     r"\.ia3_l\b": "an IA³ of PEFT",
     r"\.glora_[A-E]\.": "a GLoRA of PEFT",
     r"\.lora_E\b": "an AdaLoRA",
@@ -196,7 +195,7 @@ _UNKNOWN_KINDS = {
     r"vblora_(?:logits|vector_bank)": "a VB-LoRA",
     r"\.hra_u\b": "an HRA",
     r"fourierft_spectrum": "a FourierFT",
-    r"\.oft_r(?:\.|$)": "an OFT of PEFT before 0.16",
+    r"\.oft_r(?:\.|$)": "an OFT of the first versions of PEFT",
     r"\.(?:bone|miss)_": "a MiSS",
     r"\.shira_weight\b": "a SHiRA",
     r"\.road_(?:theta|alpha)\b": "a RoAd",
@@ -216,13 +215,12 @@ def _what_it_is(weights: WeightFile) -> str:
     keys = [key for key in weights.shapes if not is_aside(key)]
     if not keys:
         return "a file of embeddings alone; use one that has a network too"
-    for pattern, kind in _UNKNOWN_KINDS.items():
+    parts = sort_keys(keys)[0].values()
+    if (known := next((kind for each in parts for kind in KINDS if kind.has(each)), None)) is not None:
+        return f"a network ({known.name}) for other layers than this model's; use one made for it"
+    for pattern, unknown in _UNKNOWN_KINDS.items():
         if any(re.search(pattern, key) for key in keys):
-            return f"{kind}, which {OWN_MODULE} cannot read; use a network of another kind"
-    if kinds := sort_keys(keys)[0]:
-        parts = next((kind for each in kinds.values() for kind in KINDS if kind.has(each)), None)
-        if parts is not None:
-            return f"a network ({parts.name}) for other layers than this model's; use one made for it"
+            return f"{unknown}, which {OWN_MODULE} cannot read; use a network of another kind"
     kind = name_kind(weights)
     if kind in _BELONGS_TO:
         return f"{kind}, not a network; give it with {_BELONGS_TO[kind]}"

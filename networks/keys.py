@@ -20,12 +20,13 @@ Target = tuple[str, str]  # UNET or a text encoder's part, and the module's path
 
 # Parts that are modules of their own, which have a weight
 _MODULES = ("lora_down", "lora_up", "lora_mid", "a1", "a2", "b1", "b2", "bm")
+_PEFT_PARTS = ("hada_", "lokr_", "boft_", "oft_r", "oft_s")
 _ADAPTER = r"(?:\.[^.]+)?"  # PEFT may put the adapter's name in between
 # How a key ends, as a pattern → the part it holds
 _ENDINGS = {
     **{rf"\.{name}\.weight": name for name in _MODULES},
     **{
-        rf"\.{name}{_ADAPTER if name.startswith(('hada_', 'lokr_')) else ''}": name
+        rf"\.{name}{_ADAPTER if name.startswith(_PEFT_PARTS) else ''}": name
         for kind in KINDS
         for name in (*frozenset().union(*kind.needed), *kind.optional)
         if name not in _MODULES

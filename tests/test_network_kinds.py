@@ -285,6 +285,34 @@ def peft_oft(terms, bound=None):
     return make
 
 
+def peft_boft(stages):
+    """Inputs in blocks of 4, made of halves that stand 2ⁱ halves apart in stage i; one rotation after the other."""
+
+    def make(window):
+        inputs = IN * int(np.prod(window, dtype=int))
+        parts = {"boft_R": random(stages, inputs // 4, 4, 4), "boft_s": random(OUT, 1).abs() + 0.5}
+        if stages == 1:
+            parts = {"oft_r": parts["boft_R"][0], "oft_s": parts["boft_s"]}
+
+        def change(w):
+            result = w.reshape(OUT, -1).copy()
+            for stage in range(stages):
+                blocks = matrix(parts, "oft_r") if stages == 1 else matrix(parts, "boft_R")[stage]
+                starts = [
+                    (stretch + place, stretch + place + 2 * 2**stage)
+                    for stretch in range(0, inputs, 4 * 2**stage)
+                    for place in range(0, 2 * 2**stage, 2)
+                ]
+                for (first, second), block in zip(starts, blocks, strict=True):
+                    own, q = [first, first + 1, second, second + 1], (block - block.T) / 2
+                    result[:, own] = result[:, own] @ ((np.eye(4) - q) @ np.linalg.inv(np.eye(4) + q)).T
+            return (result * matrix(parts, "boft_s" if stages > 1 else "oft_s")).reshape(w.shape) - w
+
+        return parts, change
+
+    return make
+
+
 def lora_and_bias(window):
     parts, change = lora(window)
     return parts | {"diff_b": random(OUT, seed=8)}, change
@@ -321,6 +349,8 @@ EVERYWHERE = {
     "PEFT's OFT": peft_oft(5),
     "PEFT's OFT, exact": peft_oft(0),
     "PEFT's OFT, bounded": peft_oft(5, bound=0.25),
+    "PEFT's BOFT": peft_boft(3),
+    "PEFT's first OFT": peft_boft(1),
     "LoRA and bias": lora_and_bias,
     "bias": bias,
     "full": full,

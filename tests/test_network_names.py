@@ -495,7 +495,7 @@ def test_a_network_of_few_layers_is_told_by_its_metadata(sd1, sdxl):
         ({"zero_convs.0.0.weight": (4, 4, 1, 1)}, "a ControlNet, not a network; give it with --control_net_models"),
         ({"model.diffusion_model.out.2.weight": (4, 32, 3, 3)}, "a checkpoint, not a network; give it with --ckpt"),
         ({"encoder.conv_in.weight": (4, 3, 3, 3)}, "it is a VAE, not a network; give it with --vae"),
-        ({"base_model.model.mid.boft_R": (1, 4, 4, 4)}, "it is a BOFT of PEFT, which networks.lora cannot read"),
+        ({"base_model.model.mid.oft_r": (4, 4, 4)}, "it is an OFT of the first versions of PEFT, which networks.lora"),
         ({"base_model.model.mid.ia3_l": (4, 1)}, "it is an IA³ of PEFT, which networks.lora cannot read"),
         ({"lora_unet_x.a1.weight": (4, 2), "lora_unet_x.a2.weight": (2, 4), "lora_unet_x.b1.weight": (4, 2),
           "lora_unet_x.b2.weight": (2, 4)}, "it is a network (GLoRA) for other layers than this model's"),
