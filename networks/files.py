@@ -11,6 +11,7 @@ from pathlib import Path
 from library.console import others_at_work, say
 from library.errors import InputError
 from library.files import checkpoint_layout as layout
+from library.files.families import FAMILIES
 from library.files.model_files import ModelFiles, name_kind
 from library.files.weight_files import WeightFile, choose_weights, open_weights
 from library.settings.options import Options
@@ -178,7 +179,7 @@ def _check_file(spec: NetworkSpec, names: LayerNames, layers: Mapping[Target, Sh
     if spec.module != OWN_MODULE:
         return  # what its keys mean is the module's to say
     if not match.layers:
-        raise InputError(subject, f"{fits}; it is {_what_it_is(spec.weights)}")
+        raise InputError(subject, f"{fits}; it is {_what_it_is(spec.weights, model)}")
     if match.unmatched:
         left = f"{match.unmatched[0]!r} and {len(match.unmatched) - 1} others"
         logger.warning("%s: %s; left aside: %s", subject, fits, left)
@@ -210,7 +211,14 @@ _BELONGS_TO = {
 }
 
 
-def _what_it_is(weights: WeightFile) -> str:
+def _is_embedding(keys: Sequence[str], shapes: Mapping[str, Shape], model: ModelFiles) -> bool:
+    """Whether all that a file has is a word's vectors, for each of one or two text encoders."""
+    widths = {text.config["hidden_size"] for text in model.texts}
+    widths |= {family.config(kind.part)["hidden_size"] for family in FAMILIES for kind in family.encoders}
+    return len(keys) <= 2 and all(0 < len(shapes[key]) < 3 and shapes[key][-1] in widths for key in keys)
+
+
+def _what_it_is(weights: WeightFile, model: ModelFiles) -> str:
     """What a file of which no key fits is, and what to do with it."""
     keys = [key for key in weights.shapes if not is_aside(key)]
     if not keys:
@@ -222,6 +230,8 @@ def _what_it_is(weights: WeightFile) -> str:
         if any(re.search(pattern, key) for key in keys):
             return f"{unknown}, which {OWN_MODULE} cannot read; use a network of another kind"
     kind = name_kind(weights)
+    if kind is None and _is_embedding(keys, weights.shapes, model):
+        kind = "a textual inversion embedding"
     if kind in _BELONGS_TO:
         return f"{kind}, not a network; give it with {_BELONGS_TO[kind]}"
     prefixes = {layout.UNET_PREFIX: ("a checkpoint", "--ckpt"), layout.VAE_PREFIX: ("a VAE", "--vae")}

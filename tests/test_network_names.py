@@ -491,6 +491,7 @@ def test_a_network_of_few_layers_is_told_by_its_metadata(sd1, sdxl):
     [
         ({"x.weight": (1,)}, "0 of 1 keys fit; it is no network for Stable Diffusion, which networks.lora cannot read"),
         ({"emb_params": (1, 64)}, "embedding, not a network; give it with --textual_inversion_embeddings"),
+        ({"<zorb>": (768,)}, "embedding, not a network; give it with --textual_inversion_embeddings"),
         ({"clip_l": (1, 64)}, "embedding, not a network; give it with --textual_inversion_embeddings"),
         ({"zero_convs.0.0.weight": (4, 4, 1, 1)}, "a ControlNet, not a network; give it with --control_net_models"),
         ({"model.diffusion_model.out.2.weight": (4, 32, 3, 3)}, "a checkpoint, not a network; give it with --ckpt"),
