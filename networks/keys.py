@@ -40,6 +40,7 @@ _ENDINGS = {
     # PEFT
     rf"\.lora_A{_ADAPTER}\.weight": "lora_down",
     rf"\.lora_B{_ADAPTER}\.weight": "lora_up",
+    rf"\.lora_B{_ADAPTER}\.bias": "up_bias",
     rf"\.lora_magnitude_vector{_ADAPTER}(?:\.weight)?": "magnitude",
     rf"\.oft_R{_ADAPTER}\.weight": "oft_R",
 }
@@ -99,7 +100,9 @@ class LayerNames:
         self._prefixes = dict(sorted(prefixes.items(), key=lambda item: -len(item[0])))  # one may begin another
         self._flat: dict[str, dict[str, str]] = {UNET: {}, **{kind.part: {} for kind in encoders}}
         self._originals: dict[str, str] = {}  # the U-Net's
-        originals = layout.unet_modules(unet_config)
+        # networks count blocks as the published models do, whatever the checkpoint does
+        counted = {name: value for name, value in unet_config.items() if name != layout.BLOCKS_PER_LEVEL}
+        originals = layout.unet_modules(counted)
         for component, path in targets:
             if component == UNET:
                 self._flat[UNET][path.replace(".", "_")] = path

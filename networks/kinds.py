@@ -10,7 +10,7 @@ https://arxiv.org/abs/2205.05638, OFT https://arxiv.org/abs/2306.07280, BOFT htt
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 
-BIAS_PARTS = ("diff_b", "b_norm")  # what is added to a layer's bias
+_BIAS_PARTS = ("diff_b", "b_norm", "up_bias")  # what is added to a layer's bias; the last by the scale of its LoRA
 # DoRA's norms: LyCORIS' by their shape for each output or each input, others' always for each output
 _MAGNITUDES = ("dora_scale", "magnitude")
 
@@ -59,7 +59,7 @@ class Kind:
         if not self.has(shapes) or not self.fits(shapes, weight):
             return False
         magnitudes = all(math.prod(shapes[name]) in weight[:2] for name in _MAGNITUDES if name in shapes)
-        return magnitudes and all(math.prod(shapes[name]) == weight[0] for name in BIAS_PARTS if name in shapes)
+        return magnitudes and all(math.prod(shapes[name]) == weight[0] for name in _BIAS_PARTS if name in shapes)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -257,7 +257,9 @@ def _parts(*alternatives: str) -> tuple[frozenset[str], ...]:
 
 
 _DECOMPOSABLE = frozenset({"alpha", *_MAGNITUDES})
-LORA = Kind("LoRA", _parts("lora_down lora_up"), _DECOMPOSABLE | {"lora_mid"}, _lora_fits, _lora_change, _lora_size)
+LORA = Kind(
+    "LoRA", _parts("lora_down lora_up"), _DECOMPOSABLE | {"lora_mid", "up_bias"}, _lora_fits, _lora_change, _lora_size
+)
 LOHA = Kind(
     "LoHa",
     _parts("hada_w1_a hada_w1_b hada_w2_a hada_w2_b", "hada_w1_a hada_w1_b hada_w2_a hada_w2_b hada_t1 hada_t2"),
@@ -309,6 +311,13 @@ def weight_change(kind: Kind, parts: "Parts", weight: "torch.Tensor") -> "torch.
     return decomposed(change, weight, parts[magnitude], by_output=magnitude == "magnitude")
 
 
+def bias_changes(parts: "Parts") -> "Iterator[torch.Tensor]":
+    """What parts add to a layer's bias at multiplier 1, each (outputs)."""
+    for name in _BIAS_PARTS:
+        if name in parts:
+            yield parts[name].flatten() * (_scale(parts, parts["lora_down"].shape[0]) if name == "up_bias" else 1.0)
+
+
 def is_plain(parts: Collection[str]) -> bool:
     """Whether parts change the weight alone, and without holding its norm apart."""
-    return not {*_MAGNITUDES, *BIAS_PARTS} & set(parts)
+    return not {*_MAGNITUDES, *_BIAS_PARTS} & set(parts)

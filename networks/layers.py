@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from networks.kinds import BIAS_PARTS, LORA, Kind, is_plain, low_rank_pair, weight_change
+from networks.kinds import LORA, Kind, bias_changes, is_plain, low_rank_pair, weight_change
 
 Layer = nn.Linear | nn.Conv2d | nn.Embedding | nn.LayerNorm | nn.GroupNorm  # what has a weight in these models
 
@@ -50,11 +50,10 @@ def folded_values(layer: Layer, changes: list[LayerChange]) -> dict[str, torch.T
         parts = change.wide_parts(weight.device)
         own = weight[: change.rows]
         values["weight"][: change.rows] += change.multiplier * weight_change(change.kind, parts, own)
-        for name in BIAS_PARTS:
-            if name in parts:
-                original = getattr(layer, "bias", None)
-                bias = values.get("bias", torch.zeros(()) if original is None else original.float())
-                values["bias"] = bias + change.multiplier * parts[name].flatten()
+        for addition in bias_changes(parts):
+            original = getattr(layer, "bias", None)
+            bias = values.get("bias", torch.zeros(()) if original is None else original.float())
+            values["bias"] = bias + change.multiplier * addition
     return values
 
 

@@ -318,6 +318,12 @@ def lora_and_bias(window):
     return parts | {"diff_b": random(OUT, seed=8)}, change
 
 
+def lora_with_bias_of_its_own(window):
+    """PEFT's bias of the second factor, which the scale is for, too."""
+    parts, change = lora(window)
+    return parts | {"up_bias": random(OUT, seed=8)}, change
+
+
 def bias(window):
     return {"diff_b": random(OUT, seed=8)}, np.zeros_like
 
@@ -352,6 +358,7 @@ EVERYWHERE = {
     "PEFT's BOFT": peft_boft(3),
     "PEFT's first OFT": peft_boft(1),
     "LoRA and bias": lora_and_bias,
+    "LoRA with a bias": lora_with_bias_of_its_own,
     "bias": bias,
     "full": full,
 }
@@ -387,6 +394,8 @@ def test_the_effect_is_the_formula(name, layer, multiplier, folded):
     exact.weight += multiplier * torch.from_numpy(change(exact.weight.numpy())).reshape(exact.weight.shape)
     if "diff_b" in parts:
         exact.bias += multiplier * parts["diff_b"]
+    if "up_bias" in parts:
+        exact.bias += multiplier * float(parts["alpha"]) / RANK * parts["up_bias"]
     attach(module, change_of(parts, multiplier), folded=folded)
     expected = exact(x.double())
     assert (expected - before).abs().max() > 0.01
