@@ -52,10 +52,12 @@ def made_for(shapes: Shapes, metadata: Mapping[str, str], model: ModelFiles) -> 
     if marked and model.family not in marked:
         return _names(marked, model.family)
     others = [each for each in FAMILIES if each is not model.family]
+    if marked:
+        return _by_encoder(modules, widths, certain=True)
     return (
-        _by_encoder(modules, widths)
-        or (None if marked else _names(_by_convolutions(modules, model, others), model.family))
-        or (None if marked else _names(_by_metadata(metadata, model.family), model.family))
+        _by_encoder(modules, widths, certain=False)
+        or _names(_by_convolutions(modules, model, others), model.family)
+        or _names(_by_metadata(metadata, model.family), model.family)
     )
 
 
@@ -82,10 +84,12 @@ def _widths(modules: Mapping[str, Shapes], endings: tuple[str, ...]) -> Iterator
             yield name, parts["diff"][1]
 
 
-def _by_encoder(modules: Mapping[str, Shapes], widths: _Widths) -> str | None:
-    """Told by the text encoders' layers: their width, and a name that only models of one text encoder need."""
+def _by_encoder(modules: Mapping[str, Shapes], widths: _Widths, *, certain: bool) -> str | None:
+    """Told by the text encoders' layers: their width, and, unless the file is `certain` to be of the model's family by
+    other names, a name that only models of one text encoder need.
+    """
     for name, width in _widths(modules, _READ_FEATURES):
-        single = name.startswith(_ONLY_ENCODER)
+        single = name.startswith(_ONLY_ENCODER) and not certain
         own = width in widths.encoders and not (single and width == widths.encoders[0] and len(widths.encoders) > 1)
         if own:
             continue

@@ -439,6 +439,15 @@ def test_a_network_of_another_family_is_refused_by_name(request, sd1, sdxl, tmp_
         assert made_for(shapes, {}, other) == "Stable Diffusion 1.x or Stable Diffusion 2.x"
 
 
+def test_the_first_of_two_text_encoders_may_be_named_as_if_there_were_one(sdxl):
+    """Where other names tell the family."""
+    text, unet = "lora_te_text_model_encoder_layers_0_mlp_fc1", "lora_unet_up_blocks_0_attentions_0_proj_in"
+    shapes = {f"{text}.lora_down.weight": (2, 64), f"{text}.lora_up.weight": (128, 2)}
+    assert made_for(shapes, {}, find(sdxl)) == "Stable Diffusion 1.x or Stable Diffusion 2.x"
+    shapes |= {f"{unet}.lora_down.weight": (2, 64), f"{unet}.lora_up.weight": (64, 2)}
+    assert made_for(shapes, {}, find(sdxl)) is None
+
+
 @dataclass
 class Headers:
     """A weight file that has names and shapes alone."""
