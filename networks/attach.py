@@ -16,7 +16,7 @@ from library.draw.regions import Regions
 from library.errors import InputError
 from library.models.models import Models, TextEncoder
 from networks.files import OWN_MODULE, NetworkPlan, NetworkSpec
-from networks.keys import UNET
+from networks.keys import UNET, LayerNames, Named
 from networks.layers import Layer, LayerChange, adapter_of, is_rewritten
 from networks.lora import LoraNetwork, TextEncoders, merge_together
 from networks.regional import make_gate
@@ -24,6 +24,7 @@ from networks.states import State
 
 logger = logging.getLogger(__name__)
 
+_KOHYA_UNET = "lora_unet_"  # how sd-scripts and LyCORIS begin the names of the U-Net's layers
 # LyCORIS 4.1 leaves the multiplier out when it merges, and counts the scale of LoHa twice
 _NOT_MERGED = "lycoris."
 # Before it makes the network of a file, LyCORIS makes one of the layers that its preset names, and 4.1's names some
@@ -200,7 +201,9 @@ def _create(
     if hasattr(module, "LycorisNetworkKohya"):
         module.LycorisNetworkKohya.apply_preset(_LYCORIS_PRESET)
         logging.getLogger("LyCORIS").setLevel(logging.WARNING)  # below that it tells trainers what they chose
-    arguments = {} if spec.module == OWN_MODULE else spec.arguments
+    own = spec.module == OWN_MODULE
+    arguments = {} if own else spec.arguments
+    state = state if own else _diffusers_paths(state, unet)
     file = str(spec.weights.path)
     try:
         return module.create_network_from_weights(
@@ -209,6 +212,24 @@ def _create(
     except Exception as problem:
         subject = f"--network_weights {spec.weights.path}"
         raise InputError(subject, f"{spec.module} cannot use it ({_in_one_line(problem)}); see {OWN_MODULE}") from None
+
+
+def _diffusers_paths(state: State, unet: UNet2DConditionModel) -> State:
+    """A state with the U-Net's layers named after Diffusers' paths, as others' modules look for them in this U-Net.
+
+    What names a layer in the original's way besides is left out, as `networks.lora` does.
+    """
+    layers = [(UNET, path) for path, layer in unet.named_modules() if isinstance(layer, Layer)]
+    names = LayerNames(layers, unet.config, ())
+    renamed: dict[str, torch.Tensor] = {}
+    for key, tensor in state.items():
+        module, _, part = key.partition(".")
+        named = names.find(module) if module.startswith(_KOHYA_UNET) else Named(())
+        if named.original:
+            key = f"{_KOHYA_UNET}{named.targets[0][1].replace('.', '_')}.{part}"
+        if not (named.original and key in state):
+            renamed[key] = tensor
+    return renamed
 
 
 def _in_one_line(problem: Exception) -> str:

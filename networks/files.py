@@ -4,21 +4,23 @@ import importlib.util
 import json
 import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from library.console import others_at_work, say
 from library.errors import InputError
-from library.files.families import TEXT_PARTS, Family
+from library.files import checkpoint_layout as layout
+from library.files.families import FAMILIES
 from library.files.model_files import ModelFiles, name_kind
 from library.files.safetensors_file import ADVICE, FLOATING
 from library.files.weight_files import WeightFile, choose_weights, open_weights
 from library.settings.options import Options
 from library.texts import readable
-from networks.keys import KeyMatch, LayerNames, Target, Widths, layer_shapes, made_for, match_keys
-from networks.kinds import Shape
+from networks.keys import KeyMatch, LayerNames, Target, is_aside, layer_shapes, match_keys, sort_keys
+from networks.kinds import KINDS, Shape
+from networks.origins import made_for
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +63,7 @@ class NetworkPlan:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# PEFT
+# Files
 
 _FOLDER_STEMS = ("adapter_model", "pytorch_lora_weights")  # how PEFT and Diffusers name the file in its folder
 
@@ -76,42 +78,6 @@ def open_network(path: Path) -> WeightFile:
             raise InputError(str(path), problem)
         path /= name
     return open_weights(path)
-
-
-def peft_alphas(weights: WeightFile) -> dict[str, float]:
-    """The alphas of PEFT's LoRAs, which stand in a configuration, under the keys that they would have in the file.
-
-    With `use_rslora` the scale is alpha / √rank (https://arxiv.org/abs/2312.03732), which is alpha·√rank / rank.
-    """
-    config = _peft_config(weights)
-    alphas = {}
-    for key, shape in weights.shapes.items():
-        module, mark, _ = key.partition(".lora_A.")
-        alpha_key = f"{module}.alpha"
-        if not mark or alpha_key in weights.shapes:
-            continue
-        part = next((part for part in ("unet", *TEXT_PARTS) if f"{part}." in module and f"{part}.r" in config), "")
-        settings = {name.removeprefix(f"{part}."): value for name, value in config.items()} if part else config
-        pattern: dict[str, Any] = settings.get("alpha_pattern") or {}
-        path = module.removeprefix("base_model.model.").removeprefix(f"{part}.")
-        alpha = next((a for name, a in pattern.items() if f".{path}".endswith(f".{name}")), None)
-        alpha = settings.get("lora_alpha") if alpha is None else alpha
-        if isinstance(alpha, int | float) and shape:
-            alphas[alpha_key] = alpha * (math.sqrt(shape[0]) if settings.get("use_rslora") else 1)
-    return alphas
-
-
-def _peft_config(weights: WeightFile) -> dict[str, Any]:
-    """PEFT's configuration of a file: in its metadata, as Diffusers writes it, or in a file beside it."""
-    beside = weights.path.parent / "adapter_config.json"
-    text = weights.metadata.get("lora_adapter_metadata")
-    try:
-        if text is None and weights.path.stem == "adapter_model" and beside.is_file():
-            text = beside.read_text(encoding="utf-8")
-        config = json.loads(text or "{}")
-        return config if isinstance(config, dict) else {}
-    except (OSError, ValueError) as problem:
-        raise InputError(str(weights.path), f"its adapter configuration cannot be read ({problem})") from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -167,15 +133,13 @@ def find_networks(
     specs = []
     shapes = layer_shapes(model)
     names = LayerNames(shapes, model.unet.config, model.family.encoders)
-    encoders = tuple(text.config["hidden_size"] for text in model.texts)
-    widths = Widths(sum(encoders), encoders)
     for place, (module, path) in enumerate(zip(modules, weights)):
         multiplier = multipliers[place] if place < len(multipliers) else 1.0
         parsed = _parse_arguments(arguments[place]) if place < len(arguments) else {}
         if parsed and module == OWN_MODULE:
             logger.warning("--network_args: %s takes none, %s does nothing", module, ", ".join(parsed))
         spec = NetworkSpec(module, open_network(Path(path)), multiplier, parsed)
-        _check_file(spec, names, shapes, model.family, widths)
+        _check_file(spec, names, shapes, model)
         specs.append(spec)
     return tuple(specs)
 
@@ -207,22 +171,19 @@ def _parse_arguments(text: str) -> dict[str, str]:
     return arguments
 
 
-def _check_file(
-    spec: NetworkSpec, names: LayerNames, layers: Mapping[Target, Shape], family: Family, widths: Widths
-) -> None:
+def _check_file(spec: NetworkSpec, names: LayerNames, layers: Mapping[Target, Shape], model: ModelFiles) -> None:
     """Refuse a file of another family or with no key that fits; warn of keys that do not."""
     subject, shapes = f"--network_weights {spec.weights.path}", spec.weights.shapes
     match = match_keys(shapes, names, layers)
-    fits = f"{match.matched} of {len(shapes)} keys fit"
-    if (other := made_for(shapes, family, widths)) is not None:
-        problem = f"{fits}; it is made for {other}, the model is {family.name}; use one made for it"
+    fits = f"{match.matched} of {match.matched + len(match.unmatched)} keys fit"
+    if (other := made_for(shapes, spec.weights.metadata, model)) is not None:
+        problem = f"{fits}; it is made for {other}, the model is {model.family.name}; use one made for it"
         raise InputError(subject, problem)
     _check_types(spec.weights, match)
     if spec.module != OWN_MODULE:
         return  # what its keys mean is the module's to say
     if not match.layers:
-        what = name_kind(spec.weights) or "no network for the layers of Stable Diffusion"
-        raise InputError(subject, f"{fits}; it is {what} that {OWN_MODULE} can read; use another file")
+        raise InputError(subject, f"{fits}; it is {_what_it_is(spec.weights, model)}")
     if match.unmatched:
         left = f"{match.unmatched[0]!r} and {len(match.unmatched) - 1} others"
         logger.warning("%s: %s; left aside: %s", subject, fits, left)
@@ -234,6 +195,63 @@ def _check_types(weights: WeightFile, match: KeyMatch) -> None:
         kind = weights.types[key]
         if kind not in FLOATING and math.prod(weights.shapes[key]) > 1:
             raise InputError(str(weights.path), f"{key!r} is of type {kind}, in which no weights are read; {ADVICE}")
+
+
+# Kinds of networks that cannot be read, told by their keys
+_UNKNOWN_KINDS = {
+    r"\.ia3_l\b": "an IA³ of PEFT",
+    r"\.glora_[A-E]\.": "a GLoRA of PEFT",
+    r"\.lora_E\b": "an AdaLoRA",
+    r"\.lora_embedding_[AB]\b": "a LoRA of embeddings alone",
+    r"vera_lambda_[bd]": "a VeRA",
+    r"randlora_(?:lambda|gamma)": "a RandLoRA",
+    r"vblora_(?:logits|vector_bank)": "a VB-LoRA",
+    r"\.hra_u\b": "an HRA",
+    r"fourierft_spectrum": "a FourierFT",
+    r"\.oft_r(?:\.|$)": "an OFT of the first versions of PEFT",
+    r"\.(?:bone|miss)_": "a MiSS",
+    r"\.shira_weight\b": "a SHiRA",
+    r"\.road_(?:theta|alpha)\b": "a RoAd",
+    r"\.c3a_kernel\b": "a C3A",
+    r"waveft_spectrum": "a WaveFT",
+}
+# What is no network, by the names of `name_kind` → the option that it belongs to
+_BELONGS_TO = {
+    "a ControlNet": "--control_net_models",
+    "a ControlNet-LLLite": "--control_net_lllite_models",
+    "a textual inversion embedding": "--textual_inversion_embeddings",
+}
+
+
+def _is_embedding(keys: Sequence[str], shapes: Mapping[str, Shape], model: ModelFiles) -> bool:
+    """Whether all that a file has is a word's vectors, for each of one or two text encoders."""
+    widths = {text.config["hidden_size"] for text in model.texts}
+    widths |= {family.config(kind.part)["hidden_size"] for family in FAMILIES for kind in family.encoders}
+    return len(keys) <= 2 and all(0 < len(shapes[key]) < 3 and shapes[key][-1] in widths for key in keys)
+
+
+def _what_it_is(weights: WeightFile, model: ModelFiles) -> str:
+    """What a file of which no key fits is, and what to do with it."""
+    keys = [key for key in weights.shapes if not is_aside(key)]
+    if not keys:
+        return "a file of embeddings alone; use one that has a network too"
+    parts = sort_keys(keys)[0].values()
+    if (known := next((kind for each in parts for kind in KINDS if kind.has(each)), None)) is not None:
+        return f"a network ({known.name}) for other layers than this model's; use one made for it"
+    for pattern, unknown in _UNKNOWN_KINDS.items():
+        if any(re.search(pattern, key) for key in keys):
+            return f"{unknown}, which {OWN_MODULE} cannot read; use a network of another kind"
+    kind = name_kind(weights)
+    if kind is None and _is_embedding(keys, weights.shapes, model):
+        kind = "a textual inversion embedding"
+    if kind in _BELONGS_TO:
+        return f"{kind}, not a network; give it with {_BELONGS_TO[kind]}"
+    prefixes = {layout.UNET_PREFIX: ("a checkpoint", "--ckpt"), layout.VAE_PREFIX: ("a VAE", "--vae")}
+    prefixes |= {"encoder.conv_in": ("a VAE", "--vae"), "down_blocks.": ("a U-Net", "--ckpt in its model's folder")}
+    for prefix, (what, option) in prefixes.items():
+        if any(key.startswith(prefix) for key in keys):
+            return f"{what}, not a network; give it with {option}"
+    return f"{kind or 'no network for Stable Diffusion'}, which {OWN_MODULE} cannot read; use another file"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -5,13 +5,12 @@ A key is a module's name and a part. Names are matched against those of the mode
 and PEFT.
 """
 
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
-from library.files.families import FAMILIES, FOREIGN_FAMILIES, Family, TextEncoderKind, name_of_width
+from library.files import checkpoint_layout as layout
+from library.files.families import TextEncoderKind
 from library.files.model_files import ModelFiles
 from library.files.unet_layers import original_paths, unet_layers
 from networks.kinds import KINDS, Kind, Shape, Shapes
@@ -20,41 +19,47 @@ UNET = "unet"
 Target = tuple[str, str]  # UNET or a text encoder's part, and the module's path in it
 
 
-class Widths(NamedTuple):
-    """How wide a model's texts are: what its U-Net attends to, and each text encoder by itself."""
-
-    joined: int
-    encoders: tuple[int, ...]
-
-
-# How a key ends, as a pattern → the part it holds; PEFT puts the adapter's name in between
+# Parts that are modules of their own, which have a weight
+_MODULES = ("lora_down", "lora_up", "lora_mid", "a1", "a2", "b1", "b2", "bm")
+_PEFT_PARTS = ("hada_", "lokr_", "boft_", "oft_r", "oft_s")
+_ADAPTER = r"(?:\.[^.]+)?"  # PEFT may put the adapter's name in between
+# How a key ends, as a pattern → the part it holds
 _ENDINGS = {
-    **{rf"\.{name}\.weight": name for name in ("lora_down", "lora_up", "lora_mid")},
+    **{rf"\.{name}\.weight": name for name in _MODULES},
     **{
-        rf"\.{name}": name
+        rf"\.{name}{_ADAPTER if name.startswith(_PEFT_PARTS) else ''}": name
         for kind in KINDS
         for name in (*frozenset().union(*kind.needed), *kind.optional)
-        if not name.startswith("lora_")
+        if name not in _MODULES
     },
     # Diffusers
-    r"\.lora\.down\.weight": "lora_down",
-    r"\.lora\.up\.weight": "lora_up",
-    r"_lora\.down\.weight": "lora_down",
-    r"_lora\.up\.weight": "lora_up",
-    r"\.lora_linear_layer\.down\.weight": "lora_down",
-    r"\.lora_linear_layer\.up\.weight": "lora_up",
+    **{
+        rf"{mark}\.{name}": part
+        for mark in (r"\.lora", "_lora", r"\.lora_linear_layer")
+        for name, part in ((r"down\.weight", "lora_down"), (r"up\.weight", "lora_up"), ("alpha", "alpha"))
+    },
     # PEFT
-    r"\.lora_A(?:\.[^.]+)?\.weight": "lora_down",
-    r"\.lora_B(?:\.[^.]+)?\.weight": "lora_up",
-    r"\.lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?": "dora_scale",
-    r"\.magnitude": "dora_scale",
+    rf"\.lora_A{_ADAPTER}\.weight": "lora_down",
+    rf"\.lora_B{_ADAPTER}\.weight": "lora_up",
+    rf"\.lora_B{_ADAPTER}\.bias": "up_bias",
+    rf"\.lora_magnitude_vector{_ADAPTER}(?:\.weight)?": "magnitude",
+    rf"\.oft_R{_ADAPTER}\.weight": "oft_R",
 }
 _ENDING = re.compile("|".join(rf"(?P<p{place}>{pattern})$" for place, pattern in enumerate(_ENDINGS)))
 _PARTS = list(_ENDINGS.values())
 # Of the U-Net's layers; without one a key may name any component's
-_UNET_PREFIXES = ("lora_unet_", "oft_unet_", "lycoris_", "unet_", "diffusion_model_", "model_diffusion_model_")
+_UNET_PREFIXES = ("lora_unet_", "oft_unet_", "unet_", "diffusion_model_", "model_diffusion_model_")
+# What stands before a module's name, or before its prefix, and says nothing
+_WRAPPERS = ("base_model.model.", "lycoris_")
+# Keys that are no part of a change: OneTrainer's notes, and embeddings, which `files.textual_inversion` reads
+_ASIDE = re.compile(r"\._aux\.|^bundle_emb\.")
 # What Diffusers' first files call the projections of text encoders' attention
 _OLD_PROJECTIONS = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out_0"}
+
+
+def is_aside(key: str) -> bool:
+    """Whether a key is none of a network's own."""
+    return _ASIDE.search(key) is not None
 
 
 def split_key(key: str) -> tuple[str, str] | None:
@@ -62,7 +67,9 @@ def split_key(key: str) -> tuple[str, str] | None:
     match = _ENDING.search(key)
     if match is None or match.lastgroup is None or not match.start():
         return None
-    module = key[: match.start()].removeprefix("base_model.model.").replace(".processor.", ".")
+    module = key[: match.start()].replace(".processor.", ".")
+    for wrapper in _WRAPPERS:
+        module = module.replace(wrapper, "")
     if match[0].startswith("_lora.") and module.endswith(".to_out"):
         module += ".0"  # older Diffusers files leave the list out that to_out is
     return module.replace(".", "_"), _PARTS[int(match.lastgroup[1:])]
@@ -97,9 +104,7 @@ class LayerNames:
             if component == UNET:
                 self._flat[UNET][path.replace(".", "_")] = path
             else:
-                flat = path.removeprefix("text_model.").replace(".", "_")
-                old = re.sub("[a-z]+_proj$", lambda last: _OLD_PROJECTIONS.get(last[0], last[0]), flat)
-                for name in (flat, old):
+                for name in _text_names(path.removeprefix("text_model.")):
                     self._flat[component] |= {name: path, f"text_model_{name}": path}
         self._originals = original_paths(self._flat[UNET].values(), unet_config)
 
@@ -112,6 +117,20 @@ class LayerNames:
         if not targets and UNET in components and name in self._originals:
             return Named(((UNET, self._originals[name]),), original=True)
         return Named(targets)
+
+
+def _text_names(path: str) -> Iterator[str]:
+    """The flat names of a text encoder's layer: its own, that of Diffusers' first files, and OpenCLIP's."""
+    yield path.replace(".", "_")
+    last = path.rpartition(".")[2]
+    if last in _OLD_PROJECTIONS:
+        yield f"{path.removesuffix(last)}{_OLD_PROJECTIONS[last]}".replace(".", "_")
+    try:
+        name, third = layout.openclip_name(f"{path}.weight")
+    except KeyError:  # the projection
+        return
+    if third is None:
+        yield name.removesuffix(".weight").replace(".", "_")
 
 
 @dataclass
@@ -138,29 +157,21 @@ class KeyMatch:
 def match_keys(shapes: Shapes, names: LayerNames, weights: Mapping[Target, Shape]) -> KeyMatch:
     """Find the layer of each key of a file.
 
+    A file that names a layer in several ways means Diffusers' one, as diffusers reads it.
+
     Args:
         shapes: the file's tensors.
         names: the model's layers.
         weights: the shapes of their weights; parts that do not fit them are unmatched.
     """
-    found: dict[tuple[Target, ...], dict[str, tuple[str, Named]]] = {}
-    unmatched = []
-    for key in shapes:
-        module, part = split_key(key) or ("", "")
-        named = names.find(module)
-        parts = found.setdefault(named.targets, {}) if named.targets else {}
-        if not named.targets or (part in parts and (named.original or not parts[part][1].original)):
-            unmatched.append(key)
-            continue
-        if part in parts:  # a file that names a layer in both ways means Diffusers' one
-            unmatched.append(parts[part][0])
-        parts[part] = key, named
-    layers = {}
-    for targets, parts in found.items():
-        keys = {part: key for part, (key, _) in parts.items()}
-        kind = next((kind for kind in KINDS if kind.has(keys)), None)
+    modules, unmatched = sort_keys(shapes)
+    candidates = [(names.find(module), keys) for module, keys in modules.items()]
+    layers: dict[Target, LayerKeys] = {}
+    for named, keys in sorted(candidates, key=lambda candidate: candidate[0].original):
         its_shapes = {part: shapes[key] for part, key in keys.items()}
-        target = next((t for t in targets if kind and t not in layers and kind.fits(its_shapes, weights[t])), None)
+        open_targets = [target for target in named.targets if target not in layers]
+        pairs = ((kind, target) for target in open_targets for kind in KINDS if kind.takes(its_shapes, weights[target]))
+        kind, target = next(pairs, (None, None))
         if kind and target:
             layers[target] = LayerKeys(kind, keys)
         else:
@@ -168,39 +179,19 @@ def match_keys(shapes: Shapes, names: LayerNames, weights: Mapping[Target, Shape
     return KeyMatch(layers, tuple(unmatched))
 
 
-def made_for(shapes: Shapes, family: Family, widths: Widths) -> str | None:
-    """What a network file is made for where that is another family than the model's; None where nothing says so.
-
-    Args:
-        shapes: the file's tensors.
-        family: of the model.
-        widths: of the model's texts.
-    """
-    flat = [key.replace(".", "_") for key in shapes]
-    for foreign in FOREIGN_FAMILIES:
-        if any(mark in key for key in flat for mark in foreign.network_marks):
-            return foreign.name
-    if (width := _input_width(shapes, ("attn2_to_k", "attn2_to_v"))) is not None:
-        return None if width == widths.joined else name_of_width(width) or f"a model whose text is {width} wide"
-    marked = [each for each in FAMILIES if any(mark in key for key in flat for mark in each.network_marks)]
-    if marked and family not in marked:
-        return " or ".join(each.name for each in marked)
-    width = _input_width(shapes, ("self_attn_q_proj", "self_attn_k_proj", "self_attn_v_proj"))
-    if width is None or width in widths.encoders:
-        return None
-    return name_of_width(width) or f"a model whose text encoder is {width} wide"
-
-
-def _input_width(shapes: Shapes, modules: tuple[str, ...]) -> int | None:
-    """The width of what modules of these names take, by the first of them in a network file; None without one."""
-    for key, shape in shapes.items():
+def sort_keys(shapes: Iterable[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """A file's keys by flat module name and part, and those that are of no known part or say one again."""
+    modules: dict[str, dict[str, str]] = {}
+    others = []
+    for key in shapes:
+        if is_aside(key):
+            continue
         module, part = split_key(key) or ("", "")
-        if module.endswith(modules) and len(shape) > 1:
-            if part == "lora_down":
-                return math.prod(shape[1:])
-            if part in ("hada_w1_b", "diff"):
-                return shape[1]
-    return None
+        if not part or part in modules.get(module, ()):
+            others.append(key)
+        else:
+            modules.setdefault(module, {})[part] = key
+    return modules, others
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -220,6 +211,8 @@ def layer_shapes(model: ModelFiles) -> dict[Target, Shape]:
 
 def _text_shapes(config: Mapping) -> Iterator[tuple[str, Shape]]:
     width, inner = config["hidden_size"], config["intermediate_size"]
+    yield "embeddings.token_embedding", (config["vocab_size"], width)
+    yield "embeddings.position_embedding", (config.get("max_position_embeddings", 77), width)
     yield "final_layer_norm", (width,)
     for layer in range(config["num_hidden_layers"]):
         path = f"encoder.layers.{layer}"

@@ -12,18 +12,26 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from networks.kinds import BIAS_PARTS, LORA, Kind, low_rank_pair, weight_change
+from networks.kinds import LORA, Kind, bias_changes, is_plain, low_rank_pair, weight_change
 
 Layer = nn.Linear | nn.Conv2d | nn.Embedding | nn.LayerNorm | nn.GroupNorm  # what has a weight in these models
 
 
 class LayerChange:
-    """One network's change of one layer: its parts as they are in the file, and the multiplier."""
+    """One network's change of one layer: its parts as they are in the file, and the multiplier.
 
-    def __init__(self, kind: Kind, parts: dict[str, torch.Tensor], multiplier: float) -> None:
+    Args:
+        kind: which relative of LoRA it is.
+        parts: see `networks.kinds`.
+        multiplier: how strongly it acts.
+        rows: of the weight that it is for, where these are not all: a token table grows by embeddings' vectors.
+    """
+
+    def __init__(self, kind: Kind, parts: dict[str, torch.Tensor], multiplier: float, rows: int | None = None) -> None:
         self.kind = kind
         self.parts = parts
         self.multiplier = multiplier
+        self.rows = rows
 
     def wide_parts(self, device: torch.device) -> dict[str, torch.Tensor]:
         """The parts in float32 on a device."""
@@ -31,7 +39,7 @@ class LayerChange:
 
     def is_pair(self, layer: Layer) -> bool:
         """Whether this can run beside the layer as two small products."""
-        return self.kind is LORA and "dora_scale" not in self.parts and isinstance(layer, nn.Linear | nn.Conv2d)
+        return self.kind is LORA and is_plain(self.parts) and isinstance(layer, nn.Linear | nn.Conv2d)
 
 
 def folded_values(layer: Layer, changes: list[LayerChange]) -> dict[str, torch.Tensor]:
@@ -40,12 +48,12 @@ def folded_values(layer: Layer, changes: list[LayerChange]) -> dict[str, torch.T
     values = {"weight": weight.clone()}
     for change in changes:
         parts = change.wide_parts(weight.device)
-        values["weight"] += change.multiplier * weight_change(change.kind, parts, weight)
-        for name in BIAS_PARTS:
-            if name in parts:
-                original = getattr(layer, "bias", None)
-                bias = values.get("bias", torch.zeros(()) if original is None else original.float())
-                values["bias"] = bias + change.multiplier * parts[name].flatten()
+        own = weight[: change.rows]
+        values["weight"][: change.rows] += change.multiplier * weight_change(change.kind, parts, own)
+        for addition in bias_changes(parts):
+            original = getattr(layer, "bias", None)
+            bias = values.get("bias", torch.zeros(()) if original is None else original.float())
+            values["bias"] = bias + change.multiplier * addition
     return values
 
 
@@ -185,6 +193,10 @@ class LayerAdapter:
     def restore(self) -> None:
         """Put the original weights back."""
         for name, original in self._originals.items():
+            current = getattr(self._layer, name)
+            if original is not None and len(current) > len(original):  # a token table that has grown meanwhile
+                grown = torch.cat([original, current[len(original) :]])
+                original = nn.Parameter(grown, requires_grad=False)
             setattr(self._layer, name, original)
         self._originals.clear()
         self._stale = True

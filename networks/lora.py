@@ -98,7 +98,10 @@ class LoraNetwork:
         if attached:
             self.detach()
         self._changes = {
-            target: LayerChange(found.kind, {part: state[key] for part, key in found.keys.items()}, self.multiplier)
+            target: LayerChange(
+                *(found.kind, {part: state[key] for part, key in found.keys.items()}, self.multiplier),
+                rows=self._layers[target].weight.shape[0],
+            )
             for target, found in match.layers.items()
         }
         if attached:

@@ -80,7 +80,7 @@ FAULTS: dict[int, tuple[str, str]] = {
         "models.a_wrong_family_option_is_refused models.a_prediction_type_in_doubt_is_warned_of",
     ),
     34: ("U-Nets of 9 and 8 channels: refused", "models.unets_for_more_than_text_are_refused"),
-    35: ("a LoRA of another family: refused, keys counted", "networks.files_of_other_families"),
+    35: ("a LoRA of another family: refused, keys counted", "network_names.files_for_widths_that_no_layer_here_has"),
     36: ("a partial match: warned of with numbers", "networks.keys_without_a_layer_are_counted"),
     37: (
         "NaN in weights: the tensor named",

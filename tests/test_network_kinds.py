@@ -3,15 +3,17 @@
 import numpy as np
 import pytest
 import torch
+from lycoris.modules.boft import ButterflyOFTModule
 from lycoris.modules.diag_oft import DiagOFTModule
 from lycoris.modules.full import FullModule
+from lycoris.modules.glora import GLoRAModule
 from lycoris.modules.ia3 import IA3Module
 from lycoris.modules.locon import LoConModule
 from lycoris.modules.loha import LohaModule
 from lycoris.modules.lokr import LokrModule
 from torch import nn
 
-from networks.kinds import KINDS
+from networks.kinds import KINDS, LORA, weight_change
 from networks.layers import LayerChange, adapter_of, remove_change
 
 OUT, IN, RANK = 24, 16, 4
@@ -131,6 +133,37 @@ def lokr_tucker(window):
     return parts, lambda w: kronecker(matrix(parts, "lokr_w1"), second, window)
 
 
+def lokr_scaled(window):
+    """PEFT scales two full factors, too."""
+    parts, change = lokr(window)
+    return parts | {"full_scale": torch.tensor(0.25)}, lambda w: change(w) / 4
+
+
+def glora(window):
+    """W·a1·a2 + b1·b2; a goes along the inputs."""
+    flat = [1] * len(window)
+    parts = {
+        **{"a1.weight": random(IN, RANK, *flat), "a2.weight": random(RANK, IN, *flat)},
+        **{"b1.weight": random(OUT, RANK, *flat), "b2.weight": random(RANK, IN, *window)},
+        "alpha": torch.tensor(2.0),
+    }
+
+    def change(w):
+        through = matrix(parts, "a1.weight").reshape(IN, RANK) @ matrix(parts, "a2.weight").reshape(RANK, IN)
+        own = matrix(parts, "b1.weight").reshape(OUT, RANK) @ matrix(parts, "b2.weight").reshape(RANK, -1)
+        return 2 / RANK * (np.einsum("oi...,ij->oj...", w, through) + own.reshape(w.shape))
+
+    return parts, change
+
+
+def glora_of_old(window):
+    """The first files hold each pair the other way round."""
+    parts, change = glora(window)
+    swapped = {"a1": "a2", "a2": "a1", "b1": "b2", "b2": "b1"}
+    names = {f"{name}.weight": f"{other}.weight" for name, other in swapped.items()} | {"alpha": "alpha"}
+    return {name: parts[names[name]] for name in parts}, change
+
+
 def dora(kind, axis):
     def make(window):
         parts, change = kind(window)
@@ -146,6 +179,14 @@ def dora(kind, axis):
         return parts, decomposed
 
     return make
+
+
+def peft_dora(window):
+    """A norm for each output, (out) or (1, out, 1, 1)."""
+    parts, change = dora(lora, 0)(window)
+    magnitude = parts["dora_scale"].flatten()
+    others = {name: part for name, part in parts.items() if name != "dora_scale"}
+    return others | {"magnitude": magnitude.reshape(1, -1, 1, 1) if window else magnitude}, change
 
 
 def ia3(axis):
@@ -190,6 +231,103 @@ def oft_rescaled(window):
     return parts, lambda w: rotated(w, matrix(parts, "oft_blocks"), limit) * matrix(parts, "rescale") - w
 
 
+def boft(window):
+    """Stage i rotates blocks of 2 of 4 rows at a distance of 2·2ⁱ⁻¹, of 24 rows in 6 blocks, twice over."""
+    parts = {"oft_blocks": random(2, 6, 4, 4), "alpha": torch.tensor(0.0)}
+
+    def change(w):
+        rows = w.reshape(OUT, -1)
+        for stage, distance in enumerate((2, 4)):
+            order = [
+                start + place + half * distance
+                for start in range(0, OUT, 2 * distance)
+                for place in range(distance)
+                for half in (0, 1)
+            ]
+            skew = matrix(parts, "oft_blocks")[stage]
+            skew = skew - skew.transpose(0, 2, 1)
+            turned = np.empty_like(rows)
+            for block, q in enumerate(skew):
+                own = order[4 * block : 4 * block + 4]
+                turned[own] = (np.eye(4) + q) @ np.linalg.inv(np.eye(4) - q) @ rows[own]
+            rows = turned
+        return rows.reshape(w.shape) - w
+
+    return parts, change
+
+
+def peft_oft(terms, bound=None):
+    """Each block of inputs rotated: y = W·(x·R) in row vectors; R exact or its series; each Q's norm may be bounded."""
+
+    def make(window):
+        inputs = IN * int(np.prod(window, dtype=int))
+        parts = {"oft_R": random(inputs // 4, 6) * 0.5, "oft_terms": torch.tensor(float(terms))}
+        parts |= {"oft_bound": torch.tensor(bound)} if bound else {}
+
+        def rotation(numbers):
+            q = np.zeros((4, 4))
+            q[np.triu_indices(4, 1)] = numbers
+            q -= q.T
+            q *= min(1, bound / np.linalg.norm(q)) if bound else 1
+            if not terms:
+                return (np.eye(4) - q) @ np.linalg.inv(np.eye(4) + q)
+            return np.eye(4) + 2 * q + 2 * q @ q + 2 * q @ q @ q + q @ q @ q @ q
+
+        def change(w):
+            flat, result = w.reshape(OUT, -1), np.empty((OUT, inputs))
+            for block, numbers in enumerate(matrix(parts, "oft_R")):
+                own = slice(4 * block, 4 * block + 4)
+                result[:, own] = flat[:, own] @ rotation(numbers).T
+            return result.reshape(w.shape) - w
+
+        return parts, change
+
+    return make
+
+
+def peft_boft(stages):
+    """Inputs in blocks of 4, made of halves that stand 2ⁱ halves apart in stage i; one rotation after the other."""
+
+    def make(window):
+        inputs = IN * int(np.prod(window, dtype=int))
+        parts = {"boft_R": random(stages, inputs // 4, 4, 4), "boft_s": random(OUT, 1).abs() + 0.5}
+        if stages == 1:
+            parts = {"oft_r": parts["boft_R"][0], "oft_s": parts["boft_s"]}
+
+        def change(w):
+            result = w.reshape(OUT, -1).copy()
+            for stage in range(stages):
+                blocks = matrix(parts, "oft_r") if stages == 1 else matrix(parts, "boft_R")[stage]
+                starts = [
+                    (stretch + place, stretch + place + 2 * 2**stage)
+                    for stretch in range(0, inputs, 4 * 2**stage)
+                    for place in range(0, 2 * 2**stage, 2)
+                ]
+                for (first, second), block in zip(starts, blocks, strict=True):
+                    own, q = [first, first + 1, second, second + 1], (block - block.T) / 2
+                    result[:, own] = result[:, own] @ ((np.eye(4) - q) @ np.linalg.inv(np.eye(4) + q)).T
+            return (result * matrix(parts, "boft_s" if stages > 1 else "oft_s")).reshape(w.shape) - w
+
+        return parts, change
+
+    return make
+
+
+def lora_and_bias(window):
+    parts, change = lora(window)
+    return parts | {"diff_b": random(OUT, seed=8)}, change
+
+
+def lora_with_bias_of_its_own(window):
+    """PEFT's bias of the second factor, which the scale is for, too."""
+    parts, change = lora(window)
+    return parts | {"up_bias": random(OUT, seed=8)}, change
+
+
+def bias(window):
+    return {"diff_b": random(OUT, seed=8)}, np.zeros_like
+
+
 def full(window):
     parts = {"diff": random(OUT, IN, *window), "diff_b": random(OUT)}
     return parts, lambda w: matrix(parts, "diff")
@@ -201,14 +339,27 @@ EVERYWHERE = {
     "LoHa": loha,
     "LoKr": lokr,
     "LoKr low rank": lokr_low_rank,
+    "LoKr scaled": lokr_scaled,
+    "GLoRA": glora,
+    "GLoRA, old": glora_of_old,
     "DoRA along outputs": dora(lora, 0),
     "DoRA along inputs": dora(lora, 1),
     "DoRA of LoHa": dora(loha, 0),
     "DoRA of LoKr": dora(lokr_low_rank, 0),
+    "DoRA of PEFT": peft_dora,
     "IA3 on outputs": ia3(0),
     "IA3 on inputs": ia3(1),
     "OFT": oft,
     "OFT rescaled": oft_rescaled,
+    "BOFT": boft,
+    "PEFT's OFT": peft_oft(5),
+    "PEFT's OFT, exact": peft_oft(0),
+    "PEFT's OFT, bounded": peft_oft(5, bound=0.25),
+    "PEFT's BOFT": peft_boft(3),
+    "PEFT's first OFT": peft_boft(1),
+    "LoRA and bias": lora_and_bias,
+    "LoRA with a bias": lora_with_bias_of_its_own,
+    "bias": bias,
     "full": full,
 }
 CONVOLUTIONS = {"LoCon Tucker": lora_tucker, "LoHa Tucker": loha_tucker, "LoKr Tucker": lokr_tucker}
@@ -243,6 +394,8 @@ def test_the_effect_is_the_formula(name, layer, multiplier, folded):
     exact.weight += multiplier * torch.from_numpy(change(exact.weight.numpy())).reshape(exact.weight.shape)
     if "diff_b" in parts:
         exact.bias += multiplier * parts["diff_b"]
+    if "up_bias" in parts:
+        exact.bias += multiplier * float(parts["alpha"]) / RANK * parts["up_bias"]
     attach(module, change_of(parts, multiplier), folded=folded)
     expected = exact(x.double())
     assert (expected - before).abs().max() > 0.01
@@ -269,6 +422,10 @@ LYCORIS = {
     "OFT": (DiagOFTModule, {}, LAYERS),
     "OFT bounded": (DiagOFTModule, {"constraint": 0.02}, LAYERS),
     "OFT rescaled": (DiagOFTModule, {"rescaled": True}, LAYERS),
+    "BOFT": (ButterflyOFTModule, {"lora_dim": 6}, LAYERS),
+    "BOFT bounded": (ButterflyOFTModule, {"lora_dim": 6, "constraint": 0.02}, LAYERS),
+    "BOFT rescaled": (ButterflyOFTModule, {"lora_dim": 6, "rescaled": True}, LAYERS),
+    "GLoRA": (GLoRAModule, {"alpha": 2}, LAYERS),
     "full": (FullModule, {}, LAYERS),
 }
 
@@ -290,6 +447,17 @@ def test_the_effect_is_that_of_lycoris(name, layer):
     assert (expected - plain).abs().max() > 0.01
     attach(ours, change_of(module.state_dict(), 1.0), folded=False)
     torch.testing.assert_close(ours(x), expected, rtol=1e-4, atol=1e-5)  # float32
+
+
+def test_the_norm_of_a_square_convolution_is_that_of_its_outputs_where_it_is_peft_that_wrote_it():
+    """(1, out, 1, 1) is for the inputs in LyCORIS' files, where as many."""
+    weight, magnitude = random(16, 16, 3, 3).double(), torch.arange(1, 17).double().reshape(1, -1, 1, 1)
+    down, up = random(2, 16, 3, 3).double(), random(16, 2, 1, 1).double()
+    parts = {"lora_down": down, "lora_up": up}
+    direction = weight + (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
+    for name, kept, others in (("magnitude", (16, 1, 1, 1), (1, 2, 3)), ("dora_scale", (1, 16, 1, 1), (0, 2, 3))):
+        expected = direction * magnitude.reshape(kept) / direction.pow(2).sum(others, keepdim=True).sqrt() - weight
+        torch.testing.assert_close(weight_change(LORA, parts | {name: magnitude}, weight), expected)
 
 
 @pytest.mark.parametrize("norm", [nn.LayerNorm(OUT), nn.GroupNorm(4, OUT)])

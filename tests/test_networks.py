@@ -1,6 +1,5 @@
 """Networks on the command line and on a model: modes, multipliers, ways of naming, other people's modules, faults."""
 
-import json
 import subprocess
 import sys
 
@@ -9,23 +8,17 @@ import pytest
 import torch
 from loading import load_all
 from lycoris import kohya
+from network_runs import find, networks, refused, same
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from library.files.checkpoint_layout import original_name, unet_modules
-from library.files.model_files import find_model
 from networks import lora
 from networks.attach import HuggingFaceNames
-from networks.files import open_network
 from networks.keys import UNET, layer_shapes
-from networks.states import read_state
 from tools.random_network import kohya_name, random_lora
 
 OWN = ("--network_module", "networks.lora")
-
-
-def find(models):
-    return find_model(str(models.folder), v2=bool(models.options), v_parameterization=bool(models.options))
 
 
 @pytest.fixture(scope="session")
@@ -42,25 +35,16 @@ def files(sd1, tmp_path_factory):
     return {name: folder / f"{name}.safetensors" for name in states}
 
 
-def random_loha(layers):
+def random_loha(layers, *, several=False):
     generator, state = torch.Generator().manual_seed(3), {}
     for target, shape in layers.items():
         if "attn" in target[1] and len(shape) == 2:
             for part, size in (("a", (shape[0], 2)), ("b", (2, shape[1]))):
                 for n in (1, 2):
-                    state[f"{kohya_name(target)}.hada_w{n}_{part}"] = torch.randn(size, generator=generator) * 0.15
+                    state[f"{kohya_name(target, several=several)}.hada_w{n}_{part}"] = (
+                        torch.randn(size, generator=generator) * 0.15
+                    )
     return state
-
-
-def networks(*files, mul=()):
-    """The options for networks of this program."""
-    weights = ["--network_weights", *files, *(["--network_mul", *mul] if mul else [])]
-    return ["--network_module", *["networks.lora"] * len(files), *weights]
-
-
-def same(first, second) -> bool:
-    """Equal to one level: float32 sums in another order."""
-    return len(first) == len(second) > 0 and max(np.abs(a - b).max() for a, b in zip(first, second)) <= 1
 
 
 def test_the_modes_draw_the_same_picture(sd1, files, generate):
@@ -108,6 +92,59 @@ def test_metadata_names_merged_networks_too(sd1, files, generate):
     assert Image.open(result.files[0]).info["networks"] == "style: 0.8, detail: 0.5"
 
 
+@pytest.fixture(scope="session")
+def xl_files(sdxl, tmp_path_factory):
+    """Network files for the tiny SD XL model, of all its three parts."""
+    folder, layers = tmp_path_factory.mktemp("xl_networks"), layer_shapes(find(sdxl))
+    states = {
+        "style": random_lora(layers, 4, alpha=2, convolutions=False, seed=1),
+        "detail": random_lora(layers, 2, alpha=None, convolutions=True, seed=2),
+        "loha": random_loha(layers, several=True),
+        "tokens": {  # what ComfyUI extracts, text encoders' tables among it
+            f"text_encoders.clip_{letter}.transformer.text_model.embeddings.{table}_embedding.{part}": tensor
+            for letter, width in (("l", 64), ("g", 32))
+            for table, rows in (("token", 49408), ("position", 77))
+            for part, tensor in low_rank(rows, width).items()
+        },
+    }
+    for name, state in states.items():
+        save_file(state, folder / f"{name}.safetensors")
+    return {name: folder / f"{name}.safetensors" for name in states}
+
+
+def low_rank(rows, width):
+    generator = torch.Generator().manual_seed(rows + width)
+    down, up = torch.randn(2, width, generator=generator), torch.randn(rows, 2, generator=generator) * 0.02
+    return {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(2.0)}
+
+
+def test_the_modes_draw_the_same_picture_with_xl(sdxl, xl_files, generate):
+    options = ("--prompt", "a cat --d 1", *networks(*xl_files.values(), mul=(0.8, -0.5, 0.7, 0.6)))
+    plain = generate(sdxl.folder, "--prompt", "a cat --d 1").pictures
+    result = generate(sdxl.folder, *options)
+    assert "keys fit" not in result.stderr
+    assert not same(plain, result.pictures)
+    for mode in (["--network_merge"], ["--network_pre_calc"], ["--network_merge_n_models", 2]):
+        assert same(result.pictures, generate(sdxl.folder, *options, *mode).pictures), mode
+
+
+def test_token_tables_that_networks_change_and_embeddings_lengthen(sdxl, xl_files, generate, tmp_path):
+    """Multipliers that change from line to line; each line as by itself."""
+    tensors = {"clip_l": torch.randn(2, 64), "clip_g": torch.randn(2, 32)}
+    save_file(tensors, tmp_path / "zorb.safetensors")
+    lines = ["a zorb cat --d 1 --am 0.5", "a zorb cat --d 1 --am 0", "a zorb cat --d 1 --am -1"]
+    (tmp_path / "prompts.txt").write_text("\n".join(lines))
+    embedding = ("--textual_inversion_embeddings", tmp_path / "zorb.safetensors")
+    options = (sdxl.folder, *embedding, *networks(xl_files["tokens"]))
+    together = generate(*options, "--from_file", tmp_path / "prompts.txt", "--sequential_file_name").pictures
+    for place, line in enumerate(lines):
+        alone = generate(*options, "--prompt", line, outdir=tmp_path / str(place)).pictures
+        assert same(alone, together[place : place + 1]), line
+    without = generate(sdxl.folder, *embedding, "--prompt", "a zorb cat --d 1", outdir=tmp_path / "without")
+    assert np.array_equal(without.pictures[0], together[1])
+    assert not same(together[:1], together[1:2])
+
+
 @pytest.mark.parametrize("precision", ["--bf16"])
 def test_networks_work_in_half_precision(sd1, files, generate, precision):
     options = ("--prompt", "a cat --d 1", *networks(files["style"], files["loha"]))
@@ -128,85 +165,6 @@ def test_sd2_text_encoders_are_under_the_same_names(sd2, generate, tmp_path):
             result = generate(ckpt, *options, *networks(file))
             assert result.status == 0
             assert not same(plain, result.pictures)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Ways of naming
-
-
-def renamed(state, rename):
-    """A kohya LoRA's state under other names: `rename(target, part)` for lora_down and lora_up."""
-    return {rename(*key): tensor for key, tensor in state.items() if rename(*key)}
-
-
-def ldm_name(sd1):
-    modules = unet_modules(find(sd1).unet.config)
-
-    def rename(target, part):
-        if target[0] == "text_encoder":
-            return f"{kohya_name(target)}.{part}.weight"
-        return f"lora_unet_{original_name(target[1], modules).replace('.', '_')}.{part}.weight"
-
-    return rename
-
-
-def full_path(target):
-    return target[1] if target[0] == UNET else f"text_model.{target[1]}"
-
-
-DIFFUSERS = {"lora_down": "down", "lora_up": "up"}
-PEFT = {"lora_down": "lora_A", "lora_up": "lora_B"}
-
-
-def old_diffusers_name(target, part):
-    if target[0] == "text_encoder":
-        return f"text_encoder.{full_path(target)}.lora_linear_layer.{DIFFUSERS[part]}.weight"
-    block, _, projection = target[1].removesuffix(".0").rpartition(".")
-    return f"unet.{block}.processor.{projection}_lora.{DIFFUSERS[part]}.weight"
-
-
-NAMINGS = {
-    "kohya te1": lambda sd1: lambda t, p: f"{kohya_name(t).replace('lora_te_', 'lora_te1_')}.{p}.weight",
-    "LDM": ldm_name,
-    "old Diffusers": lambda sd1: old_diffusers_name,
-    "Diffusers": lambda sd1: lambda t, p: f"{t[0]}.{full_path(t)}.lora.{DIFFUSERS[p]}.weight",
-    "PEFT in Diffusers": lambda sd1: lambda t, p: f"{t[0]}.{full_path(t)}.{PEFT[p]}.weight",
-    "PEFT": lambda sd1: lambda t, p: f"base_model.model.{full_path(t)}.{PEFT[p]}.default.weight",
-}
-
-
-@pytest.mark.parametrize("naming", NAMINGS)
-def test_every_way_of_naming(sd1, generate, tmp_path, naming):
-    layers = {target: shape for target, shape in layer_shapes(find(sd1)).items() if "attn" in target[1]}
-    state = {}
-    for key, tensor in random_lora(layers, 4, alpha=None, convolutions=False, seed=1).items():
-        name, part, _ = key.rsplit(".", 2)
-        state[next(target for target in layers if kohya_name(target) == name), part] = tensor
-    save_file(renamed(state, lambda t, p: f"{kohya_name(t)}.{p}.weight"), tmp_path / "kohya.safetensors")
-    save_file(renamed(state, NAMINGS[naming](sd1)), tmp_path / "other.safetensors")
-    results = [
-        generate(sd1.safetensors, "--prompt", "a cat --d 1", *networks(tmp_path / f"{name}.safetensors"))
-        for name in ("kohya", "other")
-    ]
-    assert "keys fit" not in results[1].stderr  # all of them do
-    assert same(*(result.pictures for result in results))
-
-
-@pytest.mark.parametrize("place", ["folder", "metadata"])
-def test_peft_keeps_alpha_apart(tmp_path, place):
-    state = {f"unet.mid.{name}.lora_A.weight": torch.ones(4, 8) for name in ("a", "b")}
-    config = {"r": 4, "lora_alpha": 8, "alpha_pattern": {"b": 2}}
-    if place == "folder":
-        save_file(state, tmp_path / "adapter_model.safetensors")
-        (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"use_rslora": True}))
-        expected = (16, 4)  # alpha * sqrt(r)
-        read = read_state(open_network(tmp_path))
-    else:
-        text = json.dumps({f"unet.{name}": value for name, value in config.items()})
-        save_file(state, tmp_path / "x.safetensors", metadata={"lora_adapter_metadata": text})
-        expected = (8, 2)
-        read = read_state(open_network(tmp_path / "x.safetensors"))
-    assert (float(read["unet.mid.a.alpha"]), float(read["unet.mid.b.alpha"])) == expected
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -332,6 +290,35 @@ def test_lycoris_draws_the_same_from_its_own_files(sd1, loaded, generate, tmp_pa
     assert not same(plain, ours.pictures)
 
 
+@pytest.mark.parametrize("algo", ["locon", "loha"])
+@pytest.mark.parametrize("naming", ["original", "diffusers"])
+def test_lycoris_draws_the_same_with_xl(sdxl, generate, tmp_path, algo, naming):
+    """Its files for XL have the original's names of the U-Net, which this U-Net does not."""
+    model = find(sdxl)
+    layers = layer_shapes(model)
+    state = random_lora(layers, 4, alpha=2, convolutions=False, seed=1)
+    if algo == "loha":
+        state = {key: tensor * 2 for key, tensor in random_loha(layers, several=True).items()}
+        state |= {f"{key.partition('.')[0]}.alpha": torch.tensor(2.0) for key in state}
+    if naming == "original":
+        modules = unet_modules(model.unet.config)
+        names = {
+            kohya_name(target): f"lora_unet_{original_name(target[1], modules).replace('.', '_')}"
+            for target in layers
+            if target[0] == UNET
+        }
+        split = [(*key.partition("."), tensor) for key, tensor in state.items()]
+        state = {f"{names.get(module, module)}.{part}": tensor for module, _, part, tensor in split}
+    save_file(state, tmp_path / "x.safetensors")
+    options = ("--prompt", "a cat --d 1", "--network_mul", 0.7, "--network_weights", tmp_path / "x.safetensors")
+    ours = generate(sdxl.folder, *options, "--network_module", "networks.lora")
+    theirs = generate(sdxl.folder, *options, "--network_module", "lycoris.kohya")
+    assert theirs.status == 0, theirs.stderr
+    assert "keys fit" not in ours.stderr + theirs.stderr
+    assert same(ours.pictures, theirs.pictures)
+    assert not same(generate(sdxl.folder, "--prompt", "a cat --d 1").pictures, ours.pictures)
+
+
 def test_what_other_modules_print_is_no_result(sd1, files, generate, tmp_path, monkeypatch):
     """Standard output is for what a script reads, whatever a module says when it is looked for, imported and used."""
     (tmp_path / "loud").mkdir()
@@ -388,13 +375,6 @@ def test_metadata_is_shown_in_readable_form(sd1, files, generate):
     assert '  ss_output_name: style\n  ss_tags:\n    {\n      "cat": 3\n    }\n' in result.stderr
 
 
-def refused(generate, ckpt, *options) -> str:
-    result = generate(ckpt, "--prompt", "a", *options)
-    assert result.status == 2
-    (line,) = result.stderr.splitlines()
-    return line
-
-
 def test_numbers_that_do_not_pair_up(sd1, files, generate, tmp_path):
     file = files["style"]
     two = ("--network_module", "networks.lora", "networks.lora")
@@ -442,25 +422,6 @@ def test_multipliers_need_a_network_that_they_can_change(sd1, files, generate, m
     result = generate(sd1.folder, *(networks(files["style"]) if mode else ()), *mode, "--prompt", "a --am 0.5")
     assert result.status == 2
     assert "--am 0.5: there is no network whose multiplier could change" in result.stderr
-
-
-def test_files_of_other_families(sd1, sd2, generate, tmp_path):
-    def of_width(width, prefix="lora_te_text_model_encoder_layers_0"):
-        down, up = torch.ones(2, width), torch.ones(width, 2)
-        name = f"{prefix}_self_attn_q_proj"
-        return {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
-
-    for state, family in (
-        (of_width(768), "it is made for Stable Diffusion 1.x"),
-        (of_width(1024), "it is made for Stable Diffusion 2.x"),
-        (of_width(1280, "lora_te2_text_model_encoder_layers_0"), "it is made for Stable Diffusion XL"),
-        (of_width(64, "lora_unet_double_blocks_0"), "it is made for a Flux model"),
-        ({"emb_params": torch.ones(1, 64)}, "it is a textual inversion embedding that networks.lora can read"),
-        ({"x.weight": torch.ones(1)}, "0 of 1 keys fit"),
-    ):
-        save_file(state, tmp_path / "other.safetensors")
-        message = refused(generate, sd1.folder, *networks(tmp_path / "other.safetensors"))
-        assert family in message
 
 
 def test_keys_without_a_layer_are_counted(sd1, files, generate, tmp_path):

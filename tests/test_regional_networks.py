@@ -7,7 +7,7 @@ from diffusers import UNet2DConditionModel
 from loading import prompt_encoder
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 import gen_img_diffusers
 from library.files.model_files import find_model
@@ -18,19 +18,23 @@ SIZE = ("--W", 128, "--H", 128, "--steps", 2)
 OWN = ("--network_module", "networks.lora", "networks.lora")
 
 
-def write_network(path, family, kind: str, seed: int, parts=("unet", "te")):
-    """A network of random weights for every layer but the time embedding, which regions do not divide."""
+def write_network(path, family, kind: str, seed: int):
+    """A network of random weights for every layer but the embeddings of time and sizes, which regions do not divide."""
     models = {
         "unet": UNet2DConditionModel.from_pretrained(family.folder / "unet"),
         "te": CLIPTextModel.from_pretrained(family.folder / "text_encoder"),
     }
+    if (family.folder / "text_encoder_2").is_dir():
+        models["te1"] = models.pop("te")
+        models["te2"] = CLIPTextModelWithProjection.from_pretrained(family.folder / "text_encoder_2")
     rng = torch.Generator().manual_seed(seed)
     state = {}
-    for part in parts:
-        for name, layer in models[part].named_modules():
-            if not isinstance(layer, torch.nn.Linear | torch.nn.Conv2d) or "time_emb" in name:
+    for part, model in models.items():
+        for name, layer in model.named_modules():
+            if not isinstance(layer, torch.nn.Linear | torch.nn.Conv2d) or "time_emb" in name or "add_emb" in name:
                 continue
-            name = name if part == "unet" or name.startswith("text_model.") else f"text_model.{name}"
+            bare = part == "unet" or name == "text_projection" or name.startswith("text_model.")
+            name = name if bare else f"text_model.{name}"
             state |= {
                 f"lora_{part}_{name.replace('.', '_')}.{key}": value
                 for key, value in layer_parts(kind, layer.weight.shape, rng).items()
@@ -56,11 +60,15 @@ def layer_parts(kind: str, shape: torch.Size, rng: torch.Generator) -> dict[str,
 
 
 @pytest.fixture(scope="module")
-def networks(sd1, sd2, tmp_path_factory):
-    """A LoRA and a LoHa, and a LoRA for SD 2.x."""
+def networks(sd1, sd2, sdxl, tmp_path_factory):
+    """A LoRA and a LoHa, and LoRAs for SD 2.x and XL."""
     folder = tmp_path_factory.mktemp("networks")
     files = {kind: write_network(folder / f"{kind}.safetensors", sd1, kind, 1) for kind in ("lora", "loha")}
-    return files | {"lora for sd2": write_network(folder / "lora2.safetensors", sd2, "lora", 2)}
+    others = {"sd2": sd2, "sdxl": sdxl}
+    return files | {
+        f"lora for {name}": write_network(folder / f"{name}.safetensors", other, "lora", 2)
+        for name, other in others.items()
+    }
 
 
 @pytest.fixture
@@ -77,7 +85,9 @@ def largest(first, second) -> int:
     return max(int(np.abs(a - b).max()) for a, b in zip(first, second))
 
 
-@pytest.mark.parametrize(("family_name", "kind"), [("sd1", "lora"), ("sd1", "loha"), ("sd2", "lora for sd2")])
+@pytest.mark.parametrize(
+    ("family_name", "kind"), [("sd1", "lora"), ("sd1", "loha"), ("sd2", "lora for sd2"), ("sdxl", "lora for sdxl")]
+)
 def test_one_network_in_both_halves_is_one_everywhere(request, generate, networks, halves, family_name, kind):
     """Every rule at once: text, keys and values by part, outcomes averaged, the rest by region.
 

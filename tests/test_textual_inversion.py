@@ -21,6 +21,7 @@ from library.plan.planning import make_plan
 from library.plan.tokens import CHUNK_TOKENS, PADDING
 
 WIDTH = 64
+PLAIN, XTI = "--textual_inversion_embeddings", "--XTI_embeddings"
 
 
 def vectors(number: int = 2, seed: int = 0) -> torch.Tensor:
@@ -82,6 +83,60 @@ def test_every_format(sd1, tmp_path, name):
     (embedding,) = find_embeddings([str(tmp_path / f"myword{suffix}")], [], model)
     assert embedding.word == "myword"
     torch.testing.assert_close(embedding.vectors, ((expected,),))
+
+
+@pytest.mark.parametrize(
+    ("family", "names"),
+    [("sd1", ["clip_l"]), ("sd1", ["string_to_param.*"]), ("sd1", ["emb_params"]), ("sdxl", ["clip_l", "clip_g"])],
+)
+def test_words_that_come_along_in_a_network(request, generate, tmp_path, family, names):
+    """As if their files were given beside the network."""
+    models = request.getfixturevalue(family)
+    own = {
+        name: torch.randn(2, width, generator=torch.Generator().manual_seed(1)) for name, width in zip(names, (64, 32))
+    }
+    lora = {"lora_unet_conv_in.diff_b": torch.full((32,), 0.2)}
+    save_file(lora | {f"bundle_emb.zorb.{name}": tensor for name, tensor in own.items()}, tmp_path / "both.safetensors")
+    save_file(lora, tmp_path / "lora.safetensors")
+    save_file(
+        {name.removeprefix("string_to_param."): tensor for name, tensor in own.items()}, tmp_path / "zorb.safetensors"
+    )
+    options = (models.folder, "--prompt", "a zorb cat --d 1", "--network_module", "networks.lora", "--network_weights")
+    apart = generate(*options, tmp_path / "lora.safetensors", PLAIN, tmp_path / "zorb.safetensors")
+    together = generate(*options, tmp_path / "both.safetensors")
+    without = generate(*options, tmp_path / "lora.safetensors")
+    assert together.status == 0
+    assert "keys fit" not in together.stderr
+    assert np.array_equal(apart.pictures, together.pictures)
+    assert np.abs(together.pictures[0] - without.pictures[0]).max() > 1
+
+
+def test_words_of_a_network_that_are_given_already_are_left_aside(sd1, generate, tmp_path):
+    state = {f"bundle_emb.{word}.clip_l": vectors() for word in ("zorb", "cat", "quux")}
+    state |= {"bundle_emb.quux.clip_l_out": vectors(), "lora_unet_conv_in.diff_b": torch.zeros(32)}
+    save_file(state, tmp_path / "both.safetensors")
+    save_file({"emb_params": vectors() * 5}, tmp_path / "zorb.safetensors")
+    network = ("--network_module", "networks.lora", "--network_weights", tmp_path / "both.safetensors")
+    options = ("--prompt", "a zorb --d 1", PLAIN, tmp_path / "zorb.safetensors")
+    result = generate(sd1.folder, *options, *network)
+    assert result.status == 0
+    assert "its embedding 'zorb' is left aside, the word is another file's" in result.stderr
+    assert "its embedding 'cat' is left aside, the word is one of the model's vocabulary" in result.stderr
+    assert "left aside: clip_l_out" in result.stderr
+    assert np.array_equal(result.pictures, generate(sd1.folder, *options).pictures)
+
+
+def test_an_embedding_for_one_encoder_alone(sd1, sdxl, generate, tmp_path):
+    """`clip_l` by itself is one for SD 1.x."""
+    save_file({"clip_l": vectors() * 5}, tmp_path / "zorb.safetensors")
+    (tmp_path / "plain").mkdir()
+    save_file({"emb_params": vectors() * 5}, tmp_path / "plain/zorb.safetensors")
+    options = ("--prompt", "a zorb --d 1", PLAIN)
+    results = [generate(sd1.folder, *options, tmp_path / name / "zorb.safetensors") for name in ("", "plain")]
+    assert np.array_equal(results[0].pictures, results[1].pictures)
+    result = generate(sdxl.folder, *options, tmp_path / "zorb.safetensors")
+    assert result.status == 2
+    assert "its vectors are 64 wide, those of Stable Diffusion XL 64 and 32" in result.stderr
 
 
 def test_words_act_in_prompt_and_negative_prompt(sd1, generate, tmp_path):
@@ -289,8 +344,6 @@ def test_xti_with_equal_layers_is_textual_inversion(sd1, generate, tmp_path):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Faults
-
-PLAIN, XTI = "--textual_inversion_embeddings", "--XTI_embeddings"
 
 
 @pytest.mark.parametrize(

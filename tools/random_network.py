@@ -43,7 +43,8 @@ def random_lora(
     state = {}
     several = ("text_encoder_2", "text_projection") in layers
     for target, shape in layers.items():
-        if len(shape) < 2 or not (convolutions or "attn" in target[1] or ".ff." in target[1] or ".mlp." in target[1]):
+        usual = any(mark in target[1] for mark in ("attn", ".ff.", ".mlp."))
+        if len(shape) < 2 or "embeddings." in target[1] or not (convolutions or usual):
             continue
         inputs = math.prod(shape[1:])
         down = torch.randn(rank, *shape[1:], generator=generator) / inputs**0.5

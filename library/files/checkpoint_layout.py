@@ -9,6 +9,9 @@ from typing import Any
 
 Shapes = Mapping[str, tuple[int, ...]]
 
+# Of a U-Net's configuration, beside diffusers' own: by how many each level's blocks are counted on. It is one more than
+# the level has layers, but Diffusers' conversion counts by three where there is one layer, too, and leaves gaps.
+BLOCKS_PER_LEVEL = "original_blocks_per_level"
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
 CONTROL_PREFIX = "control_model."
@@ -57,6 +60,7 @@ def unet_modules(config: Mapping) -> dict[str, str]:
     Attention blocks map as a whole: inside them both name things alike.
     """
     levels, layers = len(config["block_out_channels"]), config["layers_per_block"]
+    stride = config.get(BLOCKS_PER_LEVEL) or layers + 1
     names = {
         "conv_in": "input_blocks.0.0",
         "time_embedding.linear_1": "time_embed.0",
@@ -72,20 +76,52 @@ def unet_modules(config: Mapping) -> dict[str, str]:
 
     for level in range(levels):
         for layer in range(layers):
-            block = 1 + level * (layers + 1) + layer
+            block = 1 + level * stride + layer
             resnet(f"down_blocks.{level}.resnets.{layer}", f"input_blocks.{block}.0")
             names[f"down_blocks.{level}.attentions.{layer}"] = f"input_blocks.{block}.1"
-        names[f"down_blocks.{level}.downsamplers.0.conv"] = f"input_blocks.{(level + 1) * (layers + 1)}.0.op"
+        names[f"down_blocks.{level}.downsamplers.0.conv"] = f"input_blocks.{(level + 1) * stride}.0.op"
         for layer in range(layers + 1):
-            block = level * (layers + 1) + layer
+            block = level * stride + layer
             resnet(f"up_blocks.{level}.resnets.{layer}", f"output_blocks.{block}.0")
             names[f"up_blocks.{level}.attentions.{layer}"] = f"output_blocks.{block}.1"
         place = 2 if "CrossAttn" in config["up_block_types"][level] else 1
-        names[f"up_blocks.{level}.upsamplers.0.conv"] = f"output_blocks.{level * (layers + 1) + layers}.{place}.conv"
+        names[f"up_blocks.{level}.upsamplers.0.conv"] = f"output_blocks.{(level + 1) * stride - 1}.{place}.conv"
     resnet("mid_block.resnets.0", "middle_block.0")
     names["mid_block.attentions.0"] = "middle_block.1"
     resnet("mid_block.resnets.1", "middle_block.2")
     return names
+
+
+def unet_convolutions(config: Mapping) -> dict[str, tuple[int, ...]]:
+    """The shapes of the weights of a U-Net's residual blocks and samplers, by diffusers' paths and a configuration."""
+    widths, layers = config["block_out_channels"], config["layers_per_block"]
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def resnet(path: str, inputs: int, outputs: int) -> None:
+        shapes[f"{path}.conv1"] = (outputs, inputs, 3, 3)
+        shapes[f"{path}.time_emb_proj"] = (outputs, 4 * widths[0])
+        shapes[f"{path}.conv2"] = (outputs, outputs, 3, 3)
+        if inputs != outputs:
+            shapes[f"{path}.conv_shortcut"] = (outputs, inputs, 1, 1)
+
+    before, skips = widths[0], [widths[0]]
+    for level, width in enumerate(widths):
+        for layer in range(layers):
+            resnet(f"down_blocks.{level}.resnets.{layer}", before, width)
+            before = width
+            skips.append(width)
+        if level < len(widths) - 1:
+            shapes[f"down_blocks.{level}.downsamplers.0.conv"] = (width, width, 3, 3)
+            skips.append(width)
+    for layer in range(2):
+        resnet(f"mid_block.resnets.{layer}", before, before)
+    for level, width in enumerate(reversed(widths)):
+        for layer in range(layers + 1):
+            resnet(f"up_blocks.{level}.resnets.{layer}", before + skips.pop(), width)
+            before = width
+        if level < len(widths) - 1:
+            shapes[f"up_blocks.{level}.upsamplers.0.conv"] = (width, width, 3, 3)
+    return shapes
 
 
 def control_net_modules(unet_config: Mapping, hint_blocks: int) -> dict[str, str]:
@@ -177,9 +213,14 @@ def unet_sizes(shapes: Shapes) -> dict[str, Any]:
     if not down:
         raise KeyError("input_blocks.1.0.in_layers.2.weight")
     layers = len(down[0])
-    outputs = [_depth(shapes, f"output_blocks.{block}.1") for block in range(len(down) * (layers + 1))]
-    up = [outputs[first : first + layers + 1] for first in range(0, len(outputs), layers + 1)]
+    samplers = (block for block in range(1, 20) if f"input_blocks.{block}.0.op.weight" in shapes)
+    stride = next(samplers, layers + 1)
+    up = [
+        [_depth(shapes, f"output_blocks.{level * stride + layer}.1") for layer in range(layers + 1)]
+        for level in range(len(down))
+    ]
     return {
+        BLOCKS_PER_LEVEL: stride,
         "in_channels": shapes["input_blocks.0.0.weight"][1],
         "block_out_channels": widths,
         "layers_per_block": layers,

@@ -60,6 +60,7 @@ class Family:
         tokenizer_name: of its folder below `--tokenizer_cache_dir`.
         network_marks: parts of flat module names that only networks for models of its shape have.
         architecture: how `modelspec.architecture` begins in its files' metadata.
+        network_base: how `ss_base_model_version` begins in those of networks that sd-scripts trained.
         head_size: of the U-Net's attention where all widths have the same; None where they have a number of heads.
         size_px: of a picture's sides where nothing says otherwise.
         clip_skip: which of the text encoders' layers, counted from the last, is taken where nothing says otherwise.
@@ -78,6 +79,7 @@ class Family:
     tokenizer_name: str
     network_marks: tuple[str, ...]
     architecture: str
+    network_base: str
     head_size: int | None = None
     size_px: int = 512
     clip_skip: int = 1
@@ -156,7 +158,12 @@ _OPENCLIP_NAMES = TextNames("cond_stage_model.model.", openclip=True)
 # Stability AI's later training code, which XL was made with, names those of the older families so, too
 _FIRST_CLIP_NAMES = TextNames("conditioner.embedders.0.transformer.", openclip=False)
 _FIRST_OPENCLIP_NAMES = TextNames("conditioner.embedders.0.model.", openclip=True)
-_LORA_PREFIXES = ("lora_te1_", "lora_te_", "oft_te_", "text_encoder_", "text_encoders_clip_l_transformer_")
+_LORA_PREFIXES = (
+    *("lora_te1_", "lora_te_", "oft_te1_", "oft_te_", "text_encoder_", "text_encoders_clip_l_transformer_"),
+    *("lora_clip_l_", "clip_l_", "cond_stage_model_transformer_", "conditioner_embedders_0_transformer_"),
+    # Stable Diffusion 2.x
+    *("text_encoders_clip_h_transformer_", "cond_stage_model_model_", "conditioner_embedders_0_model_"),
+)
 _MARKS_OF_FOUR_LEVELS = (
     *("down_blocks_0_attentions", "input_blocks_1_1_", "input_blocks_2_1_", "down_blocks_3_", "up_blocks_3_"),
     *(f"{blocks}_{number}_" for blocks in ("input_blocks", "output_blocks") for number in (9, 10, 11)),
@@ -177,6 +184,7 @@ SD1 = Family(
     tokenizer_name="clip-vit-large-patch14",
     network_marks=_MARKS_OF_FOUR_LEVELS,
     architecture="stable-diffusion-v1",
+    network_base="sd_v1",
 )
 SD2 = Family(
     version="2.x",
@@ -193,6 +201,7 @@ SD2 = Family(
     tokenizer_name="stable-diffusion-2",
     network_marks=_MARKS_OF_FOUR_LEVELS,
     architecture="stable-diffusion-v2",
+    network_base="sd_v2",
     head_size=64,
     option="v2",
     may_hide_v=True,
@@ -215,17 +224,22 @@ SDXL = Family(  # Podell et al. 2023, https://arxiv.org/abs/2307.01952
             pad_token="!",
             final_norm=False,
             pooled=True,
-            lora_prefixes=("lora_te2_", "lora_te_", "oft_te2_", "text_encoder_2_", "text_encoders_clip_g_transformer_"),
+            lora_prefixes=(
+                *("lora_te2_", "lora_te_", "oft_te2_", "text_encoder_2_", "text_encoders_clip_g_transformer_"),
+                *("lora_clip_g_", "clip_g_", "conditioner_embedders_1_model_"),
+            ),
             embedding_keys=("clip_g", "text_encoders_1"),
         ),
     ),
     tokenizer_name="clip-vit-large-patch14",
     network_marks=(
-        *("lora_te2_", "text_encoder_2_", "text_encoders_clip_g_", "label_emb_", "add_embedding_"),
+        *("lora_te2_", "oft_te2_", "lora_clip_g_", "text_encoder_2_", "text_encoders_clip_g_"),
+        *("conditioner_embedders_1_", "label_emb_", "add_embedding_", "output_blocks_2_2_conv"),
         *(f"transformer_blocks_{block}_" for block in range(1, 10)),
         *("up_blocks_0_attentions", *(f"output_blocks_{block}_1_transformer" for block in (0, 1, 2))),
     ),
     architecture="stable-diffusion-xl",
+    network_base="sdxl",
     head_size=64,
     size_px=1024,
     clip_skip=2,

@@ -208,10 +208,10 @@ def _open_folder(path: Path, subject: str, *, needs_vae: bool) -> _Opened:
     parts = _text_parts(path)
     for part in ("unet", *(("vae",) if needs_vae else ()), *parts):
         if not (path / part / "config.json").is_file():
-            raise InputError(
-                f"--ckpt {path}",
-                f"is no Diffusers model folder: {part}/config.json is missing; give the folder above unet/",
-            )
+            problem = f"is no Diffusers model folder: {part}/config.json is missing; give the folder above unet/"
+            if part == "vae" and (path / "unet/config.json").is_file():
+                problem = "has no vae folder; give a VAE with --vae"
+            raise InputError(f"--ckpt {path}", problem)
     unet = _whole(folder_component(path / "unet", *WEIGHT_STEMS), UNSAID_UNET)
     _check_unet(unet.config, subject)
     found = {part: _whole(folder_component(path / part, *TEXT_STEMS), UNSAID_TEXT) for part in parts}
@@ -286,9 +286,10 @@ def _open_single_file(path: Path, subject: str, *, needs_vae: bool) -> _Opened:
     if (kind and (missing or "checkpoint" in kind)) or len(missing) == len(parts):
         raise InputError(subject, f"is {kind or 'no Stable Diffusion checkpoint'}; give a {ANY_FAMILY} model")
     if missing:
-        raise InputError(subject, f"has no {' and no '.join(missing)}; give a whole checkpoint")
+        remedy = "a VAE with --vae" if missing == ["VAE"] else "a whole checkpoint"
+        raise InputError(subject, f"has no {' and no '.join(missing)}; give {remedy}")
     try:
-        return _open_parts(weights, subject)
+        return _open_parts(weights, subject, needs_vae=needs_vae)
     except KeyError as problem:
         what = f"{problem} is missing"
     except (IndexError, ZeroDivisionError):
@@ -296,14 +297,13 @@ def _open_single_file(path: Path, subject: str, *, needs_vae: bool) -> _Opened:
     raise InputError(subject, f"is no whole Stable Diffusion checkpoint: {what}; download it again")
 
 
-def _open_parts(weights: WeightFile, subject: str) -> _Opened:
+def _open_parts(weights: WeightFile, subject: str, *, needs_vae: bool) -> _Opened:
     sizes = layout.unet_sizes(_cut(weights.shapes, layout.UNET_PREFIX))
     _check_unet(sizes, subject)
     family = _tell_family(sizes, lambda family: family.fits_file(weights.shapes))
     texts = tuple(_text_component(weights, family, kind) for kind in family.encoders)
     unet = _unet_component(weights, family, sizes)
-    has_vae = any(name.startswith(layout.VAE_PREFIX) for name in weights.shapes)
-    vae = _vae_component(weights, family) if has_vae else None
+    vae = _vae_component(weights, family) if needs_vae else None
     _check_unet(unet.config, subject)
     _check_text_encoders([text.config for text in texts], unet.config, subject)
     return family, unet, vae, texts

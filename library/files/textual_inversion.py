@@ -9,6 +9,7 @@ import base64
 import binascii
 import json
 import logging
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from library.files.model_files import ModelFiles, name_kind
 from library.files.pictures import opened
 from library.files.safetensors_file import FLOATING
 from library.files.tokenizers import read_vocabulary
-from library.files.weight_files import PickleFile, open_weights, parameter_dict_tensors
+from library.files.weight_files import PickleFile, WeightFile, open_weights, parameter_dict_tensors
 from library.texts import readable
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ XTI_LAYERS = (
     *(f"OUT{block:02d}" for block in range(3, 12)),
 )
 _SECOND = "_2"  # how Diffusers ends the name of the file with a word's vectors for the second text encoder
+_BUNDLED = re.compile(r"bundle_emb\.(?P<word>[^.]+)\.(?:string_to_param\.)?(?P<name>.+)")
+_OUTPUT = "_out"  # how OneTrainer ends the names of vectors that are added to a text encoder's output
 _NAMES = {  # of vectors; whole numbers under other names tell something else
     *("emb_params", *XTI_LAYERS),
     *(key for family in FAMILIES for kind in family.encoders for key in kind.embedding_keys),
@@ -71,15 +74,19 @@ def plain_word(name: str) -> str:
     return " ".join("".join(character.lower() for character in unicodedata.normalize("NFC", name)).split())
 
 
-def find_embeddings(files: Sequence[str], xti_files: Sequence[str], model: ModelFiles) -> tuple[Embedding, ...]:
-    """Read and check the embeddings of `--textual_inversion_embeddings` and `--XTI_embeddings`.
+def find_embeddings(
+    files: Sequence[str], xti_files: Sequence[str], model: ModelFiles, networks: Sequence[WeightFile] = ()
+) -> tuple[Embedding, ...]:
+    """Read and check the embeddings of `--textual_inversion_embeddings` and `--XTI_embeddings`, and those that come
+    along in network files.
 
     Raises:
         InputError: for a file that is none, or is made for another model, and for a word that two files have or that
             the model's vocabulary has.
     """
     embeddings: dict[str, Embedding] = {}
-    vocabulary = read_vocabulary(model.tokenizer) if files or xti_files else frozenset()
+    bundles = {weights.path: bundled for weights in networks if (bundled := _bundled_tensors(weights))}
+    vocabulary = read_vocabulary(model.tokenizer) if files or xti_files or bundles else frozenset()
     for option, names, extended in (
         ("--textual_inversion_embeddings", files, False),
         ("--XTI_embeddings", xti_files, True),
@@ -89,10 +96,7 @@ def find_embeddings(files: Sequence[str], xti_files: Sequence[str], model: Model
             if _is_second(path, names, model.family):
                 continue
             word = readable(path.stem)
-            vectors = _choose_vectors(_read_pair(path, model.family), model, subject, extended=extended)
-            embedding = Embedding(word, vectors)
-            for text, of_encoder in zip(model.texts, vectors):
-                _check_vectors(of_encoder, text.config["hidden_size"], subject)
+            embedding = _make_embedding(word, _read_pair(path, model.family), model, subject, extended=extended)
             plain = plain_word(word)
             if not plain:
                 raise InputError(subject, "its name is no word; rename the file")
@@ -102,7 +106,34 @@ def find_embeddings(files: Sequence[str], xti_files: Sequence[str], model: Model
             if plain in embeddings:
                 raise InputError(subject, f"another file gives the word {word!r} too; rename one of them")
             embeddings[plain] = embedding
+    for path, words in bundles.items():
+        for word, tensors in words.items():
+            subject, plain = f"--network_weights {path}", plain_word(word)
+            if plain in embeddings or f"{plain}</w>" in vocabulary:
+                other = "another file's" if plain in embeddings else "one of the model's vocabulary"
+                logger.warning("%s: its embedding %r is left aside, the word is %s", subject, word, other)
+            else:
+                embeddings[plain] = _make_embedding(word, tensors, model, subject, extended=False)
     return tuple(embeddings.values())
+
+
+def _make_embedding(
+    word: str, tensors: "Mapping[str, torch.Tensor]", model: ModelFiles, subject: str, *, extended: bool
+) -> Embedding:
+    """The embedding of a file's tensors, checked against the model."""
+    vectors = _choose_vectors(tensors, model, subject, extended=extended)
+    for text, of_encoder in zip(model.texts, vectors):
+        _check_vectors(of_encoder, text.config["hidden_size"], subject)
+    return Embedding(word, vectors)
+
+
+def _bundled_tensors(weights: WeightFile) -> "dict[str, dict[str, torch.Tensor]]":
+    """The tensors of each word whose embedding a network file holds, as OneTrainer and the web UI bundle them."""
+    words: dict[str, dict[str, torch.Tensor]] = {}
+    for key in weights.shapes:
+        if match := _BUNDLED.fullmatch(key):
+            words.setdefault(match["word"], {})[match["name"]] = weights.tensor(key).clone()
+    return words
 
 
 def read_tensors(path: Path) -> "dict[str, torch.Tensor]":
@@ -122,7 +153,8 @@ def read_tensors(path: Path) -> "dict[str, torch.Tensor]":
     if isinstance(weights, PickleFile) and (tensors := parameter_dict_tensors(path, "string_to_param")):
         return tensors
     if (kind := name_kind(weights)) and "embedding" not in kind:
-        raise InputError(str(path), f"is {kind}, not a textual inversion embedding; give an embedding")
+        remedy = "give it with --network_weights" if "LoRA" in kind and "Control" not in kind else "give an embedding"
+        raise InputError(str(path), f"is {kind}, not a textual inversion embedding; {remedy}")
     vectors = [name for name, kind in weights.types.items() if kind in FLOATING or name in _NAMES]
     tensors = {name: weights.tensor(name).clone() for name in vectors or weights.shapes}
     weights.close()
@@ -168,6 +200,9 @@ def _choose_vectors(
     tensors: "Mapping[str, torch.Tensor]", model: ModelFiles, subject: str, *, extended: bool
 ) -> "tuple[tuple[torch.Tensor, ...], ...]":
     """Find the vectors among a file's tensors, whatever format it has; see `Embedding`."""
+    if added := sorted(name for name in tensors if name.endswith(_OUTPUT) and name.removesuffix(_OUTPUT) in tensors):
+        logger.warning("%s: left aside: %s", subject, ", ".join(added))
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in added}
     for keys in zip(*(kind.embedding_keys for kind in model.family.encoders)):
         if set(keys) <= set(tensors):
             if left := sorted(set(tensors) - set(keys)):

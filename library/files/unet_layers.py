@@ -21,7 +21,10 @@ def unet_layers(unet: Component) -> Iterator[tuple[str, Shape]]:
 
 
 def original_paths(paths: Iterable[str], config: Mapping) -> dict[str, str]:
-    """Module paths of a U-Net by the original's names of them, `_` for `.`, as network files have them."""
-    modules = layout.unet_modules(config)
+    """Module paths of a U-Net by the original's names of them, `_` for `.`, as network files have them.
+
+    These count blocks as the published models do, whatever the checkpoint does.
+    """
+    modules = layout.unet_modules({name: value for name, value in config.items() if name != layout.BLOCKS_PER_LEVEL})
     originals = ((layout.original_name(path, modules), path) for path in paths)
     return {original.replace(".", "_"): path for original, path in originals if original}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -79,8 +79,9 @@ def load_models(files: ModelFiles, weights: ModelWeights) -> Models:
 
 def load_unet(component: Component, weights: CastWeights) -> UNet2DConditionModel:
     """Build and fill the U-Net."""
-    unet = build(component, UNet2DConditionModel.from_config)
-    modules = layout.unet_modules(unet.config)
+    config = {name: value for name, value in component.config.items() if name != layout.BLOCKS_PER_LEVEL}
+    unet = build(replace(component, config=config), UNet2DConditionModel.from_config)
+    modules = layout.unet_modules(component.config)
 
     def sources(target: str) -> Iterator[Source]:
         yield Source(target)

@@ -67,7 +67,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
     schedule, notes, doubts = noise_schedule.from_options(options, model.prediction)
     _tell(notes, doubts)
     networks = plan_networks(options, model)
-    text = _text_plan(options, model)
+    text = _text_plan(options, model, networks)
     seed = options.seed if options.seed is not None else random_seed()
     maker = JobMaker(
         _job_defaults(options, networks),
@@ -147,9 +147,10 @@ def _tell(notes: Iterable[str], warnings: Iterable[str]) -> None:
         logger.warning("%s", warning)
 
 
-def _text_plan(options: Options, model: ModelFiles) -> TextPlan:
+def _text_plan(options: Options, model: ModelFiles, networks: NetworkPlan) -> TextPlan:
     """How prompts are read by this model."""
-    embeddings = find_embeddings(options.textual_inversion_embeddings or [], options.XTI_embeddings or [], model)
+    files, xti_files = options.textual_inversion_embeddings or [], options.XTI_embeddings or []
+    embeddings = find_embeddings(files, xti_files, model, [spec.weights for spec in networks.specs])
     return TextPlan(
         model=model,
         embeddings=embeddings,
