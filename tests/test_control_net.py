@@ -102,7 +102,7 @@ def test_objects_for_scripts_tell_of_control_nets(sd1, net1, generate, guides):
     )
     assert result.status == 0, result.stderr
     _, second = map(json.loads, result.stdout.splitlines())
-    each = {"name": file.stem, "file": str(file), "is_difference": False, "end": 1}
+    each = {"name": file.stem, "file": str(file), "lllite": False, "is_difference": False, "kind": None, "end": 1}
     assert second["control_net_together"] is True
     assert second["control_nets"] == [
         each | {"canny": None, "weight": 0.5, "start": 0, "guide": str(guides / "2.png")},

@@ -20,6 +20,7 @@ from library.files.model_files import ModelFiles, find_model
 from library.files.textual_inversion import Embedding, find_embeddings
 from library.machine.attention import sdpa
 from library.models.models import load_text_encoder, load_unet
+from library.settings.sizes import ToldSizes
 from networks.keys import UNET, LayerNames, layer_shapes
 from networks.lora import LoraNetwork
 
@@ -229,6 +230,26 @@ def test_rows_are_cut_and_sizes_stay_whole_numbers():
     assert prompt.pooled.tolist() == [[2], [3]]
     assert (prompt.pooled.dtype, prompt.sizes.dtype) == (torch.bfloat16, torch.float32)
     assert prompt.sizes.tolist() == [[1023.0] * 6] * 2
+
+
+def test_sizes_become_cosines_then_sines(xl):
+    """Numbers worked out by hand: cos(1024 f) for 128 frequencies, then sin(1024 f)."""
+    unet = UNet2DConditionModel.from_config(xl.unet.config)
+    (numbers,) = unet.add_time_proj(torch.tensor([1024.0]))
+    expected = [0.9874, -0.5376, 0.6835, 0.9940, -0.1585, -0.8432, 0.7300, 0.1180, 0.1098]
+    places = [0, 1, 2, 127, 128, 129, 130, 254, 255]
+    torch.testing.assert_close(numbers[places], torch.tensor(expected), rtol=0, atol=1e-4)
+    assert torch.tensor(1023.0).bfloat16() == 1024  # why sizes stay float32
+
+
+def test_a_height_stands_before_its_width_and_the_top_before_the_left():
+    sizes = ToldSizes(original_width=640, original_height=384, crop_top=32, crop_left=96, original_width_negative=80)
+    assert sizes.numbers(1024, 768, negative=False) == (384, 640, 32, 96, 768, 1024)
+    assert sizes.numbers(1024, 768, negative=True) == (384, 80, 32, 96, 768, 1024)
+    assert ToldSizes().numbers(1024, 768, negative=True) == (768, 1024, 0, 0, 768, 1024)
+    assert sizes.scaled(0.5) == ToldSizes(
+        original_width=320, original_height=192, crop_top=16, crop_left=48, original_width_negative=40
+    )
 
 
 def test_families_without_them_call_the_unet_as_ever():

@@ -230,6 +230,8 @@ def test_unets_for_more_than_text_are_refused(sd1, tmp_path, changes, message):
         (["control_model.zero_convs.0.0.weight"], "a ControlNet"),
         (["emb_params"], "a textual inversion"),
         (["something"], "no Stable Diffusion checkpoint"),
+        (["conv_in.weight", "down_blocks.0.x"], "a U-Net without text encoders and VAE"),
+        (["model.diffusion_model.x"], "has no text encoder and no VAE; give a whole checkpoint"),
         (["model.diffusion_model.x", "first_stage_model.x"], "has no text encoder"),
         (["model.diffusion_model.x", "first_stage_model.x", "cond_stage_model.transformer.x"], "no whole"),
     ],

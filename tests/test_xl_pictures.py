@@ -159,6 +159,8 @@ def test_schedulers_go_through_what_the_numbers_say():
     assert times("euler", 4, spacing="leading") == [751, 501, 251, 1]
     assert times("ddim", 4, spacing="trailing") == [999, 749, 499, 249]
     assert times("lcm", 4) == [999, 759, 499, 259]
+    kept = made("ddim", 30).alphas_cumprod
+    torch.testing.assert_close(kept[[0, -1]], torch.tensor([0.99914998, 0.00466010]), rtol=1e-5, atol=0)
     euler = made("euler", 30)
     torch.testing.assert_close(euler.sigmas[:3], torch.tensor([14.6146, 11.9176, 9.8142]), rtol=0, atol=1e-4)
     leading = made("euler", 30, spacing="leading")

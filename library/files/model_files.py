@@ -265,6 +265,7 @@ _KINDS: tuple[tuple[str, Callable[[str], bool]], ...] = (
         "a textual inversion embedding",
         lambda key: re.fullmatch(r"emb_params|clip_[gl]|string_to_param\..*", key) is not None,
     ),
+    ("a U-Net without text encoders and VAE", lambda key: key in ("conv_in.weight", "input_blocks.0.0.weight")),
 )
 
 
