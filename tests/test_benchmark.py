@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from diffusers import StableDiffusionXLPipeline
 
 from library.files.families import SD1, SDXL
 from tools.benchmark import DIFFUSERS, PROGRAM, ROWS
-from tools.benchmark_child import Case, step_operations
+from tools.benchmark_child import Case, load_diffusers, program_steady, step_operations
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--W", 64, "--H", 64, "--steps", 2, "--rounds", 1, "--fp32", "--device", "cpu"]
@@ -43,10 +44,12 @@ def test_both_programs_are_measured_with_everything_they_can_be_given(sd1, tmp_p
     assert ("LoRA left out on diffusers' side" in run.stdout) == (importlib.util.find_spec("peft") is None)
 
 
-def test_xl_is_measured_beside_diffusers_pipeline_for_it(sdxl):
-    run = benchmark("--ckpt", sdxl.folder, "--family", "sdxl", *SMALL)
-    assert run.returncode == 0, run.stderr
-    assert ROWS["step_s"] in run.stdout
+def test_xl_is_measured_beside_diffusers_pipeline_for_it(sdxl, tmp_path):
+    case = Case(str(sdxl.folder), "sdxl", 64, 64, 2, "fp32", 1, False, str(tmp_path))
+    pipeline, arguments = load_diffusers(case)
+    assert isinstance(pipeline, StableDiffusionXLPipeline)
+    assert len(pipeline(**arguments, num_inference_steps=2).images) == 1
+    assert program_steady(case)["step_s"] > 0
 
 
 def test_operations_of_a_step_of_xl_are_counted(tmp_path):

@@ -157,10 +157,10 @@ def load_diffusers(case: Case) -> tuple[DiffusionPipeline, dict[str, object]]:
     if case.control_net:
         assert case.guide is not None  # both are given or none
         cls = getattr(diffusers, f"StableDiffusion{xl}ControlNetPipeline")
-        parts = {"controlnet": ControlNetModel.from_pretrained(case.control_net, torch_dtype=dtype)}
+        parts = {"controlnet": ControlNetModel.from_pretrained(case.control_net, dtype=dtype)}
         arguments["image"] = Image.open(case.guide)
     unused = {"add_watermarker": False} if xl else {"safety_checker": None, "requires_safety_checker": False}
-    pipe = cls.from_pretrained(case.ckpt, torch_dtype=dtype, **unused, **parts)
+    pipe = cls.from_pretrained(case.ckpt, dtype=dtype, **unused, **parts)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     pipe.to(device)
     pipe.set_progress_bar_config(disable=True)

@@ -49,8 +49,8 @@ class Drawer:
         return cls(
             CLIPTokenizer.from_pretrained(folder / "tokenizer"),
             CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).eval(),
-            diffusers.AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32).eval(),
-            diffusers.UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32).eval(),
+            diffusers.AutoencoderKL.from_pretrained(folder / "vae", dtype=torch.float32).eval(),
+            diffusers.UNet2DConditionModel.from_pretrained(folder / "unet", dtype=torch.float32).eval(),
         )
 
     def encode(self, texts: list[str]) -> torch.Tensor:

@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--scenes", type=int, default=12000, help="of 128×128; a sixth as many of each other size")
     parser.add_argument("--seed", type=int, default=2)
     args = parser.parse_args(arguments)
-    vae = AutoencoderKL.from_pretrained((args.model or args.work) / "vae", torch_dtype=torch.float32).to(
+    vae = AutoencoderKL.from_pretrained((args.model or args.work) / "vae", dtype=torch.float32).to(
         memory_format=torch.channels_last
     )
     kept = {}

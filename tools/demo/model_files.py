@@ -17,8 +17,8 @@ def load_frozen(folder: Path) -> tuple[CLIPTokenizer, CLIPTextModel, Autoencoder
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     parts = (
         CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32),
-        AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32),
-        UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32),
+        AutoencoderKL.from_pretrained(folder / "vae", dtype=torch.float32),
+        UNet2DConditionModel.from_pretrained(folder / "unet", dtype=torch.float32),
     )
     for part in parts:
         part.requires_grad_(False).to(memory_format=torch.channels_last)
