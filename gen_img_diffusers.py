@@ -106,6 +106,8 @@ _GUIDED = Needs(
     "nothing uses it; give --control_net_models, --clip_image_guidance_scale or --vgg16_guidance_scale too, "
     "or leave it out",
 )
+# what takes the U-Net to pieces: compiled, or run once more for gradients
+_NOT_WITH_LLLITE = ("compile", "clip_guidance_scale", "clip_image_guidance_scale", "vgg16_guidance_scale")
 _LOOP = ("interactive",)  # where one line is known at a time
 _REGION_MAP = Needs(("mask_path",), "reads a map of regions; give --mask_path too")
 _UPSCALER = Needs(("highres_fix_upscaler",), "has no upscaler; give --highres_fix_upscaler too")
@@ -322,7 +324,7 @@ def _control_net_options(group: OptionGroup) -> None:
               names_files=True, alternative=kinds,
               help="ControlNets (file, Diffusers folder or id); several take turns, one at each step")  # fmt: skip
     group.add("--control_net_lllite_models", use=PICTURE, many=True, metavar="FILE", convert=values.not_empty,
-              names_files=True, alternative=kinds, not_with=("compile",),
+              names_files=True, alternative=kinds, not_with=_NOT_WITH_LLLITE,
               help="XL: ControlNet-LLLites; several work together, each with a guide of its own")  # fmt: skip
     group.add("--control_net_types", use=PICTURE, many=True, metavar="KIND", convert=control_type, needs=_CONTROL_NET,
               help=f"kind of each guide for a ControlNet Union: {', '.join(CONTROL_TYPES)}")  # fmt: skip

@@ -159,6 +159,13 @@ def test_a_word_has_vectors_in_each_encoder(xl, tmp_path, written):
     torch.testing.assert_close(encoder.encode(["a zzyzx cat"], 1).pooled, pooled)
 
 
+def test_a_word_needs_equally_many_vectors_in_each_encoder(xl, tmp_path):
+    vectors = {"clip_l": torch.ones(3, WIDTHS[0]), "clip_g": torch.ones(1, WIDTHS[1])}
+    save_file(vectors, tmp_path / "zzyzx.safetensors")
+    with pytest.raises(InputError, match="has 3 and 1 vectors for the text encoders, which need equally many"):
+        find_embeddings([str(tmp_path / "zzyzx.safetensors")], [], xl)
+
+
 @pytest.mark.parametrize("tensors", [{"emb_params": torch.ones(1, 768)}, {"clip_l": torch.ones(2, 768)}])
 def test_an_embedding_for_one_encoder_is_refused(xl, tmp_path, tensors):
     save_file(tensors, tmp_path / "old.safetensors")

@@ -205,7 +205,8 @@ def test_a_schedule_that_is_not_followed_is_warned_of(sd1, sd2, tmp_path):
         ({"in_channels": 8}, "an instruct-pix2pix model"),
         ({"in_channels": 5}, "a depth model"),
         ({"cross_attention_dim": 1280}, "an SDXL refiner"),
-        ({"addition_embed_type": "text_time"}, "is told other things than its family's are"),
+        ({"addition_embed_type": "text_time"}, "is a Stable Diffusion XL model without its text_encoder_2"),
+        ({"addition_embed_type": "text_time", "cross_attention_dim": 768}, "is told other things than its family's"),
         ({"class_embed_type": "projection"}, "unCLIP"),
         ({"time_cond_proj_dim": 256}, "latent consistency model"),
     ],
@@ -528,3 +529,47 @@ def test_a_refiner_is_refused_from_its_header(sdxl, tmp_path):
     save_file(state | {"conditioner.embedders.0.model.ln_final.bias": torch.ones(1)}, tmp_path / "x.safetensors")
     with pytest.raises(InputError, match=r"is an SDXL refiner; use the base model"):
         find(sdxl, tmp_path / "x.safetensors")
+
+
+def test_a_folder_of_a_refiner_and_one_without_an_encoder_are_named(sdxl, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(sdxl.folder, folder)
+    shutil.rmtree(folder / "text_encoder_2")
+    with pytest.raises(InputError, match="is a Stable Diffusion XL model without its text_encoder_2"):
+        find(sdxl, folder)
+    path = folder / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"cross_attention_dim": 1280}))
+    shutil.rmtree(folder / "text_encoder")
+    with pytest.raises(InputError, match="is an SDXL refiner"):
+        find(sdxl, folder)
+
+
+def test_a_pooled_vector_of_another_width_is_refused(sdxl, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(sdxl.folder, folder)
+    path = folder / "text_encoder_2" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"projection_dim": 16}))
+    with pytest.raises(InputError, match=r"its U-Net is told 1568 numbers beside the text, .* have 16 and 1536"):
+        find(sdxl, folder)
+    state = load_file(sdxl.safetensors)
+    state["model.diffusion_model.label_emb.0.0.weight"] = torch.ones(128, 1000)
+    save_file(state, tmp_path / "x.safetensors")
+    with pytest.raises(InputError, match="its U-Net is told 1000 numbers"):
+        find(sdxl, tmp_path / "x.safetensors")
+
+
+def test_a_whole_checkpoint_of_another_family_is_no_vae(sd1, sd2, sdxl):
+    for models, other, message in (
+        (sd1, sdxl, r"is a Stable Diffusion XL model, whose VAE is another; use one of Stable Diffusion 1\.x"),
+        (sdxl, sd1, r"is a Stable Diffusion 1\.x model, whose VAE is another; use one of Stable Diffusion XL"),
+    ):
+        with pytest.raises(InputError, match=message):
+            find(models, models.folder, vae=str(other.safetensors))
+    assert find(sd1, sd1.folder, vae=str(sd2.safetensors)).vae.config["scaling_factor"] == 0.18215
+
+
+def test_a_mark_of_zero_terminal_snr_alone_says_nothing_of_v(sdxl, tmp_path):
+    save_file(load_file(sdxl.safetensors) | {"ztsnr": torch.empty(0)}, tmp_path / "x.safetensors")
+    prediction = find(sdxl, tmp_path / "x.safetensors").prediction
+    assert (prediction.type, prediction.zero_snr) == ("epsilon", False)
+    assert "states zero terminal SNR; which is for models that predict v" in prediction.warnings[0]

@@ -147,14 +147,44 @@ def test_lllites_follow_features_of_other_sizes(sdxl, lllite, guide, generate):
         assert np.abs(ours.pictures[0] - unsteered.pictures[0]).max() > 10, options
 
 
+def test_lllites_read_their_guide_up_to_its_border(sdxl, lllite, guide, generate, tmp_path):
+    """Of sides that are no multiples of 32, and of smaller ones."""
+    file, _ = lllite
+    pixels = np.array(Image.open(guide).resize((88, 88)))
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    pixels[:, 80:] = 255 - pixels[:, 80:]
+    Image.fromarray(pixels).save(tmp_path / "b.png")
+    size = ("--W", 88, "--H", 88)
+    a, b = (steered(generate, sdxl, file, tmp_path / f"{name}.png", *size).pictures[0] for name in "ab")
+    assert np.abs(a - b).max() > 5
+    assert steered(generate, sdxl, file, guide, "--W", 24, "--H", 40).pictures[0].shape == (40, 24, 3)
+
+
+def test_zero_terminal_snr_leaves_nothing_to_look_at(sdxl, generate):
+    options = ("--v_parameterization", "--zero_terminal_snr", "--clip_guidance_scale", 100)
+    result = generate(sdxl.folder, *options, *PROMPT)
+    assert (result.status, result.files) == (2, [])
+    assert "--clip_guidance_scale: finds nothing to look at in the pure noise of zero terminal SNR" in result.stderr
+
+
 def test_files_that_are_no_lllite_for_the_model(sd1, sdxl, lllite, guide, generate, tmp_path):
     file, state = lllite
     save_file({"lora_unet_x.lora_down.weight": torch.ones(1, 1)}, tmp_path / "lora.safetensors")
     name = "lllite_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_k.up.0.weight"
     save_file(state | {name: torch.ones(3, 6)}, tmp_path / "narrow.safetensors")
     save_file(state | {"lllite_unet_x.other": torch.ones(1)}, tmp_path / "more.safetensors")
+    key = name.replace("up.0.weight", "")
+    short = {k: v for k, v in state.items() if k != f"{key}mid.0.bias"}
+    save_file(short, tmp_path / "short.safetensors")
+    save_file(state | {f"{key}conditioning1.2.weight": torch.ones(8, 5, 4, 4)}, tmp_path / "chain.safetensors")
+    save_file({k: v.int() for k, v in state.items()}, tmp_path / "whole.safetensors")
     given = ("--guide_image_path", guide, *PROMPT, "--control_net_lllite_models")
     for family, path, message in (
+        (sdxl, tmp_path / "short.safetensors", "(mid.0.bias is missing or of another size)"),
+        (sdxl, tmp_path / "chain.safetensors", "(its convolutions do not go together)"),
+        (sdxl, tmp_path / "whole.safetensors", "is of type I32, in which no weights are read"),
+        (sdxl, tmp_path / "nothere.safetensors", "--control_net_lllite_models"),
+        (sdxl, tmp_path, "is a folder; give the file in it"),
         (sdxl, tmp_path / "lora.safetensors", "is a LoRA or one of its relatives; give a ControlNet-LLLite"),
         (sdxl, tmp_path / "narrow.safetensors", "does not fit the model at 'input_blocks_4_1_"),
         (sdxl, tmp_path / "more.safetensors", "holds 'lllite_unet_x.other', which no ControlNet-LLLite has"),
@@ -163,6 +193,8 @@ def test_files_that_are_no_lllite_for_the_model(sd1, sdxl, lllite, guide, genera
         result = generate(family.folder, *given, path)
         assert (result.status, result.stderr.count("\n")) == (2, 1)
         assert message in result.stderr
+    guided = generate(sdxl.folder, *given, file, "--clip_guidance_scale", 100)
+    assert "--control_net_lllite_models and --clip_guidance_scale: do not go together" in guided.stderr
     beside = generate(sdxl.folder, *given, file, "--control_net_models", file)
     assert "are two kinds of ControlNets; give one" in beside.stderr
     mistaken = generate(sdxl.folder, "--guide_image_path", guide, *PROMPT, "--control_net_models", file)

@@ -325,6 +325,17 @@ def test_what_a_union_cannot_be_told_is_refused(sdxl, generate, guide, union, tm
     assert "canny, weight 1, steps 0 to 1, canny 63 191" in Image.open(canny.files[0]).text["parameters"]
 
 
+def test_a_union_that_is_not_whole_is_refused(sdxl, generate, guide, union, tmp_path):
+    state = load_file(union / "diffusion_pytorch_model.safetensors")
+    parts = {name: value for name, value in state.items() if not name.startswith("transformer_layes.")}
+    for damaged in (parts, state | {"task_embedding": torch.ones(6)}, state | {"task_embedding": torch.ones(())}):
+        save_file(damaged, tmp_path / "x.safetensors")
+        options = ("--control_net_models", tmp_path / "x.safetensors", "--control_net_types", "canny")
+        result = generate(sdxl.folder, *options, "--guide_image_path", guide, *PROMPT)
+        assert (result.status, result.stderr.count("\n")) == (2, 1)
+        assert "is no whole ControlNet Union" in result.stderr
+
+
 def test_a_control_net_of_another_family_is_refused(sd1, sdxl, generate, guide, tmp_path):
     nets = {}
     for family in (sd1, sdxl):

@@ -20,6 +20,8 @@ from library.models.weight_reading import CastWeights
 from library.plan.job import Job
 from library.settings.control_net import Control, ControlNetSettings
 
+_LARGEST_CELL_PX = 32  # of the U-Net's deepest features
+
 
 class LayerNetwork:
     """The small network of one layer.
@@ -42,10 +44,16 @@ class LayerNetwork:
         self._down, self._mid, self._up = down, mid, up
 
     def read(self, guide: torch.Tensor) -> torch.Tensor:
-        """What is made of a guide (1, 3, height, width) from -1 to 1: (1, channels, h, w)."""
+        """What is made of a guide (1, 3, height, width) from -1 to 1: (1, channels, h, w), a cell for each of the
+        U-Net's features here; one that the guide fills in part reads its border on.
+        """
+        height, width = guide.shape[-2:]
+        read = F.pad(guide, (0, -width % _LARGEST_CELL_PX, 0, -height % _LARGEST_CELL_PX), mode="replicate")
+        cell_px = 1
         for place, (weight, bias) in enumerate(self._convolutions):
-            guide = F.conv2d(F.relu(guide) if place else guide, weight, bias, stride=weight.shape[-1])
-        return guide
+            read = F.conv2d(F.relu(read) if place else read, weight, bias, stride=weight.shape[-1])
+            cell_px *= weight.shape[-1]
+        return read[..., : -(-height // cell_px), : -(-width // cell_px)]
 
     def change(self, x: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
         """The change of a layer's input (rows, tokens, channels), given what was read for each row likewise."""
@@ -115,7 +123,7 @@ class LLLites:
 
 
 def _to_size(read: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """What was read of guides, at a feature map's size: another than a guide's where that is shrunk or no multiple."""
+    """What was read of guides, at a feature map's size: another than a guide's where that is shrunk."""
     if tuple(read.shape[-2:]) == size:
         return read
     return F.interpolate(read.float(), size, mode="bilinear", align_corners=False).to(read.dtype)

@@ -72,7 +72,9 @@ def find_control_net(given: str, unet_config: Mapping[str, Any]) -> ControlNetFi
         raise InputError(subject, "reads its guide as BGR, which this program does not; use another ControlNet")
     shared = {name: unet_config[name] for name in _SHARED_CONFIG if name in unet_config}
     config = folder.config if folder else shared | names.encoder_config(unet_config)
-    types = weights.shapes.get(_UNION_MARK, (0,))
+    types = weights.shapes.get(_UNION_MARK, (0, 0))
+    if len(types) != 2 or (types[0] and names.shape("transformer_layes.0.ln_1.weight") is None):
+        raise InputError(subject, "is no whole ControlNet Union: what joins its guides is missing; download it again")
     if types[0]:
         config = {name: value for name, value in config.items() if name != "mid_block_type"} | names.union_config()
     return ControlNetFile(config, weights, DIFFERENCE in weights.shapes, types[0])

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from library.errors import InputError
 from library.files.families import Family
-from library.files.model_files import Component, name_kind
+from library.files.model_files import Component, name_kind, resolve
 from library.files.unet_layers import original_paths, unet_layers
 from library.files.weight_files import Shape, WeightFile, open_weights
+from library.files.weight_types import check_types
 
 _KEY = re.compile(r"lllite_unet_(\w+)\.(conditioning1\.\d+|down\.0|mid\.0|up\.0)\.(weight|bias)")
 _GUIDE_CHANNELS = 3
@@ -39,7 +40,10 @@ def find_lllite(given: str, family: Family, unet: Component) -> LLLiteFile:
         InputError: when it is not there, is something else, or does not fit the model.
     """
     subject = f"--control_net_lllite_models {given}"
-    weights = open_weights(Path(given).expanduser())
+    path, _ = resolve(given, "--control_net_lllite_models")
+    if path.is_dir():
+        raise InputError(subject, "is a folder; give the file in it")
+    weights = open_weights(path)
     keys = {key: _KEY.fullmatch(key) for key in weights.shapes}
     names = {match[1] for match in keys.values() if match}
     if not names:
@@ -57,6 +61,7 @@ def find_lllite(given: str, family: Family, unet: Component) -> LLLiteFile:
             advice = f"use one made for the model, which is {family.name}; published ones are for SDXL"
             raise InputError(subject, f"does not fit the model at {name!r} ({problem}); {advice}")
         modules[path] = name
+    check_types(weights, lambda name: True)
     return LLLiteFile(weights, modules)
 
 
@@ -73,9 +78,16 @@ def _misfit(name: str, shapes: Mapping[str, Shape], layer: Shape) -> str | None:
     down, mid, up = (shape(f"{part}.0.weight") for part in ("down", "mid", "up"))
     if not (len(down) == len(mid) == len(up) == 2) or len(layer) < 2:
         return "its network is not whole"
-    convolutions = [shape(part) for part in convolution_names(name, shapes)]
-    if not convolutions or any(len(each) != 4 for each in convolutions) or convolutions[0][1] != _GUIDE_CHANNELS:
+    parts = convolution_names(name, shapes)
+    convolutions = [shape(part) for part in parts]
+    if not convolutions or any(len(each) != 4 for each in convolutions):
         return "it does not read a picture"
+    read = [_GUIDE_CHANNELS, *(each[0] for each in convolutions)]
+    if any(each[1] != channels for each, channels in zip(convolutions, read)):
+        return "its convolutions do not go together"
+    for part in (*parts, "down.0.weight", "mid.0.weight", "up.0.weight"):
+        if shape(part.replace(".weight", ".bias")) != shape(part)[:1]:
+            return f"{part.replace('.weight', '.bias')} is missing or of another size"
     if down[1] != layer[1] or up[0] != layer[1]:
         return f"{down[1]} channels for {layer[1]}"
     return None if mid[1] == convolutions[-1][0] + down[0] and up[1] == mid[0] else "its parts do not go together"

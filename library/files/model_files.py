@@ -133,7 +133,8 @@ def find_vae(vae: str, family: Family) -> Component:
     if path.is_dir():
         component = _vae_folder(path / "vae" if (path / "vae").is_dir() else path, family)
     else:
-        component = _vae_component(open_weights(path), family)
+        component = _vae_component(weights := open_weights(path), family)
+        _check_same_latents(weights, family, f"--vae {vae}")
     subject = f"--vae {vae}"
     if component.config.get("latent_channels", 4) != 4:
         channels = component.config["latent_channels"]
@@ -142,6 +143,19 @@ def find_vae(vae: str, family: Family) -> Component:
     if other := name_of_vae(component.config, architecture, family):
         raise InputError(subject, f"is the VAE of {other}; use one of {family.name}")
     return component
+
+
+def _check_same_latents(weights: WeightFile, family: Family, subject: str) -> None:
+    """Refuse the VAE in a whole checkpoint of a family with latents of another kind."""
+    if not any(name.startswith(layout.UNET_PREFIX) for name in weights.shapes):
+        return
+    try:
+        sizes = layout.unet_sizes(_cut(weights.shapes, layout.UNET_PREFIX))
+    except (KeyError, IndexError, ZeroDivisionError):
+        return  # what there is of a U-Net says nothing
+    other = _tell_family(sizes, lambda family: family.fits_file(weights.shapes))
+    if other.vae_factor != family.vae_factor:
+        raise InputError(subject, f"is a {other.name} model, whose VAE is another; use one of {family.name}")
 
 
 def _vae_folder(folder: Path, family: Family) -> Component:
@@ -205,6 +219,8 @@ def _open_folder(path: Path, subject: str, *, needs_vae: bool) -> _Opened:
     for foreign in FOREIGN_FAMILIES:
         if foreign.pipeline and foreign.pipeline in pipeline:
             raise InputError(f"--ckpt {path}", f"is {foreign.name}; this program draws with {ALL_FAMILIES}")
+    if (path / "unet" / "config.json").is_file():
+        _check_unet(read_json(path / "unet" / "config.json"), subject)
     parts = _text_parts(path)
     for part in ("unet", *(("vae",) if needs_vae else ()), *parts):
         if not (path / part / "config.json").is_file():
@@ -213,9 +229,7 @@ def _open_folder(path: Path, subject: str, *, needs_vae: bool) -> _Opened:
                 problem = "has no vae folder; give a VAE with --vae"
             raise InputError(f"--ckpt {path}", problem)
     unet = _whole(folder_component(path / "unet", *WEIGHT_STEMS), UNSAID_UNET)
-    _check_unet(unet.config, subject)
     found = {part: _whole(folder_component(path / part, *TEXT_STEMS), UNSAID_TEXT) for part in parts}
-    _check_text_encoders([text.config for text in found.values()], unet.config, subject)
     family = _tell_family(
         unet.config, lambda family: family.fits_texts({part: text.config for part, text in found.items()})
     )
@@ -223,8 +237,9 @@ def _open_folder(path: Path, subject: str, *, needs_vae: bool) -> _Opened:
         raise InputError(subject, f"is a {family.name} model without its {missing[0]}; download it again")
     if bool(unet.config.get("addition_embed_type")) != family.told_sizes:
         raise InputError(subject, "has a U-Net that is told other things than its family's are; use another model")
-    texts = (TextComponent(found[kind.part].config, found[kind.part].weights, kind) for kind in family.encoders)
-    return family, unet, _vae_folder(path / "vae", family) if needs_vae else None, tuple(texts)
+    texts = tuple(TextComponent(found[kind.part].config, found[kind.part].weights, kind) for kind in family.encoders)
+    _check_text_encoders(texts, unet.config, subject)
+    return family, unet, _vae_folder(path / "vae", family) if needs_vae else None, texts
 
 
 def _text_parts(path: Path) -> list[str]:
@@ -306,7 +321,7 @@ def _open_parts(weights: WeightFile, subject: str, *, needs_vae: bool) -> _Opene
     unet = _unet_component(weights, family, sizes)
     vae = _vae_component(weights, family) if needs_vae else None
     _check_unet(unet.config, subject)
-    _check_text_encoders([text.config for text in texts], unet.config, subject)
+    _check_text_encoders(texts, unet.config, subject)
     return family, unet, vae, texts
 
 
@@ -366,23 +381,31 @@ def _tell_family(unet: Mapping[str, object], fits: Callable[[Family], bool]) -> 
     """A family is told by the width of the text; of other widths, as in tiny models, by whether all else fits."""
     width = unet.get("cross_attention_dim")
     by_width = [family for family in FAMILIES if family.text_width == width]
-    fitting = by_width or sorted(filter(fits, FAMILIES), key=lambda family: -len(family.encoders))
+    told = [family for family in FAMILIES if family.told_sizes and unet.get("addition_embed_type")]
+    fitting = by_width or told or sorted(filter(fits, FAMILIES), key=lambda family: -len(family.encoders))
     return next(iter(fitting), FAMILIES[0])
 
 
-def _check_text_encoders(texts: Sequence[Mapping[str, Any]], unet: Mapping[str, Any], subject: str) -> None:
-    """Refuse text encoders whose configuration is not one, or whose width the U-Net does not take."""
-    for config in texts:
+def _check_text_encoders(texts: Sequence[TextComponent], unet: Mapping[str, Any], subject: str) -> None:
+    """Refuse text encoders whose configuration is not one, or whose widths the U-Net does not take."""
+    for text in texts:
         for name in ("hidden_size", "num_hidden_layers", *UNSAID_TEXT):
-            if not isinstance(config.get(name), int):
+            if not isinstance(text.config.get(name), int):
                 problem = f"its text encoder's configuration has no whole number {name}; download it again"
                 raise InputError(subject, problem)
-    width, wanted = sum(config["hidden_size"] for config in texts), unet.get("cross_attention_dim")
+    width, wanted = sum(text.config["hidden_size"] for text in texts), unet.get("cross_attention_dim")
     if width != wanted:
         widths = f"its text encoder is {width} wide, its U-Net wants {wanted}"
         raise InputError(subject, f"{widths}; use parts of one model")
+    for text in texts:
+        beside = _SIZE_NUMBERS * (unet.get("addition_time_embed_dim") or 0)
+        pooled, wanted = text.config.get("projection_dim"), unet.get("projection_class_embeddings_input_dim")
+        if text.kind.pooled and (not isinstance(pooled, int) or pooled + beside != wanted):
+            problem = f"its U-Net is told {wanted} numbers beside the text, its text encoder and the sizes have"
+            raise InputError(subject, f"{problem} {pooled} and {beside}; use parts of one model")
 
 
+_SIZE_NUMBERS = 6  # see `settings.sizes`
 _OTHER_INPUTS = {9: "an inpainting model", 8: "an instruct-pix2pix model", 5: "a depth model", 7: "an upscaler"}
 
 

@@ -71,7 +71,9 @@ def read_statements(path: Path, unet: WeightFile, subject: str) -> Stated:
     marks = [name for name in ("v_pred", "ztsnr") if name in unet.shapes]  # empty tensors, whose names say it
     if marks:
         source = f"its tensor{'' if len(marks) == 1 else 's'} {' and '.join(map(repr, marks))}"
-        return Stated("v_prediction", "ztsnr" in marks, source=source)
+        if "v_pred" in marks:
+            return Stated("v_prediction", "ztsnr" in marks, source=source)
+        return Stated(zero_snr=True, source=source)
     for name in ("modelspec.prediction_type", "modelspec.predict_key"):
         if stated := unet.metadata.get(name, "").lower():
             return Stated("v_prediction" if stated.startswith("v") else "epsilon", source="its metadata")

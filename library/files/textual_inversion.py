@@ -124,6 +124,10 @@ def _make_embedding(
     vectors = _choose_vectors(tensors, model, subject, extended=extended)
     for text, of_encoder in zip(model.texts, vectors):
         _check_vectors(of_encoder, text.config["hidden_size"], subject)
+    if len({len(of_encoder[0]) for of_encoder in vectors}) > 1:
+        numbers = " and ".join(str(len(of_encoder[0])) for of_encoder in vectors)
+        problem = f"has {numbers} vectors for the text encoders, which need equally many; use another file"
+        raise InputError(subject, problem)
     return Embedding(word, vectors)
 
 
@@ -247,7 +251,9 @@ def _as_rows(vectors: "torch.Tensor") -> "torch.Tensor":
 
 def _check_vectors(layers: "Sequence[torch.Tensor]", width: int, subject: str) -> None:
     for vectors in layers:
-        if vectors.dim() != 2 or not len(vectors) or not vectors.is_floating_point():
+        if not vectors.is_floating_point():
+            raise InputError(subject, f"holds a tensor of type {vectors.dtype}, not vectors; give an embedding")
+        if vectors.dim() != 2 or not len(vectors):
             raise InputError(subject, f"holds a tensor of shape {list(vectors.shape)}, not vectors; give an embedding")
         if vectors.shape[1] != width:
             problem = f"its vectors are {vectors.shape[1]} wide, the model's text encoder is {width} wide"

@@ -33,6 +33,8 @@ class NoiseSchedule:
         return "trailing" if self.spacing is None and self.zero_snr and sampler.spacing == "leading" else self.spacing
 
 
+# Guidance that looks at the picture which a step promises
+_LOOKING_AHEAD = ("clip_guidance_scale", "clip_image_guidance_scale", "vgg16_guidance_scale")
 USUAL_SCHEDULE = NoiseSchedule()
 
 
@@ -70,6 +72,9 @@ def from_options(options: Options, prediction: Prediction) -> tuple[NoiseSchedul
         problem = f"{sampler.name} cannot begin at pure noise as the model was trained to; better use one of {able}"
         warnings.append(f"--sampler: {problem}")
         zero = False
+    if zero and (guiding := [name for name in _LOOKING_AHEAD if options.given(name)]):
+        problem = "finds nothing to look at in the pure noise of zero terminal SNR; use --sampler lms or pndm"
+        raise InputError(f"--{guiding[0]}", problem)
     stated = prediction.spacing
     if stated and sampler.spacing and spacing is None and not zero and stated != sampler.spacing:
         tell = warnings if stated == "trailing" else notes  # models of few steps need it, others hardly differ
