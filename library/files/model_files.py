@@ -229,6 +229,9 @@ def _open_folder(path: Path, subject: str, *, needs_vae: bool) -> _Opened:
                 problem = "has no vae folder; give a VAE with --vae"
             raise InputError(f"--ckpt {path}", problem)
     unet = _whole(folder_component(path / "unet", *WEIGHT_STEMS), UNSAID_UNET)
+    widths = unet.config["block_out_channels"]
+    if not isinstance(widths, list) or not widths or not isinstance(unet.config["layers_per_block"], int):
+        raise InputError(subject, "its U-Net's configuration makes no model (no widths of levels); download it again")
     found = {part: _whole(folder_component(path / part, *TEXT_STEMS), UNSAID_TEXT) for part in parts}
     family = _tell_family(
         unet.config, lambda family: family.fits_texts({part: text.config for part, text in found.items()})
