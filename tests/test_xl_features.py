@@ -164,7 +164,7 @@ def test_zero_terminal_snr_leaves_nothing_to_look_at(sdxl, generate):
     options = ("--v_parameterization", "--zero_terminal_snr", "--clip_guidance_scale", 100)
     result = generate(sdxl.folder, *options, *PROMPT)
     assert (result.status, result.files) == (2, [])
-    assert "--clip_guidance_scale: finds nothing to look at in the pure noise of zero terminal SNR" in result.stderr
+    assert "guidance by CLIP or VGG16: finds nothing to look at in the pure noise of zero terminal SNR" in result.stderr
 
 
 def test_files_that_are_no_lllite_for_the_model(sd1, sdxl, lllite, guide, generate, tmp_path):

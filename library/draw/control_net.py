@@ -78,7 +78,8 @@ class ControlNet:
             )
         kinds = kinds_of(list(at_work.values()))
         types = torch.zeros(len(sample), self.model.config.num_control_type, device=sample.device)
-        types[:, kinds] = 1
+        for kind in kinds:  # one by one: a list of them would be copied to the device at each step
+            types[:, kind] = 1
         return self.model(
             *(sample, timestep),
             controlnet_cond=features,

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
+from library.draw.feature_sizes import followed
 from library.draw.guides import GuideKey, guide_key, prepare_guide
 from library.files.lllite import LLLiteFile, convolution_names
 from library.models.weight_reading import CastWeights
@@ -90,9 +90,8 @@ class LLLites:
         nets = self._nets if jobs[0].control_net else ()
         last, self._read = self._read, {}
         with ExitStack() as stack:
-            for module in unet.modules() if nets else ():
-                if isinstance(module, Transformer2DModel):
-                    stack.callback(module.register_forward_pre_hook(self._note_size).remove)
+            if nets:
+                stack.enter_context(followed(self._note_size, unet))
             for place, net in enumerate(nets):
                 keys = [guide_key(place, job) for job in jobs]
                 for key in keys:
@@ -103,9 +102,8 @@ class LLLites:
                     stack.callback(unet.get_submodule(path).register_forward_pre_hook(hook).remove)
             yield
 
-    def _note_size(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        height, width = inputs[0].shape[-2:]
-        self._size = (height, width)
+    def _note_size(self, size: tuple[int, int]) -> None:
+        self._size = size
 
     def _hook(self, control: Control, network: LayerNetwork, read: torch.Tensor) -> Callable:
         at_size: dict[tuple[int, int], torch.Tensor] = {}  # (pictures, tokens, channels)

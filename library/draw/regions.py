@@ -5,16 +5,16 @@ itself, and the outcomes are averaged with the regions as weights. Everything el
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
+from library.draw.feature_sizes import followed
 from library.files.pictures import read_drawn, region_color
 from library.plan.job import Job
 
@@ -105,16 +105,11 @@ class Regions:
     @contextmanager
     def attached(self, *models: nn.Module) -> Iterator[None]:
         """Follow the sizes of feature maps through the U-Net and its ControlNets, for the length of the block."""
-        with ExitStack() as stack:
-            for model in models:
-                for module in model.modules():
-                    if isinstance(module, Transformer2DModel):
-                        stack.callback(module.register_forward_pre_hook(self._note_size).remove)
+        with followed(self._note_size, *models):
             yield
 
-    def _note_size(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        height, width = inputs[0].shape[-2:]  # tokens alone would not tell 2 × 8 from 4 × 4
-        self.token_size = (height, width)
+    def _note_size(self, size: tuple[int, int]) -> None:
+        self.token_size = size
 
 
 def make_regions(jobs: Sequence[Job], color_codes: int | None, device: torch.device) -> Regions | None:

@@ -7,7 +7,6 @@ what these take by what a guide picture holds there.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from library.errors import InputError
 from library.files.families import Family
@@ -26,11 +25,6 @@ class LLLiteFile:
 
     weights: WeightFile
     modules: Mapping[str, str]
-
-    @property
-    def path(self) -> Path:
-        """Where it is."""
-        return self.weights.path
 
 
 def find_lllite(given: str, family: Family, unet: Component) -> LLLiteFile:

@@ -219,16 +219,11 @@ def _open_folder(path: Path, subject: str, *, needs_vae: bool) -> _Opened:
     for foreign in FOREIGN_FAMILIES:
         if foreign.pipeline and foreign.pipeline in pipeline:
             raise InputError(f"--ckpt {path}", f"is {foreign.name}; this program draws with {ALL_FAMILIES}")
-    if (path / "unet" / "config.json").is_file():
-        _check_unet(read_json(path / "unet" / "config.json"), subject)
-    parts = _text_parts(path)
-    for part in ("unet", *(("vae",) if needs_vae else ()), *parts):
-        if not (path / part / "config.json").is_file():
-            problem = f"is no Diffusers model folder: {part}/config.json is missing; give the folder above unet/"
-            if part == "vae" and (path / "unet/config.json").is_file():
-                problem = "has no vae folder; give a VAE with --vae"
-            raise InputError(f"--ckpt {path}", problem)
+    _check_folders(path, "unet")
     unet = _whole(folder_component(path / "unet", *WEIGHT_STEMS), UNSAID_UNET)
+    _check_unet(unet.config, subject)
+    parts = _text_parts(path)
+    _check_folders(path, *(("vae",) if needs_vae else ()), *parts)
     widths = unet.config["block_out_channels"]
     if not isinstance(widths, list) or not widths or not isinstance(unet.config["layers_per_block"], int):
         raise InputError(subject, "its U-Net's configuration makes no model (no widths of levels); download it again")
@@ -243,6 +238,16 @@ def _open_folder(path: Path, subject: str, *, needs_vae: bool) -> _Opened:
     texts = tuple(TextComponent(found[kind.part].config, found[kind.part].weights, kind) for kind in family.encoders)
     _check_text_encoders(texts, unet.config, subject)
     return family, unet, _vae_folder(path / "vae", family) if needs_vae else None, texts
+
+
+def _check_folders(path: Path, *parts: str) -> None:
+    """Refuse a model folder without one of these parts."""
+    for part in parts:
+        if not (path / part / "config.json").is_file():
+            problem = f"is no Diffusers model folder: {part}/config.json is missing; give the folder above unet/"
+            if part == "vae":
+                problem = "has no vae folder; give a VAE with --vae"
+            raise InputError(f"--ckpt {path}", problem)
 
 
 def _text_parts(path: Path) -> list[str]:

@@ -64,7 +64,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
     begun = earlier.record if earlier else None
     model = _find_model(options)
     highres.check_family(two_stages, model.family)
-    schedule, notes, doubts = noise_schedule.from_options(options, model.prediction)
+    schedule, notes, doubts = noise_schedule.from_options(options, model.prediction, guidance)
     _tell(notes, doubts)
     networks = plan_networks(options, model)
     text = _text_plan(options, model, networks)

@@ -6,6 +6,7 @@ from difflib import get_close_matches
 
 from library.errors import InputError
 from library.files.prediction import Prediction
+from library.settings.loss_guidance import LossGuidanceSettings
 from library.settings.options import Options
 from library.settings.samplers import SAMPLERS, Sampler
 
@@ -33,8 +34,6 @@ class NoiseSchedule:
         return "trailing" if self.spacing is None and self.zero_snr and sampler.spacing == "leading" else self.spacing
 
 
-# Guidance that looks at the picture which a step promises
-_LOOKING_AHEAD = ("clip_guidance_scale", "clip_image_guidance_scale", "vgg16_guidance_scale")
 USUAL_SCHEDULE = NoiseSchedule()
 
 
@@ -51,11 +50,18 @@ def schedule_names() -> str:
     return ", ".join(_NAMES)
 
 
-def from_options(options: Options, prediction: Prediction) -> tuple[NoiseSchedule, list[str], list[str]]:
+def from_options(
+    options: Options, prediction: Prediction, guidance: LossGuidanceSettings
+) -> tuple[NoiseSchedule, list[str], list[str]]:
     """The schedule for a model, and what there is to tell and to warn of.
 
+    Args:
+        options: what the user said.
+        prediction: of the model.
+        guidance: by CLIP and VGG16, which looks at the picture that a step promises.
+
     Raises:
-        InputError: for a schedule that the sampler cannot go through.
+        InputError: for a schedule that the sampler or the guidance cannot go through.
     """
     sampler, spacing = SAMPLERS[options.sampler], _NAMES[options.schedule]
     notes, warnings = [], []
@@ -72,9 +78,9 @@ def from_options(options: Options, prediction: Prediction) -> tuple[NoiseSchedul
         problem = f"{sampler.name} cannot begin at pure noise as the model was trained to; better use one of {able}"
         warnings.append(f"--sampler: {problem}")
         zero = False
-    if zero and (guiding := [name for name in _LOOKING_AHEAD if options.given(name)]):
+    if zero and guidance.uses_anything:
         problem = "finds nothing to look at in the pure noise of zero terminal SNR; use --sampler lms or pndm"
-        raise InputError(f"--{guiding[0]}", problem)
+        raise InputError("guidance by CLIP or VGG16", problem)
     stated = prediction.spacing
     if stated and sampler.spacing and spacing is None and not zero and stated != sampler.spacing:
         tell = warnings if stated == "trailing" else notes  # models of few steps need it, others hardly differ
