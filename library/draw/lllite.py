@@ -55,10 +55,16 @@ class LayerNetwork:
             cell_px *= weight.shape[-1]
         return read[..., : -(-height // cell_px), : -(-width // cell_px)]
 
-    def change(self, x: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
-        """The change of a layer's input (rows, tokens, channels), given what was read for each row likewise."""
-        joined = torch.cat([read, F.relu(F.linear(x, *self._down))], dim=-1)
-        return F.linear(F.relu(F.linear(joined, *self._mid)), *self._up)
+    def share(self, read: torch.Tensor) -> torch.Tensor:
+        """What was read (pictures, channels, h, w) as its share in `mid`, the same at all steps: (pictures, tokens, m)"""
+        weight, bias = self._mid
+        return F.linear(read.flatten(2).transpose(1, 2), weight[:, : read.shape[1]], bias)
+
+    def change(self, x: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+        """The change of a layer's input (branches * pictures, tokens, channels), given the guides' share."""
+        down = F.relu(F.linear(x, *self._down))
+        mid = F.linear(down, self._mid[0][:, -down.shape[-1] :]).unflatten(0, (-1, len(share)))
+        return F.linear(F.relu(mid + share).flatten(0, 1), *self._up)
 
 
 class LLLite:
@@ -106,16 +112,15 @@ class LLLites:
         self._size = size
 
     def _hook(self, control: Control, network: LayerNetwork, read: torch.Tensor) -> Callable:
-        at_size: dict[tuple[int, int], torch.Tensor] = {}  # (pictures, tokens, channels)
+        at_size: dict[tuple[int, int], torch.Tensor] = {}  # the guides' shares
 
         def hook(_layer: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor] | None:
             if not control.works_at(self._progress):
                 return None
             (x,) = inputs
             if self._size not in at_size:
-                at_size[self._size] = _to_size(read, self._size).flatten(2).transpose(1, 2)
-            rows = at_size[self._size].repeat(len(x) // len(read), 1, 1)
-            return (x + control.weight * network.change(x, rows),)
+                at_size[self._size] = network.share(_to_size(read, self._size))
+            return (x + control.weight * network.change(x, at_size[self._size]),)
 
         return hook
 
