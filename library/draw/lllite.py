@@ -56,7 +56,7 @@ class LayerNetwork:
         return read[..., : -(-height // cell_px), : -(-width // cell_px)]
 
     def share(self, read: torch.Tensor) -> torch.Tensor:
-        """The share in `mid`, the same at all steps, of what was read (pictures, channels, h, w): (pictures, tokens, m)"""
+        """What was read (pictures, channels, h, w) in `mid`, the same at all steps: (pictures, tokens, m)"""
         weight, bias = self._mid
         return F.linear(read.flatten(2).transpose(1, 2), weight[:, : read.shape[1]], bias)
 
