@@ -27,7 +27,7 @@ from library.plan.job import Job
 from library.plan.picture_facts import picture_facts, to_json
 from library.plan.plan_view import show_plan, summary
 from library.plan.planning import make_plan
-from library.plan.prompts import PROMPT_OPTIONS
+from library.plan.prompt_lines import PROMPT_OPTIONS
 from library.plan.run_plan import RunPlan
 from library.plan.stages import stages
 from library.results.gallery import show_results

@@ -8,15 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from library.errors import InputError
+from library.plan.dynamic_prompts import parse_dynamic_prompt
+from library.plan.emphasis import BREAK, MAX_WEIGHT, parse_emphasis
 from library.plan.job import JobSettings
-from library.plan.prompts import (
-    BREAK,
-    MAX_WEIGHT,
-    PROMPT_OPTIONS,
-    parse_dynamic_prompt,
-    parse_emphasis,
-    parse_prompt_line,
-)
+from library.plan.prompt_lines import PROMPT_OPTIONS, parse_prompt_line
 
 
 def test_options_are_taken_apart():

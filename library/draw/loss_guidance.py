@@ -30,8 +30,8 @@ from library.files.weight_files import WeightFile
 from library.machine import malloc
 from library.models.models import Models, Source, build, fill
 from library.models.weight_reading import CastWeights
+from library.plan.emphasis import BREAK, parse_emphasis
 from library.plan.job import Job
-from library.plan.prompts import BREAK, parse_emphasis
 from library.plan.tokens import CHUNK_TOKENS
 from library.settings.loss_guidance import LossGuidanceSettings
 

@@ -12,8 +12,9 @@ from library.errors import InputError, InputErrors
 from library.files.families import Family
 from library.files.picture_files import FORMATS, LONGEST_SIDE_PX
 from library.files.pictures import region_color
+from library.plan.dynamic_prompts import DynamicPrompt, parse_dynamic_prompt
 from library.plan.job import PART_SEPARATOR, Job, JobSettings
-from library.plan.prompts import DynamicPrompt, PromptLine, parse_dynamic_prompt, parse_prompt_line
+from library.plan.prompt_lines import PromptLine, parse_prompt_line
 from library.plan.seeds import SeedSource
 from library.plan.sources import NO_SOURCES, SourceLine, SourcePicture, Sources, in_turn
 from library.plan.stages import stages

@@ -4,7 +4,7 @@ from dataclasses import astuple, is_dataclass
 from operator import attrgetter
 
 from library.plan.job import Job, JobSettings
-from library.plan.prompts import PROMPT_OPTIONS
+from library.plan.prompt_lines import PROMPT_OPTIONS
 
 
 def prompt_line(job: Job, defaults: JobSettings, size_px: int) -> str:

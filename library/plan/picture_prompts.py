@@ -8,7 +8,7 @@ from library.errors import InputError
 from library.files.picture_programs import is_json, program_of
 from library.files.picture_texts import read_texts
 from library.files.pictures import opened
-from library.plan.prompts import PromptLine, one_line
+from library.plan.prompt_lines import PromptLine, one_line
 
 
 def read_prompt(path: Path) -> PromptLine:

@@ -12,7 +12,7 @@ from typing import TypeVar
 from library.errors import InputError
 from library.files.pictures import check_picture, find_pictures, read_drawn, read_mask, region_color
 from library.plan.picture_prompts import read_prompt
-from library.plan.prompts import PromptLine, one_line
+from library.plan.prompt_lines import PromptLine, one_line
 from library.settings.control_net import given_files
 from library.settings.options import Options
 

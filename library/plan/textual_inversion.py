@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from library.files.textual_inversion import Embedding, plain_word
 from library.files.tokenizers import Tokenizer
+from library.plan.emphasis import parse_emphasis
 from library.plan.job import Job
-from library.plan.prompts import parse_emphasis
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 from library.files.families import TextEncoderKind
 from library.files.textual_inversion import Embedding
 from library.files.tokenizers import Tokenizer
-from library.plan.prompts import BREAK, MAX_WEIGHT, parse_emphasis
+from library.plan.emphasis import BREAK, MAX_WEIGHT, parse_emphasis
 from library.plan.textual_inversion import EmbeddedWords
 
 logger = logging.getLogger(__name__)

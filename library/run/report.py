@@ -12,7 +12,7 @@ from library.errors import EnvironmentFault
 from library.files.picture_files import save_whole
 from library.plan.job import Job
 from library.plan.line_text import prompt_line
-from library.plan.prompts import one_line
+from library.plan.prompt_lines import one_line
 from library.plan.run_plan import RunPlan
 from library.texts import readable, shell_word
 

@@ -1,0 +1,141 @@
+"""Prompt lines taken apart: the prompt and its options."""
+
+import re
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any
+
+from library import values
+from library.errors import InputError
+from library.settings import deep_shrink, gradual_latent, sizes
+
+
+@dataclass(frozen=True)
+class PromptOption:
+    """One `--name value` that a prompt line may hold; `sets` is what it overrides (see `job.JobSettings.override`)."""
+
+    name: str
+    sets: str
+    metavar: str
+    convert: Callable[[str], object]
+    help: str
+
+
+def _part(part: str, *options: tuple[str, str, str, Callable[[str], object], str]) -> list[PromptOption]:
+    return [
+        PromptOption(name, f"{part}.{field}", metavar, convert, help) for name, field, metavar, convert, help in options
+    ]
+
+
+PROMPT_OPTIONS = {
+    option.name: option
+    for option in (
+        PromptOption("n", "negative_prompt", "TEXT", str.strip, "negative prompt"),
+        PromptOption("w", "width", "PIXELS", values.size_px, "width, a multiple of 8"),
+        PromptOption("h", "height", "PIXELS", values.size_px, "height, a multiple of 8"),
+        PromptOption("s", "steps", "N", values.steps, "sampling steps, 1 to 1000"),
+        PromptOption("d", "seeds", "SEED[,SEED...]", values.seeds, "a seed for each image; the last one stays"),
+        PromptOption("l", "guidance_scale", "SCALE", values.guidance_scale, "guidance scale"),
+        PromptOption("t", "strength", "STRENGTH", values.strength, "img2img strength"),
+        PromptOption(
+            "am", "network_multipliers", "M[,M...]", values.multipliers, "a multiplier for each network; the last stays"
+        ),
+        PromptOption(
+            "nl", "negative_scale", "SCALE", values.number_or_none, "guidance scale of the negative prompt, or none"
+        ),
+        *_part(
+            "gradual_latent",
+            ("glt", "timesteps", "TIMESTEP", gradual_latent.timesteps_or_none, "Gradual Latent: timestep, or none"),
+            ("glr", "ratio", "RATIO", gradual_latent.ratio, "Gradual Latent: first ratio"),
+            ("gls", "ratio_step", "STEP", gradual_latent.ratio, "Gradual Latent: growth of the ratio"),
+            ("gle", "every_n_steps", "N", gradual_latent.every_n_steps, "Gradual Latent: steps between growths"),
+            ("glsn", "s_noise", "FACTOR", gradual_latent.s_noise, "Gradual Latent: noise of growing steps"),
+            ("glus", "unsharp", "K,S,X[,T]", gradual_latent.unsharp, "Gradual Latent: unsharp masking, or none"),
+        ),
+        *_part(
+            "deep_shrink",
+            (
+                "dsd1",
+                "depth_1",
+                "DEPTH",
+                deep_shrink.depth_or_none,
+                "Deep Shrink: first depth, 0 to 3 (XL: 8), or none",
+            ),
+            ("dst1", "timesteps_1", "TIMESTEP", deep_shrink.timesteps, "Deep Shrink: last timestep at that depth"),
+            ("dsd2", "depth_2", "DEPTH", deep_shrink.depth_or_none, "Deep Shrink: second depth, or none"),
+            ("dst2", "timesteps_2", "TIMESTEP", deep_shrink.timesteps, "Deep Shrink: last timestep at that depth"),
+            ("dsr", "ratio", "RATIO", deep_shrink.ratio, "Deep Shrink: ratio"),
+        ),
+        *_part(
+            "sizes",
+            ("ow", "original_width", "PIXELS", sizes.pixels, "XL: width of the original that the model is told"),
+            ("oh", "original_height", "PIXELS", sizes.pixels, "XL: its height"),
+            ("nw", "original_width_negative", "PIXELS", sizes.pixels, "XL: its width for the negative prompt"),
+            ("nh", "original_height_negative", "PIXELS", sizes.pixels, "XL: its height for the negative prompt"),
+            ("ct", "crop_top", "PIXELS", sizes.pixels, "XL: where the original was cropped, from its top"),
+            ("cl", "crop_left", "PIXELS", sizes.pixels, "XL: where it was cropped, from its left"),
+        ),
+        PromptOption("c", "clip_prompt", "TEXT", str.strip, "text for CLIP guidance, in place of the prompt"),
+    )
+}
+
+_OPTION_START = re.compile(r"(?:^|(?<=\s))--")
+_LONG_DASH_OPTION = re.compile(rf"(?:^|\s)([—–―]({'|'.join(PROMPT_OPTIONS)}))\s", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class PromptLine:
+    """A prompt line taken apart: the prompt, what its options set (by `PromptOption.sets`), and doubts about it."""
+
+    prompt: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+def one_line(text: str) -> str:
+    """The text with its line breaks as spaces; only CR and LF are line breaks in a prompt file."""
+    return re.sub(r"\s*[\r\n]+\s*", " ", text).strip()
+
+
+def parse_prompt_line(line: str, where: str = "") -> PromptLine:
+    """Cut `prompt --x value --y value` into the prompt and its options.
+
+    Raises:
+        InputError: for an unknown option, one given twice, and a value that its option refuses, with line and column.
+    """
+    starts = [match.start() for match in _OPTION_START.finditer(line)]
+    ends = [*starts[1:], len(line)]
+    settings: dict[str, object] = {}
+    for start, end in zip(starts, ends):
+        place = f"{where}, column {start + 1}" if where else f"column {start + 1}"
+        option, value = _parse_option(line[start:end].strip(), place)
+        if option.sets in settings:
+            raise InputError(f"--{option.name}", "given twice in one prompt; keep one of them", place)
+        settings[option.sets] = value
+    prompt = line[: starts[0]] if starts else line
+    warnings = tuple(
+        f"{where + ': ' if where else ''}{match[1]!r} is taken as text; an option begins with two hyphens: --{match[2]}"
+        for match in _LONG_DASH_OPTION.finditer(line)
+    )
+    return PromptLine(prompt.strip(), settings, warnings)
+
+
+def _parse_option(text: str, place: str) -> tuple[PromptOption, object]:
+    """Convert one `--name value`; the name counts in either case."""
+    match = re.fullmatch(r"--(\S*)\s*(.*)", text, re.DOTALL)  # fits whatever begins with two hyphens
+    name, raw_value = match.groups() if match else (text, "")
+    option = PROMPT_OPTIONS.get(name.lower())
+    if option is None:
+        nearest = get_close_matches(name.lower(), PROMPT_OPTIONS, n=1, cutoff=0.5)
+        hint = (
+            f"did you mean --{nearest[0]}?" if nearest else f"known are {', '.join('--' + n for n in PROMPT_OPTIONS)}"
+        )
+        raise InputError(f"--{name}", f"no such prompt option; {hint}", place)
+    if not raw_value.strip() and option.name != "n":
+        raise InputError(f"--{option.name}", f"needs a value; write --{option.name} {option.metavar}", place)
+    try:
+        return option, option.convert(raw_value)
+    except ArgumentTypeError as problem:
+        raise InputError(f"--{option.name} {raw_value.strip()}", str(problem), place) from None
