@@ -28,8 +28,10 @@ from library.plan.picture_facts import picture_facts, to_json
 from library.plan.plan_view import show_plan, summary
 from library.plan.planning import make_plan
 from library.plan.prompt_lines import PROMPT_OPTIONS
+from library.plan.prompt_syntax import SD_SCRIPTS, prompt_syntax
 from library.plan.run_plan import RunPlan
 from library.plan.stages import stages
+from library.plan.tokens import MOST_CHUNKS
 from library.results.gallery import show_results
 from library.results.metadata import FileHash, RunFacts
 from library.results.writer import PictureWriter
@@ -68,10 +70,12 @@ if TYPE_CHECKING:  # torch and what needs it are imported once every option and 
 
     from library.draw.control_net import ControlNets
     from library.draw.decoding import Decoding
+    from library.draw.denoiser import Cfg, Said
     from library.draw.lllite import LLLites
     from library.draw.loss_guidance import Judges
     from library.draw.regions import Regions
     from library.draw.samplers import Noise
+    from library.draw.text_conditions import TextConditions
     from library.models.models import Models
     from library.models.upscaler import Upscaler
     from networks.attach import Networks
@@ -140,8 +144,9 @@ def _model_options(group: OptionGroup) -> None:
               help="mean that a text keeps when its weights are applied: original (default), abs or none")  # fmt: skip
     group.switch("--zero_empty_negative", use=PICTURE,
                  help="XL: zeros for an empty negative prompt, not what text encoders make of it")  # fmt: skip
-    group.add("--max_embeddings_multiples", use=PICTURE, metavar="N", convert=values.whole_number(1, 100), default=1,
-              help="longest prompt, in chunks of 75 tokens (default 1)")  # fmt: skip
+    group.add("--max_embeddings_multiples", use=PICTURE, metavar="N", convert=values.whole_number(1, MOST_CHUNKS),
+              default=1,
+              help="longest prompt, in chunks of 75 tokens (default 1; --prompt_syntax webui: as needed)")  # fmt: skip
     group.add("--tokenizer_cache_dir", use=COMPUTING, metavar="DIR", convert=Path,
               help="folder to take the tokenizer from; the shipped one is put there first")  # fmt: skip
 
@@ -153,6 +158,8 @@ def _source_options(group: OptionGroup) -> None:
               help="file with one prompt line a line; - is standard input")  # fmt: skip
     group.switch("--interactive", use=RUN, alternative=sources, help="ask for prompt lines and show the pictures")
     group.switch("--no_preview", use=RUN, help="show no windows in interactive use")
+    group.add("--prompt_syntax", use=PICTURE, metavar="NAME", convert=prompt_syntax, default=SD_SCRIPTS,
+              help="sd-scripts (default), or webui: [a:b:0.5], [a|b], AND with weights, <lora:name:0.8>")  # fmt: skip
     group.switch("--shuffle_prompts", use=CHOICE, help="mix the lines anew in each iteration")
 
 
@@ -500,23 +507,16 @@ class Pipeline:
 
         device, dtype = self.unet.device, self.unet.dtype
         cfg = Cfg(jobs, device, self.guidance_rescale)
-        chunks = self.encoder.tokens.chunks(*cfg.texts)
-        with ExitStack() as stack:
-            for encoder in self.texts:
-                stack.enter_context(self._on_device(encoder.model))
-            text = self.encoder.encode(cfg.texts, chunks, cfg.text_multipliers).to(dtype)
-        if self.zero_empty_negative:
-            text = text.without(cfg.empty_texts)
-        told_sizes = cfg.sizes if self.family.told_sizes else None
-        self.networks.use(jobs[0].network_multipliers)
         regions = make_regions(jobs, self.masks.color_codes, device)
-        text = replace(text.for_unet(cfg.text_of_row, told_sizes), regions=regions)
+        text_of_step = self._texts(jobs, cfg, regions)
+        self.networks.use(jobs[0].network_multipliers)
         scheduler, timesteps = self._schedule(jobs[0])
         noise = draw_noise([job.seed for job in jobs], self._latent_shape(jobs[0]), self.sampler, jobs[0])
         step_arguments = {"generator": noise.generators} if self.sampler.draws_noise else {}
+        texts = [text_of_step[min(index // scheduler.order, len(text_of_step) - 1)] for index in range(len(timesteps))]
         latents, before_step, after_step = self._start(jobs, originals, scheduler, timesteps, noise)
         if self.judges:
-            prompts = [text.rows(*cfg.prompt_of(place)) for place in range(len(jobs))]
+            prompts = [[text.rows(*cfg.prompt_of(place)) for place in range(len(jobs))] for text in texts]
             before_step.append(self.judges.guide(jobs, prompts, scheduler, timesteps))
         shrinker = Shrinker(jobs[0].deep_shrink, self.family.shrink_points(self.unet.config), timesteps.tolist())
         guided = self.cfg_interval.guided(len(timesteps), scheduler.order)
@@ -529,7 +529,7 @@ class Pipeline:
             self.lllites.attached(self.unet, jobs, len(timesteps)),
             self._in_regions(regions),
         ):
-            denoiser = Denoiser(self.unet, text, cfg, guided, followers, steering)
+            denoiser = Denoiser(self.unet, texts, cfg, guided, followers, steering)
             for index, timestep in enumerate(make_bar(timesteps)):
                 sample = scheduler.scale_model_input(latents, timestep).to(dtype)
                 prediction = denoiser(sample, timestep, index)
@@ -539,6 +539,22 @@ class Pipeline:
                 for hook in after_step:
                     latents = hook(latents, index)
         return latents
+
+    def _texts(self, jobs: Sequence[Job], cfg: Cfg, regions: Regions | None) -> list[TextConditions]:
+        """What the U-Net is told at each step: the same object from step to step while nothing changes."""
+        steps = [cfg.said(step) for step in range(jobs[0].steps_run)]
+        chunks = self.encoder.tokens.chunks(*dict.fromkeys(text for said in steps for text in said.texts))
+        told_sizes = cfg.sizes if self.family.told_sizes else None
+        texts: dict[Said, TextConditions] = {}
+        with ExitStack() as stack:
+            for encoder in self.texts:
+                stack.enter_context(self._on_device(encoder.model))
+            for said in dict.fromkeys(steps):
+                text = self.encoder.encode(said.texts, chunks, said.multipliers).to(self.unet.dtype)
+                if self.zero_empty_negative:
+                    text = text.without(cfg.empty_texts(said))
+                texts[said] = replace(text.for_unet(cfg.text_of_row, told_sizes), regions=regions)
+        return [texts[said] for said in steps]
 
     def _on_device(self, model: nn.Module) -> AbstractContextManager:
         """A block in which a model is on the U-Net's device; with --lowvram only then."""

@@ -12,6 +12,7 @@ from library.plan.batches import group_into_batches
 from library.plan.file_names import FileNames
 from library.plan.job import Job, JobSettings
 from library.plan.job_maker import JobMaker, count_pictures, plan_jobs
+from library.plan.prompt_syntax import SD_SCRIPTS
 from library.plan.seeds import SeedSource
 from library.plan.sources import SourceLine, read_prompt_file, typed_line
 from library.settings.samplers import SAMPLERS
@@ -55,7 +56,7 @@ def test_prompt_files_that_cannot_be_used(tmp_path, content, message):
 
 
 def test_line_breaks_in_an_argument_are_spaces():
-    assert typed_line("a cat, \n    a dog\r\n  --n bad", "--prompt").text == "a cat, a dog --n bad"
+    assert typed_line("a cat, \n    a dog\r\n  --n bad", "--prompt", SD_SCRIPTS).text == "a cat, a dog --n bad"
 
 
 def test_one_picture_has_the_seed_itself():
@@ -131,7 +132,7 @@ def test_batches_fill_over_the_whole_run():
 
 def test_branches():
     jobs = make_jobs(["a --l 1", "a --l 2 --n x", "a --nl 2 --n x", "a --l 1 --nl 2"])
-    assert [job.texts for job in jobs] == [("a",), ("x", "a"), ("x", "a", ""), ("a",)]
+    assert [job.texts_at(0) for job in jobs] == [("a",), ("x", "a"), ("x", "a", ""), ("a",)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

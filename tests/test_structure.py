@@ -181,6 +181,7 @@ def test_an_id_tells_every_field_that_changes_the_picture():
     changes |= {"clip_prompt": "c", "prompt": "p", "seed": 4, "raw_prompt": "r", "source": None, "stage": 2}
     changes |= {"mask": Path("m"), "regions": Path("r"), "guides": (), "control_net": False}
     changes |= {"follows": None, "sizes": ToldSizes(crop_top=1)}
+    changes |= {"prompt_syntax": "webui", "steps_before": 9}
     not_told = {"file", "where"}
     assert set(changes) | not_told == set(Job.__dataclass_fields__)  # a new field belongs here, and into the ids
     for kind, names in run_record._PARTS.items():
@@ -195,6 +196,8 @@ def test_what_pictures_of_a_batch_share_is_in_its_key():
     """A field of a job is either the picture's own in a batch, or jobs that differ in it do not meet in one."""
     own = {
         "prompt",
+        "prompt_syntax",
+        "steps_before",
         "raw_prompt",
         "seed",
         "file",

@@ -1,6 +1,7 @@
 """What is noise in a batch's latents: the U-Net run for each branch of classifier-free guidance, and these joined."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -11,11 +12,20 @@ from library.draw.text_conditions import TextConditions
 from library.plan.job import Job
 
 
+@dataclass(frozen=True)
+class Said:
+    """What the branches of a batch say at a step: texts, and the networks' multipliers that each is encoded with."""
+
+    texts: tuple[str, ...]
+    multipliers: tuple[tuple[float, ...], ...]
+
+
 class Cfg:
     """Classifier-free guidance (Ho and Salimans 2022, https://arxiv.org/abs/2207.12598) for a batch of jobs.
 
-    A batch is expanded to one branch for each text of `Job.texts`, branch by branch; the branches' predictions are
-    joined with each picture's own scale.
+    A batch is expanded to one branch for each text of `Job.texts_at`, branch by branch; the branches' predictions are
+    joined with each picture's own scale. Parts of a prompt that compose have a branch each (Liu et al. 2022,
+    https://arxiv.org/abs/2206.01714, equation 11); parts with regions share one.
 
     Args:
         jobs: of the batch.
@@ -25,33 +35,52 @@ class Cfg:
     """
 
     def __init__(self, jobs: Sequence[Job], device: torch.device, rescale: float = 0.0) -> None:
-        self.branches = jobs[0].branches
+        first = jobs[0]
+        self._jobs = jobs
+        self.branches, self.composes = first.branches, first.composes
         self._rescale = rescale
-        self.texts = [text for branch in zip(*(job.texts for job in jobs)) for text in branch]
-        self.text_multipliers = [m for branch in zip(*(job.text_multipliers for job in jobs)) for m in branch]
 
         def column(numbers: Sequence[float]) -> torch.Tensor:
             return torch.tensor(numbers, dtype=torch.float32, device=device).view(-1, 1, 1, 1)
 
+        self._has_negative, self._has_empty = first.has_negative, first.has_empty
         self._scale = column([job.guidance_scale for job in jobs])
         self._negative_scale = column([job.negative_scale or 0.0 for job in jobs])
-        self._join = {1: self._only_prompt, 2: self._from_negative, 3: self._from_empty}[self.branches]
-        before = len(jobs) if self.branches > 1 else 0
-        # the prompt's branch: of the texts, and of the U-Net's rows
-        self.prompt_texts = slice(before, before + len(jobs) * len(jobs[0].parts))
-        self.prompt_rows = slice(before, before + len(jobs))
+        parts = len(first.parts)
+        self._weights = [column([job.parts[part].weight for job in jobs]) for part in range(parts)]
+        before, texts = len(jobs) * first.has_negative, len(jobs) * len(first.texts_at(0))
+        # the prompt's branches: of the texts, and of the U-Net's rows
+        self.prompt_texts = slice(before, before + len(jobs) * parts)
+        self.prompt_rows = slice(before, before + len(jobs) * (parts if self.composes else 1))
         last_parts = range(self.prompt_texts.stop - len(jobs), self.prompt_texts.stop)
-        # for each of the U-Net's rows the text whose pooled vector it is told: of a prompt in parts, its last one's
-        self.text_of_row = [*range(before), *last_parts, *range(self.prompt_texts.stop, len(self.texts))]
-        prompts = range(*self.prompt_texts.indices(len(self.texts)))
-        # texts that say nothing in the branches that guidance leads away from
-        self.empty_texts = [n for n, text in enumerate(self.texts) if n not in prompts and not text.strip()]
-        # what each of the U-Net's rows is told of its picture
-        self.sizes = [
-            job.sizes.numbers(job.width, job.height, negative=branch != min(1, self.branches - 1))
-            for branch in range(self.branches)
-            for job in jobs
+        prompts = range(*self.prompt_texts.indices(texts))
+        # for each of the U-Net's rows the text whose pooled vector it is told: of parts that share one, the last one's
+        self.text_of_row = [
+            *(*range(before), *(prompts if self.composes else last_parts)),
+            *range(self.prompt_texts.stop, texts),
         ]
+        # what each of the U-Net's rows is told of its picture
+        rows = range(len(self.text_of_row))
+        self.sizes = [
+            job.sizes.numbers(job.width, job.height, negative=row not in rows[self.prompt_rows])
+            for row, job in zip(rows, [*jobs] * self.branches)
+        ]
+
+    def said(self, step: int) -> Said:
+        """What the branches say at a step, from 0."""
+        texts, multipliers = (
+            tuple(each for branch in zip(*of_jobs) for each in branch)
+            for of_jobs in (
+                [job.texts_at(step) for job in self._jobs],
+                [job.text_multipliers for job in self._jobs],
+            )
+        )
+        return Said(texts, multipliers)
+
+    def empty_texts(self, said: Said) -> list[int]:
+        """The places of texts that say nothing in the branches that guidance leads away from."""
+        prompts = range(len(said.texts))[self.prompt_texts]
+        return [n for n, text in enumerate(said.texts) if n not in prompts and not text.strip()]
 
     def prompt_of(self, picture: int) -> tuple[slice, slice]:
         """Where a picture's prompt of a single part stands: among the texts, and among the U-Net's rows."""
@@ -64,20 +93,27 @@ class Cfg:
 
     def join(self, prediction: torch.Tensor) -> torch.Tensor:
         """(branches * B, C, h, w) → (B, C, h, w)"""
-        joined = self._join(*prediction.chunk(self.branches))
-        if not self._rescale or self.branches == 1:
+        joined = self._joined(prediction, self._scale, self._negative_scale)
+        if not self._rescale or not self._has_negative:
             return joined
-        wanted, found = (x.std(dim=(1, 2, 3), keepdim=True) for x in (prediction[self.prompt_rows], joined))
+        prompt = self.join_prompts(prediction) if self.composes else prediction[self.prompt_rows]
+        wanted, found = (x.std(dim=(1, 2, 3), keepdim=True) for x in (prompt, joined))
         return joined * (self._rescale * wanted / found + (1 - self._rescale))
 
-    def _only_prompt(self, prompt: torch.Tensor) -> torch.Tensor:
-        return prompt
+    def join_prompts(self, prediction: torch.Tensor) -> torch.Tensor:
+        """What composed parts say without guidance: as `join`, at a scale of 1."""
+        return self._joined(prediction, torch.ones_like(self._scale), torch.zeros_like(self._scale))
 
-    def _from_negative(self, negative: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
-        return negative + self._scale * (prompt - negative)
-
-    def _from_empty(self, negative: torch.Tensor, prompt: torch.Tensor, empty: torch.Tensor) -> torch.Tensor:
-        return empty + self._scale * (prompt - empty) - self._negative_scale * (negative - empty)
+    def _joined(self, prediction: torch.Tensor, scale: torch.Tensor, negative_scale: torch.Tensor) -> torch.Tensor:
+        branches = prediction.chunk(self.branches)
+        if not self._has_negative:
+            return branches[0]
+        negative, *prompts = branches
+        base = prompts.pop() if self._has_empty else negative
+        joined = base
+        for prompt, weight in zip(prompts, self._weights if self.composes else [1.0]):
+            joined = joined + weight * scale * (prompt - base)
+        return joined - negative_scale * (negative - base) if self._has_empty else joined
 
 
 class Denoiser:
@@ -85,40 +121,46 @@ class Denoiser:
 
     Args:
         unet: predicts.
-        text: of all branches.
+        texts: for each evaluation the text of all branches; the same object while it does not change.
         cfg: makes the branches and joins them.
         guided: for each evaluation whether it does; the prompt's branch alone is evaluated where not.
-        followers: what else is told which step begins, by its place.
+        followers: what else is told which step begins, by its place, before the text of the step is looked at.
         steering: the ControlNets.
 
-    Networks that change how the U-Net sees text have to be attached already.
+    Networks that change how the U-Net sees the first text have to be attached already.
     """
 
     def __init__(
         self,
         unet: UNet2DConditionModel,
-        text: TextConditions,
+        texts: Sequence[TextConditions],
         cfg: Cfg,
         guided: Sequence[bool],
         followers: Sequence[Callable[[int], None]],
         steering: Steering,
     ) -> None:
         self._unet, self._followers, self._steering = unet, followers, steering
-        self._cfg, self._guided = cfg, guided
-        models = (unet, *steering.models)
-        self._text = keep_text(text, *models)
-        self._prompt_text = self._text
-        if not all(guided):
-            self._prompt_text = keep_text(text.rows(cfg.prompt_texts, cfg.prompt_rows), *models)
+        self._cfg, self._guided, self._texts = cfg, guided, texts
+        self._models = (unet, *steering.models)
+        self._take(texts[0])
+
+    def _take(self, text: TextConditions) -> None:
+        """Keep what cross-attention makes of a text."""
+        cfg, self._taken = self._cfg, text
+        self._text = self._prompt_text = keep_text(text, *self._models)
+        if not (cfg.composes or all(self._guided)):
+            self._prompt_text = keep_text(self._text.rows(cfg.prompt_texts, cfg.prompt_rows), *self._models)
 
     def __call__(self, sample: torch.Tensor, timestep: torch.Tensor, index: int) -> torch.Tensor:
         """(B, C, h, w), scaled as the scheduler wants it → the joined prediction, likewise, float32"""
         for begin_step in self._followers:
             begin_step(index)
-        if not self._guided[index]:
+        if self._texts[index] is not self._taken:
+            self._take(self._texts[index])
+        if not self._guided[index] and not self._cfg.composes:
             return self._predict(sample, timestep, self._prompt_text, index)
         prediction = self._predict(self._cfg.expand(sample), timestep, self._text, index)
-        return self._cfg.join(prediction)
+        return self._cfg.join(prediction) if self._guided[index] else self._cfg.join_prompts(prediction)
 
     def _predict(self, rows: torch.Tensor, timestep: torch.Tensor, text: TextConditions, index: int) -> torch.Tensor:
         timestep = timestep.to(rows.device, non_blocking=True)

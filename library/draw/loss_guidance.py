@@ -136,7 +136,11 @@ class Judges:
         self._last_file: Path | None = None  # that it was meant for
 
     def guide(
-        self, jobs: Sequence[Job], texts: Sequence[TextConditions], scheduler: SchedulerMixin, timesteps: torch.Tensor
+        self,
+        jobs: Sequence[Job],
+        texts: Sequence[Sequence[TextConditions]],
+        scheduler: SchedulerMixin,
+        timesteps: torch.Tensor,
     ) -> "LossGuidance":
         """What guides the steps of a batch; see `LossGuidance` for the arguments."""
         losses = [self.losses(job) for job in jobs]
@@ -172,7 +176,7 @@ def clip_text(job: Job) -> list[str]:
     """The text that CLIP gets for a job: `--c` as it stands, else the prompt's pieces without weights and `BREAK`."""
     if job.clip_prompt:
         return [job.clip_prompt]
-    return [piece for piece, _ in parse_emphasis(job.prompt) if piece is not BREAK]
+    return [piece for piece, _ in parse_emphasis(job.parts[0].text.at(job.last_moment)) if piece is not BREAK]
 
 
 def load_judges(settings: LossGuidanceSettings, files: LossGuidanceFiles, models: Models) -> Judges:
@@ -256,7 +260,7 @@ class LossGuidance:
         vae: decodes.
         scheduler: DDIM, PNDM or LMS, with its timesteps set.
         timesteps: those that are run.
-        texts: for each picture its prompt's embeddings, one row.
+        texts: for each timestep and picture its prompt's embeddings, one row.
         losses: for each picture.
     """
 
@@ -266,7 +270,7 @@ class LossGuidance:
         vae: AutoencoderKL,
         scheduler: SchedulerMixin,
         timesteps: torch.Tensor,
-        texts: Sequence[TextConditions],
+        texts: Sequence[Sequence[TextConditions]],
         losses: Sequence[Sequence[PictureLoss]],
     ) -> None:
         self._unet, self._vae = unet, vae
@@ -321,7 +325,7 @@ class LossGuidance:
         """The picture (1, 3, H, W), from 0 to 1, that latents (1, C, h, w) before step `index` come to."""
         level = self._levels[index]
         sample = latents * level.alpha if self._moves_latents else latents
-        text = self._texts[row].unet_arguments()
+        text = self._texts[index][row].unet_arguments()
         output = self._unet(sample.to(self._unet.dtype), self._timesteps[index], **text).sample.to(latents.dtype)
         if self._predicts_v:  # Salimans and Ho 2022 (https://arxiv.org/abs/2202.00512), appendix D
             clean = level.alpha * sample - level.sigma * output

@@ -113,9 +113,9 @@ class Regions:
 
 
 def make_regions(jobs: Sequence[Job], color_codes: int | None, device: torch.device) -> Regions | None:
-    """The regions of a batch's jobs; None where prompts have a single part. For `color_codes` see `load_regions`."""
+    """The regions of a batch's jobs; None where prompts have none. For `color_codes` see `load_regions`."""
     parts = len(jobs[0].parts)
-    if parts == 1:
+    if parts == 1 or jobs[0].composes:
         return None
     networks = len(jobs[0].network_multipliers) if jobs[0].regions is not None else 0
     return Regions([load_regions(job.regions, parts, color_codes) for job in jobs], device, networks)

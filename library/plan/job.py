@@ -5,11 +5,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
+from library.plan.prompt_editing import Moment
+from library.plan.prompt_syntax import SD_SCRIPTS, Prompt, PromptPart, read_negative, read_prompt
 from library.settings.deep_shrink import DeepShrink
 from library.settings.gradual_latent import GradualLatent
 from library.settings.sizes import NOT_SAID, ToldSizes
-
-PART_SEPARATOR = " AND "  # between the parts of a prompt that have regions of their own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +45,7 @@ class Job(JobSettings):
 
     prompt: str
     seed: int
+    prompt_syntax: str = SD_SCRIPTS
     raw_prompt: str  # the line as it was written
     where: str  # file and line of it
     file: Path
@@ -57,6 +58,7 @@ class Job(JobSettings):
     control_net: bool = True  # whether ControlNets steer it, where there are any
     follows: Path | None = None  # the file of the picture before it, where that one is a loss's goal
     stage: int = 0  # of Highres. fix: 1 is the small picture, 2 its enlargement; 0 is drawn in one go
+    steps_before: int = 0  # that the stages before this one run
 
     @property
     def described(self) -> str:
@@ -79,40 +81,74 @@ class Job(JobSettings):
         return self.guides[0] if self.guides else self.follows
 
     @property
+    def said(self) -> Prompt:
+        """The prompt taken apart."""
+        return read_prompt(self.prompt, self.prompt_syntax)
+
+    @property
+    def parts(self) -> tuple[PromptPart, ...]:
+        """The parts of the prompt; mostly there is one."""
+        return self.said.parts
+
+    @property
+    def composes(self) -> bool:
+        """Whether each part is a prediction of its own, added up by weight; regions' parts share one prediction."""
+        return len(self.parts) > 1 and self.prompt_syntax != SD_SCRIPTS and self.regions is None
+
+    @property
     def branches(self) -> int:
-        """How many predictions classifier-free guidance joins at each step: prompt, negative prompt, empty prompt."""
-        if self.guidance_scale <= 1:
+        """How many predictions classifier-free guidance joins at each step: prompt, negative prompt, empty prompt.
+
+        Parts that compose have a prediction each, beside the negative prompt's at any scale.
+        """
+        if self.guidance_scale <= 1 and not self.composes:
             return 1
-        return 2 if self.negative_scale is None else 3
+        return (len(self.parts) if self.composes else 1) + (1 if self.negative_scale is None else 2)
 
     @property
-    def parts(self) -> tuple[str, ...]:
-        """The parts of the prompt, each for a region of its own; mostly there is one."""
-        return tuple(part.strip() for part in self.prompt.split(PART_SEPARATOR))
+    def has_negative(self) -> bool:
+        """Whether one of the branches is the negative prompt's."""
+        return self.branches > 1
 
     @property
-    def texts(self) -> tuple[str, ...]:
-        """The texts of the branches, in the order they are put into a batch."""
-        return {
-            1: self.parts,
-            2: (self.negative_prompt, *self.parts),
-            3: (self.negative_prompt, *self.parts, ""),
-        }[self.branches]
+    def has_empty(self) -> bool:
+        """Whether the last of the branches is an empty prompt's, for a scale of the negative prompt alone."""
+        return self.has_negative and self.negative_scale is not None
+
+    def texts_at(self, step: int) -> tuple[str, ...]:
+        """The texts of the branches at a step, from 0, in the order they are put into a batch."""
+        moment = Moment(step + 1, self.steps_run, self.steps_before)
+        parts = [part.text.at(moment) for part in self.parts]
+        negative = [read_negative(self.negative_prompt, self.prompt_syntax).at(moment)] if self.has_negative else []
+        return (*negative, *parts, *[""] * self.has_empty)
+
+    @property
+    def last_moment(self) -> Moment:
+        """The last step that is run."""
+        return Moment(self.steps_run, self.steps_run, self.steps_before)
+
+    @property
+    def all_texts(self) -> tuple[str, ...]:
+        """The texts of the branches at all steps."""
+        negative = read_negative(self.negative_prompt, self.prompt_syntax)
+        if not (negative.changes or any(part.text.changes for part in self.parts)):
+            return self.texts_at(0)
+        return tuple(dict.fromkeys(text for step in range(self.steps_run) for text in self.texts_at(step)))
 
     @property
     def text_multipliers(self) -> tuple[tuple[float, ...], ...]:
-        """The networks' multipliers in the text encoder, for each of `texts`.
+        """The networks' multipliers in the text encoder, for each of `texts_at`.
 
         With regions, network i is for part i alone, and no network for the texts that are no part.
         """
         if self.regions is None:
-            return (self.network_multipliers,) * len(self.texts)
+            return (self.network_multipliers,) * len(self.texts_at(0))
         none = tuple(0.0 for _ in self.network_multipliers)
         alone = [
             tuple(m if place == part else 0.0 for place, m in enumerate(self.network_multipliers))
             for part in range(len(self.parts))
         ]
-        return {1: (*alone,), 2: (none, *alone), 3: (none, *alone, none)}[self.branches]
+        return (*[none] * self.has_negative, *alone, *[none] * self.has_empty)
 
     @property
     def batch_key(self) -> tuple[Hashable, ...]:

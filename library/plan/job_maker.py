@@ -13,8 +13,9 @@ from library.files.families import Family
 from library.files.picture_files import FORMATS, LONGEST_SIDE_PX
 from library.files.pictures import region_color
 from library.plan.dynamic_prompts import DynamicPrompt, parse_dynamic_prompt
-from library.plan.job import PART_SEPARATOR, Job, JobSettings
+from library.plan.job import Job, JobSettings
 from library.plan.prompt_lines import PromptLine, parse_prompt_line
+from library.plan.prompt_syntax import SD_SCRIPTS, check_tags, read_prompt, web_ui_marks
 from library.plan.seeds import SeedSource
 from library.plan.sources import NO_SOURCES, SourceLine, SourcePicture, Sources, in_turn
 from library.plan.stages import stages
@@ -49,6 +50,7 @@ class JobMaker:
         loss_guidance: by CLIP and VGG16.
         spacing: of the sampler's timesteps; None for its own.
         unet_config: of the model; None for that of the family's published ones.
+        syntax: of the prompts.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class JobMaker:
         loss_guidance: LossGuidanceSettings = NO_LOSS_GUIDANCE,
         spacing: str | None = None,
         unet_config: Mapping[str, Any] | None = None,
+        syntax: str = SD_SCRIPTS,
     ) -> None:
         self.defaults = defaults
         self.images_per_prompt = images_per_prompt
@@ -74,6 +77,8 @@ class JobMaker:
         self.loss_guidance = loss_guidance
         self.spacing = spacing
         self.shrink_points = family.shrink_points(unet_config or family.config("unet"))
+        self.syntax = syntax
+        self._warned_of_syntax = False
         self._made = 0
         self._last_file: Path | None = None
 
@@ -118,13 +123,16 @@ class JobMaker:
         settings = self.defaults.override(_with_implied(overrides, self.defaults))
         place = self._made if line.picture is None else line.picture
         picture = in_turn(self.sources.pictures, place)
-        mask, has_parts = in_turn(self.sources.masks, place), PART_SEPARATOR in parsed.prompt
+        mask = in_turn(self.sources.masks, place)
+        has_parts = len(read_prompt(parsed.prompt, self.syntax).parts) > 1
+        self._check_syntax(parsed.prompt, settings.negative_prompt, line.where)
         width, height = _size(settings, picture, self.family.size_px, line.where)
         common: dict[str, Any] = {each.name: getattr(settings, each.name) for each in fields(settings)}
         common |= {"width": width, "height": height}
         job = Job(
             **common,
             prompt=parsed.prompt,
+            prompt_syntax=self.syntax,
             seed=seed,
             raw_prompt=line.text.strip(),
             where=line.where,
@@ -160,6 +168,15 @@ class JobMaker:
                 raise InputError("Gradual Latent", problem, job.where)
         if problem := job.deep_shrink.check(height, width, self.shrink_points):
             raise InputError("Deep Shrink", problem, job.where)
+
+    def _check_syntax(self, prompt: str, negative_prompt: str, where: str) -> None:
+        """Refuse tags that say nothing, and warn once of what only the other syntax understands."""
+        if self.syntax != SD_SCRIPTS:
+            check_tags(prompt, negative_prompt, where)
+        elif not self._warned_of_syntax and (marks := web_ui_marks(prompt) or web_ui_marks(negative_prompt)):
+            self._warned_of_syntax = True
+            place = f"{where}: " if where else ""
+            logger.warning("%s%s is taken as text; --prompt_syntax webui gives it its meaning", place, marks)
 
     def _multipliers(self, said: tuple[float, ...], where: str) -> tuple[float, ...]:
         """A line's multipliers for all networks; a short list repeats its last."""
@@ -230,8 +247,10 @@ def _check_job(job: Job, sampler: Sampler) -> None:
         place = f"{job.where}: " if job.where else ""
         advice = f"the sampler {sampler.name} is made for a scale of 1 to {sampler.highest_scale:g}"
         logger.warning("%sguidance scale %g: %s", place, job.guidance_scale, advice)
-    if len(job.parts) > 1 and job.regions is None:
+    if len(job.parts) > 1 and job.regions is None and not job.composes:
         logger.warning("a prompt's parts (AND) have no map of regions (--mask_path): each is for the whole picture")
+    if job.regions is not None and any(part.weight != 1 for part in job.parts):
+        logger.warning("the weights of a prompt's parts (AND) do nothing beside a map of regions")
     if job.negative_scale is not None and job.branches == 1:
         place = f"{job.where}: " if job.where else ""
         logger.warning("%sthe negative scale does nothing at a guidance scale of 1 or less", place)

@@ -19,7 +19,7 @@ from library.settings.highres import HighresFix
 
 # Fields of a job that are told under other names, or of which only a part is told
 _TOLD_OTHERWISE = ("file", "strength", "network_multipliers", "gradual_latent", "deep_shrink", "clip_prompt", "guides")
-_INNER = ("control_net", "follows", "stage")  # what jobs note for the way they are drawn
+_INNER = ("control_net", "follows", "stage", "steps_before")  # what jobs note for the way they are drawn
 
 
 def picture_facts(plan: RunPlan, job: Job, file: Path | None = None) -> dict[str, object]:

@@ -14,11 +14,13 @@ from library.plan.file_names import FileNames, check_folder, guide_name, sheet_n
 from library.plan.job import Job, JobSettings
 from library.plan.job_maker import JobMaker, check_regions
 from library.plan.parts import make_record, plan_parts
+from library.plan.prompt_syntax import WEB_UI
 from library.plan.run_plan import Keyboard, RunPlan, TextPlan
 from library.plan.run_record import RunRecord
 from library.plan.seeds import SeedSource, random_seed
 from library.plan.sources import Sources, find_sources, source_lines
 from library.plan.textual_inversion import warn_of_unused
+from library.plan.tokens import MOST_CHUNKS, WEB_UI_MOVED_TOKENS
 from library.settings import (
     cfg_interval,
     computing,
@@ -80,6 +82,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         loss_guidance=guidance,
         spacing=schedule.spacing_for(SAMPLERS[options.sampler]),
         unet_config=model.unet.config,
+        syntax=options.prompt_syntax,
     )
     guides = len(options.control_net_models or ()) if options.control_net_save_guides else 0
     name_file = _file_names(out, begun, two_stages=two_stages is not None, guides=guides).next
@@ -157,9 +160,17 @@ def _text_plan(options: Options, model: ModelFiles, networks: NetworkPlan) -> Te
         clip_skip=options.clip_skip or model.family.clip_skip,
         normalization=options.emb_normalize_mode,
         zero_empty_negative=options.zero_empty_negative,
-        max_chunks=options.max_embeddings_multiples,
+        max_chunks=_max_chunks(options),
+        moved_tokens=WEB_UI_MOVED_TOKENS if options.prompt_syntax == WEB_UI else 0,
         tokenizer_cache_dir=options.tokenizer_cache_dir,
     )
+
+
+def _max_chunks(options: Options) -> int:
+    """How long prompts may be; the web UI, whose syntax it may be, cuts none off."""
+    if options.prompt_syntax == WEB_UI and "max_embeddings_multiples" not in options.said:
+        return MOST_CHUNKS
+    return options.max_embeddings_multiples
 
 
 def _job_defaults(options: Options, networks: NetworkPlan) -> JobSettings:

@@ -40,6 +40,7 @@ class TextPlan:
     normalization: Normalization
     zero_empty_negative: bool  # nothing in place of what the text encoders make of an empty negative prompt
     max_chunks: int
+    moved_tokens: int  # see `PromptTokens`
     tokenizer_cache_dir: Path | None
 
     @cached_property
@@ -48,7 +49,7 @@ class TextPlan:
         family, texts = self.model.family, self.model.texts
         tokenizer = load_tokenizer(self.model.tokenizer, family, self.tokenizer_cache_dir)
         vocabulary = max(text.config["vocab_size"] for text in texts)
-        return PromptTokens(tokenizer, family.encoders, vocabulary, self.max_chunks, self.embeddings)
+        return PromptTokens(tokenizer, family.encoders, vocabulary, self.max_chunks, self.embeddings, self.moved_tokens)
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ class RunPlan:
 
     def batch_key(self, job: Job) -> tuple[Hashable, ...]:
         """Jobs with equal keys can be drawn together: their stages have the same shapes, and their texts one length."""
-        return (*(stage.batch_key for stage in stages(job, self.highres)), self.text.tokens.chunks(*job.texts))
+        chunks = self.text.tokens.chunks
+        return tuple((*stage.batch_key, chunks(*stage.all_texts)) for stage in stages(job, self.highres))
 
     def batches(self, jobs: Iterable[Job]) -> list[list[Job]]:
         """The batches that jobs are drawn in, filled from all of them."""

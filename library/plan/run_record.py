@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from library.plan.job import Job
+from library.plan.prompt_syntax import SD_SCRIPTS
 from library.plan.run_paths import RunPaths
 from library.plan.sources import SourceLine
 from library.settings.deep_shrink import DeepShrink
@@ -107,7 +108,7 @@ _FIELDS = (
     *("network_multipliers", "gradual_latent", "deep_shrink", "clip_prompt", "prompt", "seed", "raw_prompt"),
     *("source", "mask", "regions", "guides", "control_net", "follows", "stage"),
 )
-_LATER: dict[str, object] = {"sizes": NOT_SAID}
+_LATER: dict[str, object] = {"sizes": NOT_SAID, "prompt_syntax": SD_SCRIPTS, "steps_before": 0}
 _PARTS: dict[type, tuple[str, ...]] = {  # the first fields of settings that a job holds
     GradualLatent: ("timesteps", "ratio", "ratio_step", "every_n_steps", "s_noise", "unsharp"),
     Unsharp: ("kernel_size", "sigma", "strength", "on_sample"),

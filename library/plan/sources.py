@@ -13,6 +13,7 @@ from library.errors import InputError
 from library.files.pictures import check_picture, find_pictures, read_drawn, read_mask, region_color
 from library.plan.picture_prompts import read_prompt
 from library.plan.prompt_lines import PromptLine, one_line
+from library.plan.prompt_syntax import SD_SCRIPTS, WEB_UI, without_comments
 from library.settings.control_net import given_files
 from library.settings.options import Options
 
@@ -155,9 +156,9 @@ def source_lines(options: Options, sources: Sources) -> list[SourceLine]:
     if options.from_file is None and options.prompt is None and options.image_path is None:
         raise InputError("--prompt", "is missing; give --prompt TEXT, --from_file FILE or --interactive")
     if options.from_file is not None:
-        return read_prompt_file(options.from_file)
+        return read_prompt_file(options.from_file, options.prompt_syntax)
     if options.prompt is not None:
-        return [typed_line(options.prompt, "--prompt")]
+        return [typed_line(options.prompt, "--prompt", options.prompt_syntax)]
     lines = []
     for number, picture in enumerate(sources.pictures):
         parsed = read_prompt(picture.path)
@@ -165,7 +166,7 @@ def source_lines(options: Options, sources: Sources) -> list[SourceLine]:
     return lines
 
 
-def read_prompt_file(path: str) -> list[SourceLine]:
+def read_prompt_file(path: str, syntax: str = SD_SCRIPTS) -> list[SourceLine]:
     """Read a prompt file, or standard input for `-`: one prompt a line, blank lines and `#` comments skipped.
 
     Raises:
@@ -182,6 +183,8 @@ def read_prompt_file(path: str) -> list[SourceLine]:
     text = _decode(raw, subject)
     lines = []
     for number, line in enumerate(_LINE_END.split(text), start=1):
+        if syntax == WEB_UI:
+            line = without_comments(line)
         if line.strip() and not line.startswith("#"):
             lines.append(SourceLine(line, f"{name}:{number}"))
     if not lines:
@@ -204,7 +207,7 @@ def _decode(raw: bytes, subject: str) -> str:
     return text
 
 
-def typed_line(text: str, subject: str) -> SourceLine:
+def typed_line(text: str, subject: str, syntax: str) -> SourceLine:
     """A prompt line from the command line or the keyboard; line breaks within it, as in wrapped commands, are spaces.
 
     Raises:
@@ -216,4 +219,4 @@ def typed_line(text: str, subject: str) -> SourceLine:
         raise InputError(subject, "the text is not UTF-8; set the terminal to UTF-8") from None
     if "\0" in text:
         raise InputError(subject, "the text holds a NUL character; leave it out")
-    return SourceLine(one_line(text))
+    return SourceLine(one_line(without_comments(text) if syntax == WEB_UI else text))

@@ -26,7 +26,8 @@ def stages(job: Job, highres: HighresFix | None) -> tuple[Job, ...]:
         stage=1,
         file=job.file.with_name(first_stage_name(job.file.name)),
     )
-    return first, replace(job, seed=job.seed + 1, stage=2, control_net=highres.control_net)
+    second = replace(job, seed=job.seed + 1, stage=2, control_net=highres.control_net, steps_before=first.steps_run)
+    return first, second
 
 
 def _first_side(side: int, scale: float) -> int:

@@ -90,7 +90,7 @@ def warn_of_unused(embeddings: Sequence[Embedding], jobs: Iterable[Job]) -> None
     if not embeddings:
         return
     words = {plain_word(embedding.word): embedding.word for embedding in embeddings}
-    met = WordFinder(words).met(dict.fromkeys(text for job in jobs for text in (*job.parts, job.negative_prompt)))
+    met = WordFinder(words).met(dict.fromkeys(text for job in jobs for text in (job.prompt, job.negative_prompt)))
     for plain, word in words.items():
         if plain not in met:
             logger.warning("the embedding %r is in no prompt; write its word there, or leave its file out", word)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from library.plan.job import Job
+from library.plan.prompt_syntax import SD_SCRIPTS
 from library.plan.stages import stages
 from library.settings.cfg_interval import WHOLE_RUN, CfgInterval
 from library.settings.control_net import ControlNetSpec
@@ -73,7 +74,7 @@ def metadata(job: Job, facts: RunFacts) -> dict[str, str]:
         "sampler": facts.sampler.name,
         "steps": job.steps,
         "scale": job.guidance_scale,
-        "negative-scale": job.negative_scale if job.branches == 3 else None,
+        "negative-scale": job.negative_scale if job.has_empty else None,
         "networks": facts.networks.describe(job.network_multipliers),
         "clip-prompt": job.clip_prompt if facts.loss_guidance.clip_scale else None,
         "raw-prompt": job.raw_prompt,
@@ -102,17 +103,19 @@ def shown_settings(job: Job, facts: RunFacts) -> dict[str, str]:
         settings["First stage"] = f"{first.width}x{first.height}"
         settings["First stage steps"] = first.steps
         settings["Upscaler"] = facts.highres.method
+    if job.prompt_syntax != SD_SCRIPTS:
+        settings["Prompt syntax"] = job.prompt_syntax
     if facts.clip_skip > 1:
         settings["Clip skip"] = facts.clip_skip
-    if job.negative_scale is not None and job.branches == 3:
+    if job.negative_scale is not None and job.has_empty:
         settings["Negative scale"] = _number(job.negative_scale)
-    if job.branches > 1 and (start := facts.cfg_interval.start) > 0:
+    if job.has_negative and (start := facts.cfg_interval.start) > 0:
         settings["Guidance start"] = _number(start)
-    if job.branches > 1 and (end := facts.cfg_interval.end) < 1:
+    if job.has_negative and (end := facts.cfg_interval.end) < 1:
         settings["Guidance end"] = _number(end)
-    if job.branches > 1 and facts.guidance_rescale:
+    if job.has_negative and facts.guidance_rescale:
         settings["Guidance rescale"] = _number(facts.guidance_rescale)
-    if job.branches > 1 and facts.zero_empty_negative:
+    if job.has_negative and facts.zero_empty_negative:
         settings["Zero empty negative"] = True
     if facts.normalization != ORIGINAL:
         settings["Emphasis normalization"] = facts.normalization

@@ -18,7 +18,7 @@ def run_interactive(plan: RunPlan, painter: Painter, writer: PictureWriter, keyb
         import readline  # noqa: F401  # gives input() its history
     show_pictures = plan.preview and preview.can_show()
     progress = console.Progress(None)
-    while (line := ask_for_line()) is not None:
+    while (line := ask_for_line(keyboard.maker.syntax)) is not None:
         try:
             count_pictures([line], plan.repeats.images_per_prompt, plan.repeats.iterations)
             jobs = plan_jobs([line], keyboard.maker, keyboard.seeds, keyboard.name_file, plan.repeats.iterations)
@@ -38,11 +38,11 @@ def run_interactive(plan: RunPlan, painter: Painter, writer: PictureWriter, keyb
             preview.show(pictures, jobs[0].prompt)
 
 
-def ask_for_line() -> SourceLine | None:
+def ask_for_line(syntax: str) -> SourceLine | None:
     """Ask for a prompt line until there is one; None at the end of the input."""
     while True:
         try:
-            line = typed_line(input("Type prompt: "), "the prompt")
+            line = typed_line(input("Type prompt: "), "the prompt", syntax)
         except (EOFError, RuntimeError):  # RuntimeError: standard input is closed
             print()
             return None

@@ -1,0 +1,109 @@
+"""What a prompt says in either syntax: its parts with their weights, when its text changes, the networks it names."""
+
+import re
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from library.errors import InputError
+from library.plan.prompt_editing import EditedPrompt, parse_editing
+
+SD_SCRIPTS, WEB_UI = "sd-scripts", "webui"
+SYNTAXES = (SD_SCRIPTS, WEB_UI)
+_KEPT_PROMPTS = 4096
+
+_SEPARATOR = {SD_SCRIPTS: re.compile(" AND "), WEB_UI: re.compile(r"\bAND\b")}
+_WEIGHT = re.compile(r"\s*:\s*([+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+))\s*$")
+_TAG = re.compile(r"<(lora|lyco|hypernet):([^<>]+)>", re.IGNORECASE)
+_COMMENT = re.compile(r"#.*?(?=\s--\w|[\r\n]|$)")
+
+
+def prompt_syntax(text: str) -> str:
+    """Convert a syntax's name."""
+    if text not in SYNTAXES:
+        raise ArgumentTypeError(f"no such syntax; give {' or '.join(SYNTAXES)}")
+    return text
+
+
+@dataclass(frozen=True)
+class PromptPart:
+    """One of the parts of a prompt that AND joins: its text, and how strongly it counts where parts compose."""
+
+    text: EditedPrompt
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class NetworkTag:
+    """`<lora:name:argument:…>` in a prompt."""
+
+    name: str
+    arguments: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt taken apart; see `read_prompt`."""
+
+    parts: tuple[PromptPart, ...]
+    tags: tuple[NetworkTag, ...] = ()
+
+
+@lru_cache(maxsize=_KEPT_PROMPTS)
+def read_prompt(text: str, syntax: str) -> Prompt:
+    """Take a prompt apart. In the web UI's syntax its text changes, parts have weights, and tags name networks.
+
+    A weight stands at a part's end, `a cat :0.6 AND a dog`; a prompt of one part has none.
+    """
+    if syntax == SD_SCRIPTS:
+        return Prompt(tuple(PromptPart(EditedPrompt((part.strip(),))) for part in _SEPARATOR[syntax].split(text)))
+    tags = tuple(_tag(match) for match in _TAG.finditer(text) if match[1].lower() != "hypernet")
+    texts = _SEPARATOR[syntax].split(_TAG.sub("", text))
+    weigh: Callable[[str], PromptPart] = _weighted if len(texts) > 1 else lambda part: PromptPart(parse_editing(part))
+    return Prompt(tuple(weigh(part.strip()) for part in texts), tags)
+
+
+@lru_cache(maxsize=_KEPT_PROMPTS)
+def read_negative(text: str, syntax: str) -> EditedPrompt:
+    """A negative prompt; its text changes in the web UI's syntax, and it has neither parts nor tags."""
+    return parse_editing(text) if syntax == WEB_UI else EditedPrompt((text,))
+
+
+def _tag(match: re.Match[str]) -> NetworkTag:
+    name, *arguments = match[2].split(":")
+    return NetworkTag(name.strip(), tuple(argument.strip() for argument in arguments))
+
+
+def _weighted(part: str) -> PromptPart:
+    weight = _WEIGHT.search(part)
+    return PromptPart(parse_editing(part[: weight.start()] if weight else part), float(weight[1]) if weight else 1.0)
+
+
+def without_comments(text: str) -> str:
+    """A prompt line without the web UI's comments: from `#` to the line's end, or to the next option."""
+    return _COMMENT.sub("", text)
+
+
+def check_tags(prompt: str, negative_prompt: str, where: str) -> None:
+    """Refuse tags that nothing can be made of.
+
+    Raises:
+        InputError: for a hypernetwork, and for a tag in a negative prompt.
+    """
+    for match in _TAG.finditer(prompt):
+        if match[1].lower() == "hypernet":
+            raise InputError(match[0], "hypernetworks are not read; leave it out", where)
+    if match := _TAG.search(negative_prompt):
+        raise InputError(match[0], "networks are for the whole picture; put it before --n", where)
+
+
+def web_ui_marks(prompt: str) -> str | None:
+    """What in a prompt only the web UI's syntax gives a meaning to, for people; None where nothing is."""
+    if tag := _TAG.search(prompt):
+        return tag[0]
+    if re.search(r":\s*[+-]?[0-9.]+\s+AND\s", prompt):
+        return "a weight before AND"
+    if "[" in prompt and ("|" in prompt or ":" in prompt) and parse_editing(prompt).changes:
+        return "prompt editing, [a:b:0.5] or [a|b]"
+    return None
