@@ -150,9 +150,11 @@ def _source_options(group: OptionGroup) -> None:
     sources = "sources of prompts"
     group.add("--prompt", use=RUN, metavar="TEXT", alternative=sources, help="prompt line, with its options")
     group.add("--from_file", use=RUN, metavar="FILE", alternative=sources,
-              help="file with one prompt line a line; - is standard input")  # fmt: skip
+              help="file with one prompt line a line (- is standard input), or rows in .jsonl or .csv")  # fmt: skip
     group.switch("--interactive", use=RUN, alternative=sources, help="ask for prompt lines and show the pictures")
     group.switch("--no_preview", use=RUN, help="show no windows in interactive use")
+    group.add("--wildcard_dir", use=CHOICE, metavar="DIR", convert=Path,
+              help="folder of .txt and .yaml lists, of which __name__ in a prompt takes an entry")  # fmt: skip
     group.switch("--shuffle_prompts", use=CHOICE, help="mix the lines anew in each iteration")
 
 

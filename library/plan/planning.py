@@ -9,6 +9,7 @@ from library.errors import InputError
 from library.files.model_files import ModelFiles, find_model
 from library.files.textual_inversion import find_embeddings
 from library.files.weight_types import check_model
+from library.files.wildcards import WildcardFolder
 from library.plan import earlier_runs
 from library.plan.file_names import FileNames, check_folder, guide_name, sheet_name
 from library.plan.job import Job, JobSettings
@@ -19,6 +20,7 @@ from library.plan.run_record import RunRecord
 from library.plan.seeds import SeedSource, random_seed
 from library.plan.sources import Sources, find_sources, source_lines
 from library.plan.textual_inversion import warn_of_unused
+from library.plan.wildcards import Wildcards
 from library.settings import (
     cfg_interval,
     computing,
@@ -80,6 +82,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         loss_guidance=guidance,
         spacing=schedule.spacing_for(SAMPLERS[options.sampler]),
         unet_config=model.unet.config,
+        wildcards=Wildcards(options.wildcard_dir and WildcardFolder(options.wildcard_dir)),
     )
     guides = len(options.control_net_models or ()) if options.control_net_save_guides else 0
     name_file = _file_names(out, begun, two_stages=two_stages is not None, guides=guides).next
@@ -102,7 +105,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         highres=two_stages,
         networks=networks,
         loss_guidance=guidance,
-        record=make_record(options, model, pictures, parts, begun),
+        record=make_record(options, model, pictures, parts, begun, maker.wildcards.files),
         loss_guidance_files=loss_guidance.find_models(options, guidance),
         control_nets=control_net.from_options(options, model.family, model.unet),
         masks=masks.from_options(options),
