@@ -42,6 +42,7 @@ from library.settings import deep_shrink, gradual_latent, sizes
 from library.settings.computing import vae_batch_size
 from library.settings.control_net import control_type, preprocessing
 from library.settings.emphasis import ORIGINAL, normalization
+from library.settings.file_names import FIELDS, name_pattern
 from library.settings.highres import upscaler_arguments
 from library.settings.noise_schedule import schedule_name, schedule_names
 from library.settings.options import (
@@ -204,6 +205,8 @@ def _output_options(group: OptionGroup) -> None:
                  help="name pictures im_000001.png and so on")  # fmt: skip
     group.switch("--use_original_file_name", use=CHOICE, alternative=names, needs=_IMG2IMG,
                  help="name pictures like their source picture")  # fmt: skip
+    group.add("--file_name", use=CHOICE, metavar="PATTERN", convert=name_pattern, alternative=names,
+              help=f"name pictures so, with {{seed}} and its like for {', '.join(FIELDS)}")  # fmt: skip
     group.add("--format", use=PICTURE, metavar="FORMAT", convert=picture_format, default="png",
               help=f"{', '.join(FORMATS)} (default png)")  # fmt: skip
     group.add("--quality", use=PICTURE, metavar="N", convert=values.whole_number(1, 100),

@@ -102,6 +102,8 @@ def _cell_text(column: str, value: object, option: PromptOption | None, where: s
         raise InputError(column, "holds what is no text (NUL, half a character); leave it out", place)
     if option is not None and OPTION_START.search(text):
         raise InputError(text[:60], "would begin another option; give that a column of its own", place)
+    if text.rfind("{") > text.rfind("}"):  # another cell's brace is not its end
+        raise InputError("{", "is never closed; add the } after the last variant", place)
     return text
 
 
@@ -210,7 +212,9 @@ def _as_written(value: object, option: PromptOption | None, place: str) -> str:
             return ",".join(filter(None, words))
     wanted = "a text" if is_words else "a number, a list or a text" if "," in option.metavar else "a number or a text"
     kind = "an empty list" if value == [] else _KINDS[type(value)]
-    raise InputError(json.dumps(value)[:60], f"is {kind}; write {wanted}", place)
+    raise InputError(
+        (value if isinstance(value, _Number) else json.dumps(value))[:60], f"is {kind}; write {wanted}", place
+    )
 
 
 def _as_item(value: object) -> str | None:

@@ -34,7 +34,8 @@ logger = logging.getLogger(__name__)
 
 MAX_JOBS = 1_000_000  # in one run; far beyond a night's work, far below what fills the memory
 Thing = TypeVar("Thing")
-NameFile = Callable[[int, Path | None], Path]  # a picture's seed and its source picture → its file
+# a picture's seed, its source picture, and more of it by the names of its fields → its file
+NameFile = Callable[[int, Path | None, Mapping[str, Any]], Path]
 
 
 class JobMaker:
@@ -127,13 +128,15 @@ class JobMaker:
         width, height = _size(settings, picture, self.family.size_px, line.where)
         common: dict[str, Any] = {each.name: getattr(settings, each.name) for each in fields(settings)}
         common |= {"width": width, "height": height}
+        # what a name can be made of; a sampler that is the job's own takes the place of the run's
+        said = {"sampler": self.sampler.name, **common, "prompt": parsed.prompt, "where": line.where}
         job = Job(
             **common,
             prompt=parsed.prompt,
             seed=seed,
             raw_prompt=line.text.strip(),
             where=line.where,
-            file=name_file(seed, picture.path if picture else None),
+            file=name_file(seed, picture.path if picture else None, said),
             source=picture.path if picture else None,
             mask=None if has_parts or picture is None else mask,
             regions=mask if has_parts else None,

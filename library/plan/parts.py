@@ -97,7 +97,7 @@ def _split_lines(begun: Sequence[Part], lines: Sequence[SourceLine], name_of: Na
 def _given_names(folder: Path, part: Part) -> NameFile:
     """Names the pictures of a part as it did before."""
     files: Iterator[str] = iter(part.files)
-    return lambda seed, source: folder / next(files, "more than before")
+    return lambda seed, source, said: folder / next(files, "more than before")
 
 
 def make_record(

@@ -85,7 +85,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         wildcards=Wildcards(options.wildcard_dir and WildcardFolder(options.wildcard_dir)),
     )
     guides = len(options.control_net_models or ()) if options.control_net_save_guides else 0
-    name_file = _file_names(out, begun, two_stages=two_stages is not None, guides=guides).next
+    name_file = _file_names(out, begun, model.name, two_stages=two_stages is not None, guides=guides).next
     jobs, parts = plan_parts(lines, maker, seed, name_file, counts, out.folder, begun)
     if lines:
         _check_use(options, interval, sources, jobs)
@@ -181,12 +181,16 @@ def _job_defaults(options: Options, networks: NetworkPlan) -> JobSettings:
     )
 
 
-def _file_names(out: output.OutputSettings, begun: RunRecord | None, *, two_stages: bool, guides: int) -> FileNames:
+def _file_names(
+    out: output.OutputSettings, begun: RunRecord | None, model: str, *, two_stages: bool, guides: int
+) -> FileNames:
     """The names of the run's files, past those of the run that it goes on with; so many guides are saved with each."""
     return FileNames(
         out.folder,
         sequential=out.sequential_names,
         original=out.original_names,
+        pattern=out.name_pattern,
+        model=model,
         now=datetime.now(),
         two_stages=two_stages,
         suffix=out.suffix,

@@ -10,6 +10,7 @@ from typing import Any
 from library import values
 from library.errors import InputError
 from library.settings import deep_shrink, gradual_latent, sizes
+from library.settings.file_names import picture_name
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ PROMPT_OPTIONS = {
             ("cl", "crop_left", "PIXELS", sizes.pixels, "XL: where it was cropped, from its left"),
         ),
         PromptOption("c", "clip_prompt", "TEXT", str.strip, "text for CLIP guidance, in place of the prompt"),
+        PromptOption("f", "file_name", "NAME", picture_name, "name of the picture's file, in the folder of the run"),
     )
 }
 
