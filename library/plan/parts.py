@@ -48,7 +48,8 @@ def plan_parts(
     name_of = earlier.paths.name if earlier else str
     jobs: list[Job] = []
     parts: list[Part] = []
-    count_pictures(lines, repeats.images_per_prompt, repeats.iterations, maker.wildcards)
+    counts = (repeats.images_per_prompt, repeats.iterations, maker.wildcards)
+    of_all = count_pictures(lines, *counts)
     if earlier:
         _check_wildcards(earlier, maker.wildcards.files)
     for number, group in enumerate(_split_lines(begun, lines, name_of)):
@@ -56,7 +57,7 @@ def plan_parts(
             continue
         part = begun[number] if number < len(begun) else None
         part_seed = part.seed if part else (seed + number) % (MAX_SEED + 1)
-        pictures = count_pictures(group, repeats.images_per_prompt, repeats.iterations, maker.wildcards)
+        pictures = of_all if len(group) == len(lines) else count_pictures(group, *counts)
         seeds = SeedSource(part_seed, pictures, same_in_iteration=repeats.same_seed_in_iteration)
         names = _given_names(folder, part) if part else name_file
         shuffle = random.Random(part_seed) if repeats.shuffle else None
