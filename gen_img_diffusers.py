@@ -44,6 +44,7 @@ from library.settings import deep_shrink, gradual_latent, sizes
 from library.settings.computing import vae_batch_size
 from library.settings.control_net import control_type, preprocessing
 from library.settings.emphasis import ORIGINAL, normalization
+from library.settings.file_names import FIELDS, name_pattern
 from library.settings.highres import upscaler_arguments
 from library.settings.noise_schedule import schedule_name, schedule_names
 from library.settings.options import (
@@ -155,11 +156,13 @@ def _source_options(group: OptionGroup) -> None:
     sources = "sources of prompts"
     group.add("--prompt", use=RUN, metavar="TEXT", alternative=sources, help="prompt line, with its options")
     group.add("--from_file", use=RUN, metavar="FILE", alternative=sources,
-              help="file with one prompt line a line; - is standard input")  # fmt: skip
+              help="file with one prompt line a line (- is standard input), or rows in .jsonl or .csv")  # fmt: skip
     group.switch("--interactive", use=RUN, alternative=sources, help="ask for prompt lines and show the pictures")
     group.switch("--no_preview", use=RUN, help="show no windows in interactive use")
     group.add("--prompt_syntax", use=PICTURE, metavar="NAME", convert=prompt_syntax, default=SD_SCRIPTS,
               help="sd-scripts (default), or webui: [a:b:0.5], [a|b], AND with weights, <lora:name:0.8>")  # fmt: skip
+    group.add("--wildcard_dir", use=CHOICE, metavar="DIR", convert=Path,
+              help="folder of .txt and .yaml lists, of which __name__ in a prompt takes an entry")  # fmt: skip
     group.switch("--shuffle_prompts", use=CHOICE, help="mix the lines anew in each iteration")
 
 
@@ -209,6 +212,8 @@ def _output_options(group: OptionGroup) -> None:
                  help="name pictures im_000001.png and so on")  # fmt: skip
     group.switch("--use_original_file_name", use=CHOICE, alternative=names, needs=_IMG2IMG,
                  help="name pictures like their source picture")  # fmt: skip
+    group.add("--file_name", use=CHOICE, metavar="PATTERN", convert=name_pattern, alternative=names,
+              help=f"name pictures so, with {{seed}} and its like for {', '.join(FIELDS)}")  # fmt: skip
     group.add("--format", use=PICTURE, metavar="FORMAT", convert=picture_format, default="png",
               help=f"{', '.join(FORMATS)} (default png)")  # fmt: skip
     group.add("--quality", use=PICTURE, metavar="N", convert=values.whole_number(1, 100),

@@ -96,7 +96,7 @@ def test_every_option_that_code_reads_exists():
         (COMPUTING, "ckpt tokenizer_cache_dir network_show_meta control_net_save_guides vae_slices xformers sdpa "
                     "diffusers_xformers lowvram compile opt_channels_last"),
         (CHOICE, "shuffle_prompts seed iter_same_seed images_per_prompt n_iter sequential_file_name image_path "
-                 "use_original_file_name mask_path"),
+                 "use_original_file_name file_name mask_path wildcard_dir"),
         (RUN, "prompt from_file interactive no_preview outdir grid html batch_size vae_batch_size"),
         (TELLING, "resume dry_run json quiet verbose debug"),
         (COMMAND_LINE, "config list_samplers version help"),
@@ -182,7 +182,7 @@ def test_an_id_tells_every_field_that_changes_the_picture():
     changes |= {"mask": Path("m"), "regions": Path("r"), "guides": (), "control_net": False}
     changes |= {"follows": None, "sizes": ToldSizes(crop_top=1)}
     changes |= {"prompt_syntax": "webui", "steps_before": 9}
-    not_told = {"file", "where"}
+    not_told = {"file", "file_name", "where"}
     assert set(changes) | not_told == set(Job.__dataclass_fields__)  # a new field belongs here, and into the ids
     for kind, names in run_record._PARTS.items():
         later = {path.rpartition(".")[2] for path in run_record._LATER}
@@ -201,6 +201,7 @@ def test_what_pictures_of_a_batch_share_is_in_its_key():
         "raw_prompt",
         "seed",
         "file",
+        "file_name",
         "where",
         "negative_prompt",
         "clip_prompt",

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import io
+import itertools
 import json
 import logging
 import os
@@ -87,13 +88,10 @@ def _exif(texts: Mapping[str, str]) -> bytes:
 # Files
 
 
-def numbered(file: Path) -> Iterator[Path]:
-    """`x.png`, `x-1.png`, `x-2.png`, …"""
-    yield file
-    number = 0
-    while True:
-        number += 1
-        yield file.with_name(f"{file.stem}-{number}{file.suffix}")
+def numbered(file: Path, first: int = 0) -> Iterator[Path]:
+    """`x.png`, `x-1.png`, `x-2.png`, … from the first number on; `x.png` itself is number 0."""
+    for number in itertools.count(first):
+        yield file.with_name(f"{file.stem}-{number}{file.suffix}") if number else file
 
 
 def temporary_mark(file: Path) -> str:

@@ -3,13 +3,20 @@
 import os
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from library.errors import InputError
 from library.files.picture_files import numbered
+from library.settings.file_names import NamePattern
 
+_ROOM_FOR_NUMBERS = len("-999999")  # that are added to equal names
+_SHORTER_SOURCE = "give the source picture a shorter name, or leave the option out"
+_FIRST_STAGE = "_1st"
+_USUAL_SECOND_STAGE = re.compile(r"(im_(?:\d{14}_)?)1(\d{3,}.*)", re.DOTALL)
+_NOTHING: Mapping[str, Any] = {}
 _USUAL_LONGEST_NAME, _USUAL_LONGEST_PATH = 255, 4096  # bytes
 
 
@@ -25,6 +32,8 @@ class FileNames:
         suffix: of the pictures' format.
         taken: names in the folder that are given already, to files that may not be there yet.
         beside: what the names of a picture's other files have around its stem, such as `_guide1.png`.
+        pattern: of names, instead of the usual ones.
+        model: the name of the model, for the pattern.
     """
 
     def __init__(
@@ -38,9 +47,14 @@ class FileNames:
         suffix: str = ".png",
         taken: Iterable[str] = (),
         beside: Iterable[str] = (),
+        pattern: NamePattern | None = None,
+        model: str = "",
     ) -> None:
         self.folder = folder
-        self._around_stem = max(map(len, (suffix, *beside)))
+        self._around_stem = max(map(len, (suffix, *beside, f"{_FIRST_STAGE * two_stages}{suffix}")))
+        self._pattern, self._model = pattern, model
+        self._two_stages = two_stages
+        self._last: dict[str, int] = {}  # numbers that were added to a stem, so that it is not counted from 0 again
         self._longest = longest_name(folder)
         self._stage = "1" if two_stages else ""
         self._sequential = sequential
@@ -48,30 +62,80 @@ class FileNames:
         self._original = original
         self._time = now.strftime("%Y%m%d%H%M%S")
         self._taken = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
-        self._taken.update(taken)
+        given = list(taken)
+        self._taken.update(given, map(first_stage_name, given) if two_stages else ())
         stage = "[01]" if two_stages else ""
         numbers = (re.fullmatch(rf"im_{stage}(\d{{6,}})(?:-\d+)?\.(?:png|webp|jpg)", name) for name in self._taken)
         self._count = max((int(match[1]) for match in numbers if match), default=0) if sequential else -1
+        if pattern:
+            self._count = len(given)  # the number of the last picture of the run; the first is number 1
 
-    def next(self, seed: int, source: Path | None = None) -> Path:
+    def next(self, seed: int, source: Path | None = None, said: Mapping[str, Any] = _NOTHING) -> Path:
         """The next picture's file, different from all others and from those that are there.
+
+        Args:
+            seed: of the picture.
+            source: the picture that it starts from.
+            said: more of it, by the names of a job's fields: `file_name`, `where`, and what the pattern needs.
 
         Raises:
             InputError: when its name is too long for the file system.
         """
         self._count += 1
-        if self._original and source is not None:
-            stem = source.stem
-        else:
-            number = f"{self._stage}{self._count:06d}" if self._sequential else f"{self._stage}{self._count:03d}_{seed}"
-            stem = f"im_{number}" if self._sequential else f"im_{self._time}_{number}"
-        file = next(file for file in numbered(self.folder / f"{stem}{self._suffix}") if file.name not in self._taken)
+        stem, subject, advice = self._stem(seed, source, said)
+        file = self._free(stem, given=bool(subject))
         if (length := len(os.fsencode(file.stem)) + self._around_stem) > self._longest:
-            problem = f"would need names of {length} bytes, the file system takes {self._longest}"
-            advice = "give the source picture a shorter name, or leave the option out"
-            raise InputError(f"--use_original_file_name, {file.name}", f"{problem}; {advice}")
-        self._taken.add(file.name)
+            problem = f"would need names of {length} bytes, the file system takes {self._longest}; {advice}"
+            raise InputError(f"{subject}, {file.name}", problem, said["where"] if said.get("file_name") else "")
         return file
+
+    def _stem(self, seed: int, source: Path | None, said: Mapping[str, Any]) -> tuple[str, str, str]:
+        """A picture's name without its ending, the option that gives it ("" for a usual one), and how to shorten it."""
+        if said.get("file_name"):
+            return said["file_name"], "--f", "give a shorter name"
+        if self._pattern is not None:
+            values = {**said, "number": self._count, "seed": seed, "date": self._time, "model": self._model}
+            values["scale"] = said["guidance_scale"]
+            stem = self._pattern.stem(values, self._longest - self._around_stem - _ROOM_FOR_NUMBERS)
+            return stem, f"--file_name {self._pattern.text}", "take something out of the pattern"
+        if self._original and source is not None:
+            return source.stem, "--use_original_file_name", _SHORTER_SOURCE
+        number = f"{self._stage}{self._count:06d}" if self._sequential else f"{self._stage}{self._count:03d}_{seed}"
+        return (f"im_{number}" if self._sequential else f"im_{self._time}_{number}"), "", ""
+
+    def _free(self, stem: str, *, given: bool) -> Path:
+        """A stem's first file that is not taken, and is from now on; a given name's first stage has one of its own."""
+        for file in numbered(self.folder / f"{stem}{self._suffix}", self._last.get(stem, 0)):
+            names = {file.name, first_stage_name(file.name)} if given and self._two_stages else {file.name}
+            if self._taken.isdisjoint(names):
+                self._taken |= names
+                return file
+            self._last[stem] = self._last.get(stem, 0) + 1
+        raise AssertionError("names do not run out")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Names beside a picture's
+
+
+def first_stage_name(name: str) -> str:
+    """The name of the picture of Highres. fix's first stage: `im_0…` for `im_1…`, `x_1st.png` for a name `x.png`."""
+    usual = _USUAL_SECOND_STAGE.fullmatch(name)
+    return f"{usual[1]}0{usual[2]}" if usual else f"{Path(name).stem}{_FIRST_STAGE}{Path(name).suffix}"
+
+
+def guide_name(stem: str, number: int) -> str:
+    """The name of a guide, from 1, that is saved beside a picture."""
+    return f"{stem}_guide{number}.png"
+
+
+def sheet_name(stem: str) -> str:
+    """The name of the contact sheet that begins with a picture."""
+    return f"grid_{stem}.png"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The folder
 
 
 def longest_name(folder: Path) -> int:
@@ -91,16 +155,6 @@ def _existing(folder: Path) -> Path:
     while not os.path.lexists(folder) and folder.parent != folder:
         folder = folder.parent
     return folder
-
-
-def guide_name(stem: str, number: int) -> str:
-    """The name of a guide, from 1, that is saved beside a picture."""
-    return f"{stem}_guide{number}.png"
-
-
-def sheet_name(stem: str) -> str:
-    """The name of the contact sheet that begins with a picture."""
-    return f"grid_{stem}.png"
 
 
 def check_folder(folder: Path, option: str) -> None:

@@ -28,6 +28,7 @@ class JobSettings:
     deep_shrink: DeepShrink = field(default_factory=DeepShrink)
     clip_prompt: str = ""  # the text for CLIP guidance; empty means the prompt
     sizes: ToldSizes = NOT_SAID  # what an XL model is told
+    file_name: str = ""  # that its line gives the picture, without an ending; empty for that of the run's way
 
     def override(self, settings: Mapping[str, Any]) -> Self:
         """These settings with others in their place; `part.name` is a field of a part."""

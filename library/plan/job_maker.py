@@ -5,6 +5,7 @@ import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,13 +13,14 @@ from library.errors import InputError, InputErrors
 from library.files.families import Family
 from library.files.picture_files import FORMATS, LONGEST_SIDE_PX
 from library.files.pictures import region_color
-from library.plan.dynamic_prompts import DynamicPrompt, parse_dynamic_prompt
+from library.plan.dynamic_prompts import DynamicPrompt
 from library.plan.job import Job, JobSettings
-from library.plan.prompt_lines import PromptLine, parse_prompt_line
+from library.plan.prompt_lines import PromptLine, parse_prompt_line, place_of
 from library.plan.prompt_syntax import SD_SCRIPTS, check_tags, read_prompt, web_ui_marks
 from library.plan.seeds import SeedSource
 from library.plan.sources import NO_SOURCES, SourceLine, SourcePicture, Sources, in_turn
 from library.plan.stages import stages
+from library.plan.wildcards import Wildcards
 from library.settings import gradual_latent
 from library.settings.deep_shrink import USUAL_DEPTH
 from library.settings.gradual_latent import ancestral_timesteps
@@ -33,7 +35,8 @@ logger = logging.getLogger(__name__)
 
 MAX_JOBS = 1_000_000  # in one run; far beyond a night's work, far below what fills the memory
 Thing = TypeVar("Thing")
-NameFile = Callable[[int, Path | None], Path]  # a picture's seed and its source picture → its file
+# a picture's seed, its source picture, and more of it by the names of its fields → its file
+NameFile = Callable[[int, Path | None, Mapping[str, Any]], Path]
 
 
 class JobMaker:
@@ -51,6 +54,7 @@ class JobMaker:
         spacing: of the sampler's timesteps; None for its own.
         unet_config: of the model; None for that of the family's published ones.
         syntax: of the prompts.
+        wildcards: that prompt lines may name.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class JobMaker:
         spacing: str | None = None,
         unet_config: Mapping[str, Any] | None = None,
         syntax: str = SD_SCRIPTS,
+        wildcards: Wildcards | None = None,
     ) -> None:
         self.defaults = defaults
         self.images_per_prompt = images_per_prompt
@@ -79,6 +84,7 @@ class JobMaker:
         self.shrink_points = family.shrink_points(unet_config or family.config("unet"))
         self.syntax = syntax
         self._warned_of_syntax = False
+        self.wildcards = wildcards or Wildcards()
         self._made = 0
         self._last_file: Path | None = None
 
@@ -97,19 +103,19 @@ class JobMaker:
             for _ in range(self.images_per_prompt):
                 yield self._job(line.parsed, seeds.next(), line, name_file)
             return
-        dynamic = parse_dynamic_prompt(line.text, line.where)
+        dynamic = _dynamic_prompt(line, self.wildcards)
         variants: Iterable[DynamicPrompt] = (
             dynamic.combinations() if dynamic.enumerated else [dynamic] * self.images_per_prompt
         )
         parsed: PromptLine | None = None
         for image, variant in enumerate(variants):
             if parsed is None or variant.is_dynamic or dynamic.enumerated:
-                parsed = parse_prompt_line(variant.resolve(0), line.where)
+                parsed = parse_prompt_line(variant.resolve(0), line.where, line.cells)
             said = parsed.settings.get("seeds")
             seed = said[min(image, len(said) - 1)] if said else seeds.next()
             resolved = parsed
             if variant.is_dynamic:
-                resolved = parse_prompt_line(variant.resolve(seed), line.where)
+                resolved = parse_prompt_line(variant.resolve(seed), line.where, line.cells)
                 if resolved.settings.get("seeds") != said:
                     raise InputError("--d", "cannot be left to a {…} choice, which is drawn from it", line.where)
             for warning in resolved.warnings:
@@ -129,6 +135,8 @@ class JobMaker:
         width, height = _size(settings, picture, self.family.size_px, line.where)
         common: dict[str, Any] = {each.name: getattr(settings, each.name) for each in fields(settings)}
         common |= {"width": width, "height": height}
+        # what a name can be made of; a sampler that is the job's own takes the place of the run's
+        said = {"sampler": self.sampler.name, **common, "prompt": parsed.prompt, "where": line.where}
         job = Job(
             **common,
             prompt=parsed.prompt,
@@ -136,7 +144,7 @@ class JobMaker:
             seed=seed,
             raw_prompt=line.text.strip(),
             where=line.where,
-            file=name_file(seed, picture.path if picture else None),
+            file=name_file(seed, picture.path if picture else None, said),
             source=picture.path if picture else None,
             mask=None if has_parts or picture is None else mask,
             regions=mask if has_parts else None,
@@ -190,6 +198,10 @@ class JobMaker:
         if len(said) > networks:
             raise InputError(subject, f"{len(said)} multipliers for {networks} networks; give at most as many", where)
         return said + said[-1:] * (networks - len(said))
+
+
+def _dynamic_prompt(line: SourceLine, wildcards: Wildcards) -> DynamicPrompt:
+    return wildcards.parse(line.text, line.where, partial(place_of, line.where, cells=line.cells))
 
 
 def _with_implied(overrides: dict[str, object], defaults: JobSettings) -> dict[str, object]:
@@ -296,18 +308,24 @@ def check_regions(networks: NetworkPlan, job: Job) -> None:
         raise InputError(f"--network_module, {len(networks.specs)} of them", problem, job.where)
 
 
-def count_pictures(lines: Sequence[SourceLine], images_per_prompt: int, iterations: int) -> int:
+def count_pictures(
+    lines: Sequence[SourceLine], images_per_prompt: int, iterations: int, wildcards: Wildcards | None = None
+) -> int:
     """How many pictures a run makes.
 
     Raises:
         InputError: for a fault in a line's dynamic prompt, and for more than `MAX_JOBS`.
     """
 
-    def parse(line: SourceLine) -> DynamicPrompt:
-        return parse_dynamic_prompt(line.text if line.parsed is None else "", line.where)
+    named = wildcards or Wildcards()
 
-    dynamics = _for_all(lines, parse)
-    pictures = iterations * sum(d.count() if d.enumerated else images_per_prompt for d in dynamics)
+    def count(line: SourceLine) -> int:
+        if line.parsed is not None:
+            return images_per_prompt
+        dynamic = _dynamic_prompt(line, named)
+        return dynamic.count() if dynamic.enumerated else images_per_prompt
+
+    pictures = iterations * sum(_for_all(lines, count))
     if pictures > MAX_JOBS:
         raise InputError(
             f"--n_iter {iterations}, --images_per_prompt {images_per_prompt}",
@@ -355,5 +373,6 @@ def _for_all(lines: Sequence[SourceLine], work: Callable[[SourceLine], Thing]) -
         except InputError as problem:
             problems.append(problem)
     if problems:
+        problems = list({str(problem): problem for problem in problems}.values())  # lines share files of wildcards
         raise problems[0] if len(problems) == 1 else InputErrors(problems)
     return results

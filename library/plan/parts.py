@@ -48,24 +48,41 @@ def plan_parts(
     name_of = earlier.paths.name if earlier else str
     jobs: list[Job] = []
     parts: list[Part] = []
-    count_pictures(lines, repeats.images_per_prompt, repeats.iterations)
+    counts = (repeats.images_per_prompt, repeats.iterations, maker.wildcards)
+    of_all = count_pictures(lines, *counts)
+    if earlier:
+        _check_wildcards(earlier, maker.wildcards.files)
     for number, group in enumerate(_split_lines(begun, lines, name_of)):
         if not group:
             continue
         part = begun[number] if number < len(begun) else None
         part_seed = part.seed if part else (seed + number) % (MAX_SEED + 1)
-        pictures = count_pictures(group, repeats.images_per_prompt, repeats.iterations)
+        pictures = of_all if len(group) == len(lines) else count_pictures(group, *counts)
         seeds = SeedSource(part_seed, pictures, same_in_iteration=repeats.same_seed_in_iteration)
         names = _given_names(folder, part) if part else name_file
         shuffle = random.Random(part_seed) if repeats.shuffle else None
         planned = plan_jobs(group, maker, seeds, names, repeats.iterations, shuffle)
         digest = jobs_digest(planned, name_of)
         if part and digest != part.jobs:
+            _refuse_more_wildcards(earlier, maker.wildcards.files)
             raise InputError("--resume", "this version of the program plans the run otherwise; give another --outdir")
         jobs += planned
         keys = tuple(line_key(line, name_of) for line in group)
         parts.append(Part(part_seed, keys, tuple(job.file.name for job in planned), digest))
     return jobs, parts
+
+
+def _check_wildcards(run: RunRecord, files: Sequence[Path]) -> None:
+    """Refuse to go on with a run whose wildcards are other ones now, as what they give is."""
+    for file, mark in fingerprints(files).items():
+        if run.files.get(run.paths.name(Path(file)), mark) != mark:
+            raise InputError(file, _CHANGED)
+
+
+def _refuse_more_wildcards(run: RunRecord | None, files: Sequence[Path]) -> None:
+    """Refuse wildcards that a run has not had, where its pictures are other ones now."""
+    if run and (added := [file for file in files if run.paths.name(file) not in run.files]):
+        raise InputError(str(added[0]), _ADDED)
 
 
 def _split_lines(begun: Sequence[Part], lines: Sequence[SourceLine], name_of: NameOf) -> list[list[SourceLine]]:
@@ -81,7 +98,7 @@ def _split_lines(begun: Sequence[Part], lines: Sequence[SourceLine], name_of: Na
 def _given_names(folder: Path, part: Part) -> NameFile:
     """Names the pictures of a part as it did before."""
     files: Iterator[str] = iter(part.files)
-    return lambda seed, source: folder / next(files, "more than before")
+    return lambda seed, source, said: folder / next(files, "more than before")
 
 
 def make_record(
@@ -90,15 +107,24 @@ def make_record(
     pictures: Sequence[Path],
     parts: Sequence[Part],
     earlier: RunRecord | None,
+    wildcards: Sequence[Path] = (),
 ) -> RunRecord:
     """The record of a run, which has to fit the earlier one that it goes on with; of a loop it holds no more than that.
+
+    Args:
+        options: the run's.
+        model: that it draws with.
+        pictures: that it draws from.
+        parts: that it is planned in.
+        earlier: the run that it goes on with.
+        wildcards: files of those that its lines name; lines that are added may name more.
 
     Raises:
         InputError: when the model, or a file that it draws with, is not the one of the earlier run.
     """
     if not parts:
         return RunRecord(model=model.name, options=compared_options(options), files={}, parts=())
-    paths = [*options.files(), *pictures]
+    paths = [*options.files(), *pictures, *wildcards]
     weights = {
         f"{_OF_MODEL}{name}{f', {number}' if number > 1 else ''})": file
         for name, component in model.parts.items()
@@ -108,10 +134,14 @@ def make_record(
     files = {name: marks[str(path)] for name, path in weights.items()} | {str(path): marks[str(path)] for path in paths}
     if earlier is None:
         return RunRecord(model=model.name, options=compared_options(options), files=files, parts=tuple(parts))
-    _check_files(earlier, files, model.name)
-    return replace(earlier, parts=tuple(parts))
+    later = {str(path): marks[str(path)] for path in wildcards if earlier.paths.name(path) not in earlier.files}
+    _check_files(earlier, {path: mark for path, mark in files.items() if path not in later}, model.name)
+    return replace(earlier, parts=tuple(parts), files={**earlier.files, **later})
 
 
+_ADVICE = "give another --outdir for a new run"
+_CHANGED = f"has changed since the run to resume was begun; put it back, or {_ADVICE}"
+_ADDED = f"is no part of the run to resume; leave it out, or {_ADVICE}"
 _OF_MODEL = "--ckpt ("  # how the names of a model's weights begin among a run's files
 
 
@@ -125,17 +155,16 @@ def _check_files(run: RunRecord, files: Mapping[str, str], model: str) -> None:
     Raises:
         InputError: naming the first.
     """
-    advice = "give another --outdir for a new run"
     now = versions()
     if other := [name for name, version in run.versions.items() if now.get(name, version) != version]:
         logger.warning("--resume: the run was begun with another version of %s; pictures may differ", ", ".join(other))
     files = {path if path.startswith(_OF_MODEL) else run.paths.name(Path(path)): mark for path, mark in files.items()}
     if model != run.model and _weights(files) != _weights(run.files):  # of equal weights it is another name alone
-        raise InputError("--ckpt", f"is {model!r}, the run to resume has {run.model!r}; give the same, or {advice}")
+        raise InputError("--ckpt", f"is {model!r}, the run to resume has {run.model!r}; give the same, or {_ADVICE}")
     for path, before in run.files.items():
         if path not in files:
-            raise InputError(path, f"is part of the run to resume and not there now; put it back, or {advice}")
+            raise InputError(path, f"is part of the run to resume and not there now; put it back, or {_ADVICE}")
         if files[path] != before:
-            raise InputError(path, f"has changed since the run to resume was begun; put it back, or {advice}")
+            raise InputError(path, _CHANGED)
     if added := [path for path in files if path not in run.files]:
-        raise InputError(added[0], f"is no part of the run to resume; leave it out, or {advice}")
+        raise InputError(added[0], _ADDED)

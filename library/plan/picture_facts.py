@@ -18,7 +18,16 @@ from library.plan.stages import stages
 from library.settings.highres import HighresFix
 
 # Fields of a job that are told under other names, or of which only a part is told
-_TOLD_OTHERWISE = ("file", "strength", "network_multipliers", "gradual_latent", "deep_shrink", "clip_prompt", "guides")
+_TOLD_OTHERWISE = (
+    "file",
+    "file_name",
+    "strength",
+    "network_multipliers",
+    "gradual_latent",
+    "deep_shrink",
+    "clip_prompt",
+    "guides",
+)
 _INNER = ("control_net", "follows", "stage", "steps_before")  # what jobs note for the way they are drawn
 
 

@@ -9,6 +9,7 @@ from library.errors import InputError
 from library.files.model_files import ModelFiles, find_model
 from library.files.textual_inversion import find_embeddings
 from library.files.weight_types import check_model
+from library.files.wildcards import WildcardFolder
 from library.plan import earlier_runs
 from library.plan.file_names import FileNames, check_folder, guide_name, sheet_name
 from library.plan.job import Job, JobSettings
@@ -21,6 +22,7 @@ from library.plan.seeds import SeedSource, random_seed
 from library.plan.sources import Sources, find_sources, source_lines
 from library.plan.textual_inversion import warn_of_unused
 from library.plan.tokens import MOST_CHUNKS, WEB_UI_MOVED_TOKENS
+from library.plan.wildcards import Wildcards
 from library.settings import (
     cfg_interval,
     computing,
@@ -83,9 +85,10 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         spacing=schedule.spacing_for(SAMPLERS[options.sampler]),
         unet_config=model.unet.config,
         syntax=options.prompt_syntax,
+        wildcards=Wildcards(options.wildcard_dir and WildcardFolder(options.wildcard_dir)),
     )
     guides = len(options.control_net_models or ()) if options.control_net_save_guides else 0
-    name_file = _file_names(out, begun, two_stages=two_stages is not None, guides=guides).next
+    name_file = _file_names(out, begun, model.name, two_stages=two_stages is not None, guides=guides).next
     jobs, parts = plan_parts(lines, maker, seed, name_file, counts, out.folder, begun)
     if lines:
         _check_use(options, interval, sources, jobs)
@@ -105,7 +108,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         highres=two_stages,
         networks=networks,
         loss_guidance=guidance,
-        record=make_record(options, model, pictures, parts, begun),
+        record=make_record(options, model, pictures, parts, begun, maker.wildcards.files),
         loss_guidance_files=loss_guidance.find_models(options, guidance),
         control_nets=control_net.from_options(options, model.family, model.unet),
         masks=masks.from_options(options),
@@ -189,12 +192,16 @@ def _job_defaults(options: Options, networks: NetworkPlan) -> JobSettings:
     )
 
 
-def _file_names(out: output.OutputSettings, begun: RunRecord | None, *, two_stages: bool, guides: int) -> FileNames:
+def _file_names(
+    out: output.OutputSettings, begun: RunRecord | None, model: str, *, two_stages: bool, guides: int
+) -> FileNames:
     """The names of the run's files, past those of the run that it goes on with; so many guides are saved with each."""
     return FileNames(
         out.folder,
         sequential=out.sequential_names,
         original=out.original_names,
+        pattern=out.name_pattern,
+        model=model,
         now=datetime.now(),
         two_stages=two_stages,
         suffix=out.suffix,

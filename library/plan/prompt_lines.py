@@ -2,14 +2,15 @@
 
 import re
 from argparse import ArgumentTypeError
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any
 
 from library import values
 from library.errors import InputError
 from library.settings import deep_shrink, gradual_latent, sizes
+from library.settings.file_names import picture_name
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,11 @@ PROMPT_OPTIONS = {
             ("cl", "crop_left", "PIXELS", sizes.pixels, "XL: where it was cropped, from its left"),
         ),
         PromptOption("c", "clip_prompt", "TEXT", str.strip, "text for CLIP guidance, in place of the prompt"),
+        PromptOption("f", "file_name", "NAME", picture_name, "name of the picture's file, in the folder of the run"),
     )
 }
 
-_OPTION_START = re.compile(r"(?:^|(?<=\s))--")
+OPTION_START = re.compile(r"(?:^|(?<=\s))--")
 _LONG_DASH_OPTION = re.compile(rf"(?:^|\s)([—–―]({'|'.join(PROMPT_OPTIONS)}))\s", re.IGNORECASE)
 
 
@@ -99,17 +101,37 @@ def one_line(text: str) -> str:
     return re.sub(r"\s*[\r\n]+\s*", " ", text).strip()
 
 
-def parse_prompt_line(line: str, where: str = "") -> PromptLine:
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A cell of a job file's row, in the prompt line that the row became."""
+
+    start: int  # of it, in the prompt line
+    column: str  # as the file calls it
+    option: str  # that it is for; empty for the prompt
+
+
+def place_of(where: str, start: int, cells: Sequence[Cell] = ()) -> str:
+    """The place of a character of a prompt line, for messages: its column, or in a job file that of its cell."""
+    column = next((cell.column for cell in reversed(cells) if cell.start <= start), start + 1)
+    return f"{where}, column {column}" if where else f"column {column}"
+
+
+def parse_prompt_line(line: str, where: str = "", cells: Sequence[Cell] = ()) -> PromptLine:
     """Cut `prompt --x value --y value` into the prompt and its options.
+
+    Args:
+        line: the line, with its choices made.
+        where: its place.
+        cells: those of the row that it was in a job file.
 
     Raises:
         InputError: for an unknown option, one given twice, and a value that its option refuses, with line and column.
     """
-    starts = [match.start() for match in _OPTION_START.finditer(line)]
+    starts = [match.start() for match in OPTION_START.finditer(line)]
     ends = [*starts[1:], len(line)]
     settings: dict[str, object] = {}
     for start, end in zip(starts, ends):
-        place = f"{where}, column {start + 1}" if where else f"column {start + 1}"
+        place = place_of(where, start, _cells_of(line, start, cells))
         option, value = _parse_option(line[start:end].strip(), place)
         if option.sets in settings:
             raise InputError(f"--{option.name}", "given twice in one prompt; keep one of them", place)
@@ -120,6 +142,15 @@ def parse_prompt_line(line: str, where: str = "") -> PromptLine:
         for match in _LONG_DASH_OPTION.finditer(line)
     )
     return PromptLine(prompt.strip(), settings, warnings)
+
+
+def _cells_of(line: str, start: int, cells: Sequence[Cell]) -> Sequence[Cell]:
+    """The cell that an option is in: its own, else the prompt's; choices in cells move where they begin."""
+    if not cells:
+        return ()
+    name = line[start + 2 :].split(maxsplit=1)[:1]
+    own = [replace(cell, start=0) for cell in cells if [cell.option] == name]
+    return own or cells[:1]
 
 
 def _parse_option(text: str, place: str) -> tuple[PromptOption, object]:

@@ -2,8 +2,6 @@
 
 import logging
 import os
-import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +9,10 @@ from typing import TypeVar
 
 from library.errors import InputError
 from library.files.pictures import check_picture, find_pictures, read_drawn, read_mask, region_color
+from library.files.text_files import LINE_END, read_text
+from library.plan.job_files import is_job_file, read_rows
 from library.plan.picture_prompts import read_prompt
-from library.plan.prompt_lines import PromptLine, one_line
+from library.plan.prompt_lines import Cell, PromptLine, one_line
 from library.plan.prompt_syntax import SD_SCRIPTS, WEB_UI, without_comments
 from library.settings.control_net import given_files
 from library.settings.options import Options
@@ -20,7 +20,6 @@ from library.settings.options import Options
 logger = logging.getLogger(__name__)
 
 Thing = TypeVar("Thing")
-_LINE_END = re.compile(r"\r\n|\n|\r")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -143,6 +142,7 @@ class SourceLine:
     where: str = ""
     parsed: PromptLine | None = None
     picture: int | None = None
+    cells: tuple[Cell, ...] = ()  # of the row that it was in a job file
 
 
 def source_lines(options: Options, sources: Sources) -> list[SourceLine]:
@@ -169,42 +169,26 @@ def source_lines(options: Options, sources: Sources) -> list[SourceLine]:
 def read_prompt_file(path: str, syntax: str = SD_SCRIPTS) -> list[SourceLine]:
     """Read a prompt file, or standard input for `-`: one prompt a line, blank lines and `#` comments skipped.
 
+    A file that ends in `.jsonl` or `.csv` is a job file (see `job_files`).
+
     Raises:
         InputError: when it cannot be read, is not UTF-8, holds a NUL, or holds no prompt.
     """
     subject, name = f"--from_file {path}", "standard input" if path == "-" else path
-    if path == "-" and sys.stdin is None:
-        raise InputError(subject, "standard input is closed; give a file")
-    try:
-        raw = sys.stdin.buffer.read() if path == "-" else Path(path).expanduser().read_bytes()
-    except (OSError, RuntimeError, ValueError) as problem:
-        reason = getattr(problem, "strerror", None) or problem
-        raise InputError(subject, f"cannot be read: {reason}; check the path") from None
-    text = _decode(raw, subject)
+    text = read_text(path, subject)
+    clean = without_comments if syntax == WEB_UI else str
+    if is_job_file(path):
+        rows = read_rows(text, path, clean)
+        if not rows:
+            raise InputError(subject, "holds no row; write one for each prompt")
+        return [SourceLine(row.text, row.where, cells=row.cells) for row in rows]
     lines = []
-    for number, line in enumerate(_LINE_END.split(text), start=1):
-        if syntax == WEB_UI:
-            line = without_comments(line)
+    for number, line in enumerate(map(clean, LINE_END.split(text)), start=1):
         if line.strip() and not line.startswith("#"):
             lines.append(SourceLine(line, f"{name}:{number}"))
     if not lines:
         raise InputError(subject, "holds no prompt, only blank lines and comments; write one prompt a line")
     return lines
-
-
-def _decode(raw: bytes, subject: str) -> str:
-    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise InputError(subject, "line 1, byte 1: the file is UTF-16; save it as UTF-8")
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as problem:
-        lines = re.split(rb"\r\n|\n|\r", raw[: problem.start])
-        place = f"line {len(lines)}, byte {len(lines[-1]) + 1}"
-        raise InputError(subject, f"{place}: 0x{raw[problem.start]:02X} is not UTF-8; save the file as UTF-8") from None
-    if (place := text.find("\0")) >= 0:
-        lines = _LINE_END.split(text[:place])
-        raise InputError(subject, f"line {len(lines)}: holds a NUL character; save it as plain text")
-    return text
 
 
 def typed_line(text: str, subject: str, syntax: str) -> SourceLine:

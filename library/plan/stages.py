@@ -1,8 +1,8 @@
 """Highres. fix's stages: the jobs that a picture is drawn by, one after the other."""
 
-import re
 from dataclasses import replace
 
+from library.plan.file_names import first_stage_name
 from library.plan.job import Job
 from library.settings.highres import HighresFix
 from library.values import PIXELS_PER_CELL
@@ -34,8 +34,3 @@ def _first_side(side: int, scale: float) -> int:
     """A side of the first stage, as sd-scripts rounds it down: to a multiple of 32 pixels, a smaller one to cells."""
     scaled = int(side * scale + 0.5)
     return scaled // _ALIGNMENT_PX * _ALIGNMENT_PX or max(scaled // PIXELS_PER_CELL, 1) * PIXELS_PER_CELL
-
-
-def first_stage_name(name: str) -> str:
-    """The name of the first stage's picture: `im_0…` for `im_1…`."""
-    return re.sub(r"^(im_(?:\d{14}_)?)1", r"\g<1>0", name)

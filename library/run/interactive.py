@@ -20,7 +20,7 @@ def run_interactive(plan: RunPlan, painter: Painter, writer: PictureWriter, keyb
     progress = console.Progress(None)
     while (line := ask_for_line(keyboard.maker.syntax)) is not None:
         try:
-            count_pictures([line], plan.repeats.images_per_prompt, plan.repeats.iterations)
+            count_pictures([line], plan.repeats.images_per_prompt, plan.repeats.iterations, keyboard.maker.wildcards)
             jobs = plan_jobs([line], keyboard.maker, keyboard.seeds, keyboard.name_file, plan.repeats.iterations)
         except InputError as problem:
             console.error(problem)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from library.errors import InputError
 from library.files.picture_files import DEFAULT_QUALITY, FORMATS
+from library.settings.file_names import NamePattern
 from library.settings.options import Options
 
 
@@ -18,6 +19,7 @@ class OutputSettings:
     quality: int = DEFAULT_QUALITY  # of WebP and JPEG
     sequential_names: bool = False
     original_names: bool = False  # those of the source pictures
+    name_pattern: NamePattern | None = None  # in place of the usual names
     sheets: bool = False
     page: bool = False
     as_json: bool = False  # standard output holds a JSON object for each picture, not its path alone
@@ -45,6 +47,7 @@ def from_options(options: Options) -> OutputSettings:
         quality=options.quality or DEFAULT_QUALITY,
         sequential_names=options.sequential_file_name,
         original_names=options.use_original_file_name,
+        name_pattern=NamePattern.from_text(options.file_name) if options.file_name else None,
         sheets=options.grid,
         page=options.html,
         as_json=options.json,
