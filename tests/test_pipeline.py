@@ -99,26 +99,27 @@ def test_every_sampler_draws(request, generate, name, family):
 
 
 SCHEDULES = [
-    (name, spacing, zero)
+    (name, schedule, zero)
     for name, sampler in SAMPLERS.items()
-    for spacing in (None, "trailing", "linspace", "leading")
+    for schedule in sampler.schedules
     for zero in (False, True)
-    if (spacing is None or sampler.spacing) and (not zero or sampler.zero_snr)
+    if not zero or sampler.zero_snr
 ]
 
 
-@pytest.mark.parametrize(("name", "spacing", "zero"), SCHEDULES)
-def test_samplers_reach_the_clean_picture(name, spacing, zero):
+@pytest.mark.parametrize(("name", "schedule", "zero"), SCHEDULES)
+def test_samplers_reach_the_clean_picture(name, schedule, zero):
     """With a model that knows the noise exactly, every sampler ends at the clean latents, however it gets there."""
     clean, noise = torch.full((1, 4, 8, 8), 0.5), torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     predicts = "v_prediction" if zero else "epsilon"
-    scheduler = make_scheduler(SAMPLERS[name], NoiseSchedule(predicts, zero_snr=zero, spacing=spacing))
+    scheduler = make_scheduler(SAMPLERS[name], NoiseSchedule(predicts, zero_snr=zero), schedule)
     scheduler.set_timesteps(30)
     generators = {"generator": [torch.Generator().manual_seed(0)]} if SAMPLERS[name].draws_noise else {}
     latents = noise * scheduler.init_noise_sigma
+    levels = (1 - scheduler.alphas_cumprod).sqrt()
     for timestep in scheduler.timesteps:
         sample = scheduler.scale_model_input(latents, timestep)
-        level = (1 - scheduler.alphas_cumprod).sqrt()[timestep.round().long()]
+        level = levels[timestep.round().long()]
         epsilon = (sample - clean * (1 - level**2).sqrt()) / level
         prediction = (1 - level**2).sqrt() * epsilon - level * clean if zero else epsilon
         latents = scheduler.step(prediction, timestep, latents, **generators).prev_sample
