@@ -1,8 +1,10 @@
 """Samplers and schedules: every pair of them, as diffusers has them, by each picture's own words."""
 
+import json
 import logging
 import warnings
 from copy import deepcopy
+from itertools import pairwise
 
 import diffusers
 import numpy as np
@@ -16,11 +18,15 @@ from library.plan.job import Job
 from library.settings.noise_schedule import NoiseSchedule
 from library.settings.sampler_names import NamedSampler, a1111_name, sampler_name
 from library.settings.samplers import NOISE_LEVELS, SAMPLERS
-from tests.test_config import objects
 
 PAIRS = [(name, schedule) for name, sampler in SAMPLERS.items() for schedule in sampler.schedules]
 PAIRS += [(name, "timesteps") for name, sampler in SAMPLERS.items() if sampler.timesteps]
 EXPLICIT = (999, 850, 700, 549, 400, 249, 120, 30)
+
+
+def objects(result) -> list[dict]:
+    assert result.status == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
 
 
 def make_job(name="ddim", schedule="own", *, steps=8, source=None, **changes) -> Job:
@@ -114,7 +120,8 @@ THEIRS = {
 def test_schedules_are_diffusers_own(name):
     kind, arguments = THEIRS[name]
     offset = {} if name == "dpmsingle" else {"steps_offset": 1}
-    for schedule in SAMPLERS[name].schedules:
+    schedules = SAMPLERS[name].schedules
+    for schedule in schedules if not name.startswith("dpm_2") else schedules[-2:]:  # slow to make
         said = {f"use_{schedule}_sigmas": True} if schedule in NOISE_LEVELS else {"timestep_spacing": schedule}
         said = arguments | ({} if schedule == "own" else said)
         theirs = getattr(diffusers, kind)(**TRAINING_SCHEDULE, **offset, **said)
@@ -161,28 +168,24 @@ def test_steps_of_evaluations():
 # Noise that is asked for
 
 
-def spread(job: Job, deviation: float) -> float:
-    """The standard deviation that a sampler gives of data spread as a Gaussian, whose best prediction is known."""
-    noise = draw_noise([1], (4, 64, 64), job)
-    scheduler = begin_schedule(job, NoiseSchedule())
-    latents = noise.start * scheduler.init_noise_sigma
-    for place, timestep in enumerate(run_from(scheduler, 0)):
-        level = scheduler.sigmas[place]
-        sample = scheduler.scale_model_input(latents, timestep)
-        prediction = sample * (level**2 + 1).sqrt() * level / (level**2 + deviation**2)
-        latents = scheduler.step(prediction, timestep, latents, **noise.step_arguments).prev_sample
-    return float(latents.std())
-
-
-def test_churned_noise_is_taken_away_again():
-    """However much is stirred in, the data's spread comes out; diffusers' own leaves 1.3 times of it."""
-    for s_churn in (0.0, 10.0, 40.0):
-        # 100 steps of Euler are 3 % off by themselves, 16384 numbers have a spread within 1 %
-        assert spread(make_job("euler", steps=100, s_churn=s_churn), 0.5) == pytest.approx(0.5, rel=0.05)
-    quiet, churned = (draw(make_job("euler", s_churn=s_churn), [1])[0] for s_churn in (0.0, 4.0))
-    assert not torch.equal(quiet, churned)
-    together, _ = draw(make_job("euler", s_churn=4.0), [5, 1])
-    torch.testing.assert_close(together[1], churned[0])
+def test_churned_noise_is_seen_by_the_model():
+    """Karras et al. 2022, algorithm 2 with steps of Euler, written out; the first level is the highest there is."""
+    job = make_job("euler", "karras", s_churn=4.0)
+    drawn, _ = draw(job, [1])
+    levels = begin_schedule(make_job("euler", "karras"), NoiseSchedule()).sigmas
+    noise = draw_noise([1], (2, 4, 4), job)
+    latents, [generator] = noise.start * levels[0], noise.step_arguments["generator"]
+    for place, (level, following) in enumerate(pairwise(levels)):
+        raised = level * (1 + min(4.0 / 8, 2**0.5 - 1)) if place else level
+        raised = min(raised, levels[0])
+        if raised > level:
+            latents = latents + (raised**2 - level**2) ** 0.5 * torch.randn(latents.shape, generator=generator)
+        prediction = 0.9 * torch.tanh(latents / (raised**2 + 1) ** 0.5)
+        latents = latents + prediction * (following - raised)
+    torch.testing.assert_close(drawn, latents, rtol=1e-4, atol=1e-4)  # float32 in another order
+    assert not torch.equal(drawn, draw(make_job("euler", "karras"), [1])[0])
+    together, _ = draw(job, [5, 1])
+    torch.testing.assert_close(together[1], drawn[0])
 
 
 def test_churned_levels_are_what_the_model_is_told():

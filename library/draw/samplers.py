@@ -1,8 +1,9 @@
 """The samplers at work: the diffusers schedulers behind their names, and the noise that each picture draws."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import diffusers
 import torch
@@ -26,11 +27,8 @@ def begin_schedule(job: Job, noise: NoiseSchedule) -> SchedulerMixin:
         growing=job.gradual_latent.timesteps is not None,
         s_churn=job.s_churn,
     )
-    set_timesteps: Callable[..., None] = scheduler.set_timesteps  # some take timesteps in place of steps
-    if job.timesteps:
-        set_timesteps(timesteps=list(job.timesteps))
-    else:
-        set_timesteps(job.steps)
+    wanted: dict[str, Any] = {"timesteps": list(job.timesteps)} if job.timesteps else {"num_inference_steps": job.steps}
+    scheduler.set_timesteps(**wanted)
     return scheduler
 
 

@@ -80,9 +80,9 @@ class LateLMS(LMSDiscreteScheduler):
 class ChurnedEuler(EulerDiscreteScheduler):
     """Euler with noise stirred in before each step (Karras et al. 2022, https://arxiv.org/abs/2206.00364, algorithm 2).
 
-    Diffusers' own `s_churn` adds the noise after the model has looked, so that it stays in. Here each step ends with
-    the noise for the next one, and the model is told the level that this makes; the first step begins at the highest
-    level anyway.
+    Diffusers' own `s_churn` adds the noise after the model has looked, which is another method. Here each step
+    ends with the noise for the next one, and the model is told the level that this makes; the first step begins at the
+    highest level anyway.
 
     Args:
         s_churn: the paper's S_churn.

@@ -125,14 +125,14 @@ _PARTS: dict[type, tuple[str, ...]] = {  # the first fields of settings that a j
 }
 
 
-def usual_sampling(options: Mapping[str, object]) -> dict[str, object]:
-    """The sampler and schedule that a run's options mean.
+def usual_sampling(compared: Mapping[str, object]) -> dict[str, object]:
+    """The sampler and schedule that a run's options (`compared_options`) mean.
 
     Earlier versions had one of them for all pictures of a run, so that ids tell of others only.
     """
     try:
-        named = sampler_name(str(options.get("sampler", _LATER["sampler"])))
-        schedule = named.schedule or first_name(schedule_name(str(options.get("schedule", _LATER["schedule"]))))
+        named = sampler_name(str(compared.get("sampler", _LATER["sampler"])))
+        schedule = named.schedule or first_name(schedule_name(str(compared.get("schedule", _LATER["schedule"]))))
     except ArgumentTypeError:  # those of another version
         return {}
     return {"sampler": named.name, "schedule": schedule}
