@@ -40,13 +40,12 @@ from library.run.manifest import Manifest, recover
 from library.run.processes import Others, Team, outlive_others
 from library.run.report import Tally, save_failed
 from library.run.runs import run_jobs
-from library.settings import deep_shrink, gradual_latent, sizes
+from library.settings import deep_shrink, gradual_latent, samplers, sizes
 from library.settings.computing import vae_batch_size
 from library.settings.control_net import control_type, preprocessing
 from library.settings.emphasis import ORIGINAL, normalization
 from library.settings.file_names import FIELDS, name_pattern
 from library.settings.highres import upscaler_arguments
-from library.settings.noise_schedule import schedule_name, schedule_names
 from library.settings.options import (
     CHOICE,
     COMMAND_LINE,
@@ -60,7 +59,8 @@ from library.settings.options import (
     Options,
 )
 from library.settings.output import picture_format
-from library.settings.samplers import SAMPLERS, SECOND_NAMES, sampler_lines, sampler_name
+from library.settings.sampler_names import NamedSampler, sampler_lines, sampler_name, schedule_name, schedule_names
+from library.settings.samplers import SAMPLERS, SECOND_NAMES
 from library.version import VERSION
 
 if TYPE_CHECKING:  # torch and what needs it are imported once every option and file has been checked
@@ -180,10 +180,17 @@ def _picture_options(group: OptionGroup) -> None:
               help="approximate, faster: guide up to this share of the steps only (default 1)")  # fmt: skip
     group.add("--guidance_rescale", use=PICTURE, metavar="PHI", convert=values.share, default=0.0,
               help="pull what guidance overdoes back, 0 to 1; 0.7 for models with zero terminal SNR")  # fmt: skip
-    group.add("--sampler", use=PICTURE, metavar="NAME", convert=sampler_name, default="ddim",
-              help=f"{', '.join([*SAMPLERS, *SECOND_NAMES])} (default ddim)")  # fmt: skip
+    group.add("--sampler", use=PICTURE, metavar="NAME", convert=sampler_name, default=NamedSampler("ddim"),
+              help=f"{', '.join([*SAMPLERS, *SECOND_NAMES])}; "
+              "or a name of the web UI, 'DPM++ 2M Karras' (default ddim)")  # fmt: skip
     group.add("--schedule", use=PICTURE, metavar="NAME", convert=schedule_name, default="own",
-              help=f"how timesteps are spaced: {schedule_names()} (default own, the sampler's)")  # fmt: skip
+              help=f"how noise falls from step to step: {schedule_names()} (default own, the sampler's)")  # fmt: skip
+    group.add("--timesteps", use=PICTURE, metavar="T,T,...", convert=samplers.timesteps,
+              help="the timesteps themselves, one for each step: 999,749,499,249")  # fmt: skip
+    group.add("--eta", use=PICTURE, metavar="SHARE", convert=samplers.eta,
+              help="ddim, tcd: share of noise in what a step changes, 0 to 1 (default 0 and 0.3)")  # fmt: skip
+    group.add("--s_churn", use=PICTURE, metavar="AMOUNT", convert=samplers.s_churn, default=0.0,
+              help="euler: noise that is stirred in, over all steps (default 0)")  # fmt: skip
     group.add("--seed", use=CHOICE, metavar="SEED", convert=values.seed,
               help="the picture's seed; of several pictures, the seed their seeds are drawn from")  # fmt: skip
     group.switch("--iter_same_seed", use=CHOICE, help="one seed for all pictures of an iteration")
@@ -440,7 +447,7 @@ class Pipeline:
         )
         self.zero_empty_negative = text.zero_empty_negative
         self.family = plan.model.family
-        self.sampler, self.schedule = plan.sampler, plan.schedule
+        self.noise = plan.noise
         self.cfg_interval, self.guidance_rescale = plan.cfg_interval, plan.guidance_rescale
         self.vae_batch_size = plan.computing.vae_batch_size
         self.low_vram = plan.computing.low_vram
@@ -508,7 +515,7 @@ class Pipeline:
         from library.draw.denoiser import Cfg, Denoiser
         from library.draw.guides import save_guides
         from library.draw.regions import make_regions
-        from library.draw.samplers import draw_noise
+        from library.draw.samplers import draw_noise, steps_of
 
         device, dtype = self.unet.device, self.unet.dtype
         cfg = Cfg(jobs, device, self.guidance_rescale)
@@ -516,9 +523,9 @@ class Pipeline:
         text_of_step = self._texts(jobs, cfg, regions)
         self.networks.use(jobs[0].network_multipliers)
         scheduler, timesteps = self._schedule(jobs[0])
-        noise = draw_noise([job.seed for job in jobs], self._latent_shape(jobs[0]), self.sampler, jobs[0])
-        step_arguments = {"generator": noise.generators} if self.sampler.draws_noise else {}
-        texts = [text_of_step[min(index // scheduler.order, len(text_of_step) - 1)] for index in range(len(timesteps))]
+        noise = draw_noise([job.seed for job in jobs], self._latent_shape(jobs[0]), jobs[0])
+        step_arguments = noise.step_arguments
+        texts = [text_of_step[step] for step in steps_of(scheduler, timesteps)]
         latents, before_step, after_step = self._start(jobs, originals, scheduler, timesteps, noise)
         if self.judges:
             prompts = [[text.rows(*cfg.prompt_of(place)) for place in range(len(jobs))] for text in texts]
@@ -583,11 +590,9 @@ class Pipeline:
         They stay on the CPU, where schedulers look numbers up by them: a step then waits for no other device.
         """
         from library.draw.gradual_latent import GrowingEulerAncestral
-        from library.draw.samplers import make_scheduler, run_from
+        from library.draw.samplers import begin_schedule, run_from
 
-        growing = job.gradual_latent.timesteps is not None
-        scheduler = make_scheduler(self.sampler, self.schedule, growing=growing)
-        scheduler.set_timesteps(job.steps)
+        scheduler = begin_schedule(job, self.noise)
         left_out = job.steps - job.steps_run
         timesteps = run_from(scheduler, left_out)
         if isinstance(scheduler, GrowingEulerAncestral):
@@ -800,9 +805,9 @@ def run(options: Options, team: Team) -> int:
     make_folder(plan.output.folder, "--outdir")
     model_hash = FileHash(plan.model.path)
     facts = RunFacts(
-        *(plan.sampler, plan.record.model, plan.text.clip_skip, model_hash, plan.highres),
+        *(plan.record.model, plan.text.clip_skip, model_hash, plan.highres),
         *(plan.networks, plan.loss_guidance, plan.control_nets.specs, plan.cfg_interval),
-        *(plan.schedule, plan.guidance_rescale, plan.text.normalization, plan.text.zero_empty_negative),
+        *(plan.noise, plan.guidance_rescale, plan.text.normalization, plan.text.zero_empty_negative),
         tells_sizes=plan.model.family.told_sizes,
     )
     if plan.keyboard is not None:

@@ -69,7 +69,7 @@ def refuse(capfd, *argv: object) -> str:
         (["--n_iter", "100000", "--images_per_prompt", "100"], "10,000,000 pictures, more than 1,000,000"),
         (["--vae", "nowhere"], "--vae nowhere: no such file or folder"),
         (["--prompt", "a --w 500"], "--w 500 (column 3): must be a multiple of 8"),
-        (["--prompt", "a --sampler x"], "--sampler (column 3): no such prompt option"),
+        (["--prompt", "a --samplr x"], "--samplr (column 3): no such prompt option; did you mean --sampler?"),
         (["--prompt", "a {b|c"], "{ (column 3): is never closed"),
     ],
 )

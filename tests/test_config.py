@@ -154,7 +154,7 @@ def test_version_samplers_and_help():
     assert tomllib.loads(Path("pyproject.toml").read_text())["project"]["version"] == VERSION
     names = [line.split() for line in run("--list_samplers").stdout.splitlines()]
     assert [first for first, *_ in names] == list(SAMPLERS)
-    assert ["euler_a", "k_euler_a"] in names
+    assert ["euler_a", "k_euler_a", "(Euler", "a):", "own,", "linspace,", "leading,", "trailing"] in names
     text = run("--help").stdout
     for heading in ("model:", "prompts:", "output:", "the run:", "memory and speed:", "examples:"):
         assert heading in text.splitlines()
@@ -206,7 +206,8 @@ TOLD_AS = {
     **{"guidance_start": "guidance_start", "guidance_end": "guidance_end", "format": "format", "quality": "quality"},
     **{"fp16": "precision", "bf16": "precision", "keep_unmasked": "keep_unmasked"},
     **{name: name for name in ("zero_terminal_snr", "emb_normalize_mode", "zero_empty_negative", "guidance_rescale")},
-    **{"schedule": "timestep_spacing", "no_half_vae": "vae_in_float32"},
+    **{name: name for name in ("schedule", "timesteps", "eta", "s_churn")},
+    **{"no_half_vae": "vae_in_float32"},
     **dict.fromkeys(ToldSizes.__dataclass_fields__, "sizes"),
     **{"network_regional_mask_max_color_codes": "color_codes", "network_pre_calc": "network_pre_calc"},
     **{f"network_{name}": "networks" for name in ("module", "weights", "mul", "args", "merge", "merge_n_models")},

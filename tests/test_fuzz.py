@@ -79,7 +79,7 @@ def make_jobs(text: str):
     if pictures > 1000:
         return []
     names = FileNames(Path("does-not-exist"), sequential=True, now=datetime(2026, 11, 23))
-    maker = JobMaker(JobSettings(), 2, SAMPLERS["euler_a"], SD1)
+    maker = JobMaker(JobSettings(sampler="euler_a"), 2, SD1)
     return plan_jobs([line], maker, SeedSource(1, pictures), names.next, 1)
 
 

@@ -23,10 +23,9 @@ from library.files.picture_files import save_whole
 from library.plan.job import Job
 from library.results import writer
 from library.results.metadata import FileHash, RunFacts, metadata
-from library.settings.samplers import SAMPLERS
 from library.texts import readable, shell_word
 
-FACTS = RunFacts(SAMPLERS["euler_a"], "my model", 2, lambda: "0123456789")
+FACTS = RunFacts("my model", 2, lambda: "0123456789")
 
 
 def make_job(**changes) -> Job:
@@ -35,7 +34,10 @@ def make_job(**changes) -> Job:
 
 
 def test_metadata_in_both_forms():
-    texts = metadata(make_job(negative_prompt="a dog, bad", negative_scale=3.0, steps=20, width=64, height=96), FACTS)
+    texts = metadata(
+        make_job(negative_prompt="a dog, bad", negative_scale=3.0, steps=20, width=64, height=96, sampler="euler_a"),
+        FACTS,
+    )
     assert texts == {
         "prompt": "a (cat:1.2)",
         "negative-prompt": "a dog, bad",
@@ -52,7 +54,7 @@ def test_metadata_in_both_forms():
 
 
 def test_metadata_without_what_was_not_used():
-    facts = RunFacts(SAMPLERS["ddim"], "a, b: c", 1, lambda: None)
+    facts = RunFacts("a, b: c", 1, lambda: None)
     texts = metadata(make_job(), facts)
     assert "negative-prompt" not in texts
     assert "negative-scale" not in texts

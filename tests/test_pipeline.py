@@ -1,5 +1,7 @@
 """Pictures: against diffusers' own pipeline, in batches and alone, in every precision and with every sampler."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,7 @@ from library.machine.vae_slices import slice_resnets
 from library.plan.job import Job
 from library.plan.planning import make_plan
 from library.settings.noise_schedule import NoiseSchedule
-from library.settings.samplers import SAMPLERS, SECOND_NAMES
+from library.settings.samplers import NOISE_LEVELS, SAMPLERS, SECOND_NAMES
 
 PROMPTS = """a cat --d 1
 a (dog:1.3) --d 2 --n fog
@@ -99,21 +101,22 @@ def test_every_sampler_draws(request, generate, name, family):
 
 
 SCHEDULES = [
-    (name, spacing, zero)
+    (name, schedule, zero)
     for name, sampler in SAMPLERS.items()
-    for spacing in (None, "trailing", "linspace", "leading")
+    for schedule in sampler.schedules
     for zero in (False, True)
-    if (spacing is None or sampler.spacing) and (not zero or sampler.zero_snr)
+    if not zero or (sampler.zero_snr and schedule not in NOISE_LEVELS)
 ]
 
 
-@pytest.mark.parametrize(("name", "spacing", "zero"), SCHEDULES)
-def test_samplers_reach_the_clean_picture(name, spacing, zero):
+@pytest.mark.parametrize(("name", "schedule", "zero"), SCHEDULES)
+def test_samplers_reach_the_clean_picture(name, schedule, zero):
     """With a model that knows the noise exactly, every sampler ends at the clean latents, however it gets there."""
     clean, noise = torch.full((1, 4, 8, 8), 0.5), torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     predicts = "v_prediction" if zero else "epsilon"
-    scheduler = make_scheduler(SAMPLERS[name], NoiseSchedule(predicts, zero_snr=zero, spacing=spacing))
-    scheduler.set_timesteps(30)
+    scheduler = make_scheduler(SAMPLERS[name], NoiseSchedule(predicts, zero_snr=zero), schedule)
+    # dpmsolver_sde's steps add noise by half of what the level falls, which has to be little
+    scheduler.set_timesteps(300 if name == "dpmsolver_sde" else 30)
     generators = {"generator": [torch.Generator().manual_seed(0)]} if SAMPLERS[name].draws_noise else {}
     latents = noise * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:
@@ -122,8 +125,8 @@ def test_samplers_reach_the_clean_picture(name, spacing, zero):
         epsilon = (sample - clean * (1 - level**2).sqrt()) / level
         prediction = (1 - level**2).sqrt() * epsilon - level * clean if zero else epsilon
         latents = scheduler.step(prediction, timestep, latents, **generators).prev_sample
-    # what the last, smallest noise level leaves
-    assert (latents - clean).abs().max() < 0.1
+    # what the last, smallest noise level leaves: 0.03 times a number from the normal distribution
+    assert (latents - clean).abs().max() < 0.15
 
 
 @pytest.mark.parametrize("steps", [20, 50])
@@ -334,11 +337,11 @@ def test_noises_are_drawn_one_by_one(size):
     """torch's generator uses up another amount for one large draw than for many small ones, unless they are round."""
     job = Job(prompt="", seed=3, raw_prompt="", where="", file=None, width=512, height=512, steps=4)
     for sampler in ("euler_a", "dpm_2_a"):
-        noise = draw_noise([3, 4], (4, *size), SAMPLERS[sampler], job)
+        noise = draw_noise([3, 4], (4, *size), replace(job, sampler=sampler))
         generator = torch.Generator().manual_seed(3)
         one_by_one = [
             torch.randn((4, *size), generator=generator) for _ in range(1 + 4 * SAMPLERS[sampler].reserved_noises)
         ]
         assert torch.equal(noise.start[0], one_by_one[0])
-        following = (torch.randn((4, *size), generator=g) for g in (noise.generators[0], generator))
+        following = (torch.randn((4, *size), generator=g) for g in (noise.step_arguments["generator"][0], generator))
         assert torch.equal(*following)

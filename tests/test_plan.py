@@ -15,7 +15,6 @@ from library.plan.job_maker import JobMaker, count_pictures, plan_jobs
 from library.plan.prompt_syntax import SD_SCRIPTS
 from library.plan.seeds import SeedSource
 from library.plan.sources import SourceLine, read_prompt_file, typed_line
-from library.settings.samplers import SAMPLERS
 
 NOW = datetime(2026, 11, 23, 4, 5, 6)
 
@@ -24,7 +23,7 @@ def make_jobs(lines, seed=None, images=1, iterations=1, same=False, shuffle=None
     lines = [SourceLine(text, f"f:{number}") for number, text in enumerate(lines, 1)]
     seeds = SeedSource(seed, count_pictures(lines, images, iterations), same_in_iteration=same)
     names = FileNames(Path("does-not-exist"), sequential=True, now=NOW)
-    maker = JobMaker(JobSettings(), images, SAMPLERS["ddim"], SD1)
+    maker = JobMaker(JobSettings(), images, SD1)
     return plan_jobs(lines, maker, seeds, names.next, iterations, shuffle)
 
 

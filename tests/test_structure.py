@@ -182,6 +182,7 @@ def test_an_id_tells_every_field_that_changes_the_picture():
     changes |= {"mask": Path("m"), "regions": Path("r"), "guides": (), "control_net": False}
     changes |= {"follows": None, "sizes": ToldSizes(crop_top=1)}
     changes |= {"prompt_syntax": "webui", "steps_before": 9}
+    changes |= {"sampler": "lms", "schedule": "karras", "timesteps": (9,), "eta": 0.5, "s_churn": 1.0}
     not_told = {"file", "file_name", "where"}
     assert set(changes) | not_told == set(Job.__dataclass_fields__)  # a new field belongs here, and into the ids
     for kind, names in run_record._PARTS.items():
@@ -212,6 +213,7 @@ def test_what_pictures_of_a_batch_share_is_in_its_key():
     own |= {"control_net", "stage"}  # those of Highres. fix's stages, alike in all pictures of a run
     shared = {"width": 64, "height": 64, "steps": 3, "strength": 0.5, "network_multipliers": (1,), "source": None}
     shared |= {"mask": Path("m"), "regions": Path("r"), "deep_shrink": DeepShrink(depth_1=1), **GROWING}
+    shared |= {"sampler": "lms", "schedule": "karras", "timesteps": (9,), "eta": 0.5, "s_churn": 1.0}
     shared |= {"guidance_scale": 1, "negative_scale": 2}  # whether there are one, two or three branches
     assert own | set(shared) == set(Job.__dataclass_fields__)
     for name, value in shared.items():

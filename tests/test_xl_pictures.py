@@ -135,7 +135,7 @@ def test_zero_terminal_snr_is_followed_from_the_file(sdxl, generate, tmp_path):
 def test_samplers_that_cannot_begin_at_pure_noise_are_refused_with_those_that_can(sdxl, generate, tmp_path):
     said = ("--v_parameterization", "--zero_terminal_snr", "--sampler", "heun")
     refused = generate(sdxl.folder, *said, *PROMPT)
-    able = "ddim, euler, euler_a, dpmsolver, dpmsolver++, lcm"
+    able = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.zero_snr)
     message = f"error: --zero_terminal_snr: heun cannot begin at pure noise; use one of {able}\n"
     assert (refused.status, refused.stderr.splitlines(keepends=True)[-1]) == (2, message)
     noise = generate(sdxl.folder, "--zero_terminal_snr", *PROMPT)
@@ -146,8 +146,8 @@ def test_samplers_that_cannot_begin_at_pure_noise_are_refused_with_those_that_ca
 def test_schedulers_go_through_what_the_numbers_say():
     """Test vectors worked out with diffusers and by hand."""
 
-    def made(sampler, steps, **schedule):
-        scheduler = make_scheduler(SAMPLERS[sampler], NoiseSchedule(**schedule))
+    def made(sampler, steps, spacing="own", **noise):
+        scheduler = make_scheduler(SAMPLERS[sampler], NoiseSchedule(**noise), spacing)
         scheduler.set_timesteps(steps)
         return scheduler
 

@@ -1,15 +1,25 @@
-"""Diffusers' schedulers that work up to their order from step to step, begun at the first step that is run.
+"""Diffusers' schedulers that do something otherwise.
 
 With a picture to start from, only the last steps of a schedule are run. Diffusers' PNDM then lays its Runge-Kutta start
 out over the first steps of the whole schedule, and its LMS reckons with steps that were never made
-(https://github.com/huggingface/diffusers/issues/5630).
+(https://github.com/huggingface/diffusers/issues/5630); here they begin at the first step that is run.
 """
+
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import LMSDiscreteScheduler, PNDMScheduler
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    LMSDiscreteScheduler,
+    PNDMScheduler,
+    SASolverScheduler,
+)
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedulerOutput
 from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteSchedulerOutput
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
+from diffusers.utils.torch_utils import randn_tensor
 
 _RUNGE_KUTTA_STEPS = 3  # what the linear multistep method of order 4 needs before it
 
@@ -39,6 +49,11 @@ class LatePNDM(PNDMScheduler):
         self.plms_timesteps = steps[: len(steps) - warm][::-1].copy()
         self.timesteps = torch.from_numpy(np.concatenate([self.prk_timesteps, self.plms_timesteps]).astype(np.int64))
 
+    def steps_of_evaluations(self) -> list[int]:
+        """For each evaluation which step it belongs to, from 0."""
+        warm = len(self.prk_timesteps) // 4
+        return [*(place // 4 for place in range(4 * warm)), *range(warm, warm + len(self.plms_timesteps))]
+
     def step(
         self, model_output: torch.Tensor, timestep: torch.Tensor, sample: torch.Tensor, return_dict: bool = True
     ) -> SchedulerOutput | tuple:
@@ -60,3 +75,64 @@ class LateLMS(LMSDiscreteScheduler):
     ) -> LMSDiscreteSchedulerOutput | tuple:
         """One step."""
         return super().step(model_output, timestep, sample, min(order, len(self.derivatives) + 1), return_dict)
+
+
+class ChurnedEuler(EulerDiscreteScheduler):
+    """Euler with noise stirred in before each step (Karras et al. 2022, https://arxiv.org/abs/2206.00364, algorithm 2).
+
+    Diffusers' own `s_churn` adds the noise after the model has looked, which is another method. Here each step
+    ends with the noise for the next one, and the model is told the level that this makes; the first step begins at the
+    highest level anyway.
+
+    Args:
+        s_churn: the paper's S_churn.
+        config: diffusers' own arguments.
+    """
+
+    def __init__(self, s_churn: float, **config: Any) -> None:
+        super().__init__(**config)
+        self._s_churn = s_churn
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: list[int] | None = None,
+    ) -> None:
+        """Set the schedule, and raise its levels by the noise to be added."""
+        super().set_timesteps(num_inference_steps, device, timesteps=timesteps)
+        trained = ((1 - self.alphas_cumprod) / self.alphas_cumprod) ** 0.5
+        gamma = min(self._s_churn / len(self.timesteps), 2**0.5 - 1)
+        self._aims = self.sigmas
+        self.sigmas = torch.maximum(self._aims, torch.minimum(self._aims * (1 + gamma), trained[-1]))
+        levels = self.sigmas[:-1].numpy()
+        self.timesteps = torch.from_numpy(np.interp(np.log(levels), trained.log().numpy(), np.arange(len(trained))))
+        self.timesteps = self.timesteps.to(torch.float32)
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: torch.Tensor,
+        sample: torch.Tensor,
+        *,
+        generator: list[torch.Generator] | None = None,
+    ) -> EulerDiscreteSchedulerOutput:
+        """One step, and the noise for the next."""
+        following = self.step_index + 1  # set by `scale_model_input`
+        raised, aim = self.sigmas[following].clone(), self._aims[following]
+        self.sigmas[following] = aim
+        output = super().step(model_output, timestep, sample)
+        self.sigmas[following] = raised
+        if raised > aim:
+            shape, device, dtype = sample.shape, sample.device, sample.dtype
+            noise = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+            output.prev_sample = output.prev_sample + noise * (raised**2 - aim**2) ** 0.5
+        return output
+
+
+class SASolver(SASolverScheduler):
+    """SA-Solver that adds noise to pictures by the levels that its steps go through, not by whole timesteps."""
+
+    def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """Noise for the step that is next, as diffusers' other multistep solvers have it."""
+        return DPMSolverMultistepScheduler.add_noise(self, original_samples, noise, timesteps)

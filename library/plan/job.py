@@ -27,6 +27,11 @@ class JobSettings:
     gradual_latent: GradualLatent = field(default_factory=GradualLatent)
     deep_shrink: DeepShrink = field(default_factory=DeepShrink)
     clip_prompt: str = ""  # the text for CLIP guidance; empty means the prompt
+    sampler: str = "ddim"  # its first name
+    schedule: str = "own"  # likewise
+    timesteps: tuple[int, ...] = ()  # instead of a schedule: one for each step
+    eta: float | None = None  # share of noise in a step's change; None is the sampler's own
+    s_churn: float = 0.0  # how much noise is stirred in, over all steps
     sizes: ToldSizes = NOT_SAID  # what an XL model is told
     file_name: str = ""  # that its line gives the picture, without an ending; empty for that of the run's way
 
@@ -158,4 +163,5 @@ class Job(JobSettings):
             *(self.width, self.height, self.steps, self.steps_run, self.branches),
             *(self.source is not None, self.mask is not None, self.gradual_latent, self.deep_shrink),
             *(self.network_multipliers, len(self.parts), self.regions is not None),
+            *(self.sampler, self.schedule, self.timesteps, self.eta, self.s_churn),
         )

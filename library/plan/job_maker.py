@@ -17,6 +17,7 @@ from library.plan.dynamic_prompts import DynamicPrompt
 from library.plan.job import Job, JobSettings
 from library.plan.prompt_lines import PromptLine, parse_prompt_line, place_of
 from library.plan.prompt_syntax import SD_SCRIPTS, check_tags, read_prompt, web_ui_marks
+from library.plan.sampling import Sampling
 from library.plan.seeds import SeedSource
 from library.plan.sources import NO_SOURCES, SourceLine, SourcePicture, Sources, in_turn
 from library.plan.stages import stages
@@ -26,7 +27,7 @@ from library.settings.deep_shrink import USUAL_DEPTH
 from library.settings.gradual_latent import ancestral_timesteps
 from library.settings.highres import HighresFix
 from library.settings.loss_guidance import NO_LOSS_GUIDANCE, LossGuidanceSettings
-from library.settings.samplers import Sampler
+from library.settings.samplers import SAMPLERS
 from library.settings.sizes import NOT_SAID
 from library.values import PIXELS_PER_CELL
 from networks.files import OWN_MODULE, NetworkPlan
@@ -45,13 +46,12 @@ class JobMaker:
     Args:
         defaults: the command line's settings.
         images_per_prompt: pictures for a line that does not enumerate its variants.
-        sampler: what the jobs are drawn with.
         family: of the model that they are drawn with.
         sources: pictures and masks for img2img, and guides.
         highres: draws each picture in two stages.
         check: refuses a job that the rest of the run cannot draw.
         loss_guidance: by CLIP and VGG16.
-        spacing: of the sampler's timesteps; None for its own.
+        sampling: what the rest of the run means for samplers.
         unet_config: of the model; None for that of the family's published ones.
         syntax: of the prompts.
         wildcards: that prompt lines may name.
@@ -61,26 +61,24 @@ class JobMaker:
         self,
         defaults: JobSettings,
         images_per_prompt: int,
-        sampler: Sampler,
         family: Family,
         sources: Sources = NO_SOURCES,
         highres: HighresFix | None = None,
         check: Callable[[Job], None] = lambda job: None,
         loss_guidance: LossGuidanceSettings = NO_LOSS_GUIDANCE,
-        spacing: str | None = None,
+        sampling: Sampling | None = None,
         unet_config: Mapping[str, Any] | None = None,
         syntax: str = SD_SCRIPTS,
         wildcards: Wildcards | None = None,
     ) -> None:
         self.defaults = defaults
         self.images_per_prompt = images_per_prompt
-        self.sampler = sampler
         self.family = family
         self.sources = sources
         self.highres = highres
         self.check = check
         self.loss_guidance = loss_guidance
-        self.spacing = spacing
+        self.sampling = sampling or Sampling(defaults.steps, defaults.schedule)
         self.shrink_points = family.shrink_points(unet_config or family.config("unet"))
         self.syntax = syntax
         self._warned_of_syntax = False
@@ -126,6 +124,7 @@ class JobMaker:
         overrides = {name: value for name, value in parsed.settings.items() if name != "seeds"}
         if said := overrides.get("network_multipliers"):
             overrides["network_multipliers"] = self._multipliers(said, line.where)
+        overrides = self.sampling.resolve(overrides, self.defaults, line.where)
         settings = self.defaults.override(_with_implied(overrides, self.defaults))
         place = self._made if line.picture is None else line.picture
         picture = in_turn(self.sources.pictures, place)
@@ -135,8 +134,8 @@ class JobMaker:
         width, height = _size(settings, picture, self.family.size_px, line.where)
         common: dict[str, Any] = {each.name: getattr(settings, each.name) for each in fields(settings)}
         common |= {"width": width, "height": height}
-        # what a name can be made of; a sampler that is the job's own takes the place of the run's
-        said = {"sampler": self.sampler.name, **common, "prompt": parsed.prompt, "where": line.where}
+        # what a name can be made of
+        said = {**common, "prompt": parsed.prompt, "where": line.where}
         job = Job(
             **common,
             prompt=parsed.prompt,
@@ -156,7 +155,8 @@ class JobMaker:
         self.check(job)
         self._last_file = job.file
         for stage in stages(job, self.highres):
-            _check_job(stage, self.sampler)
+            self.sampling.check(stage)
+            _check_job(stage)
             self._check_sizes(stage)
             _check_loss_guidance(stage, self.loss_guidance)
         return job
@@ -168,10 +168,11 @@ class JobMaker:
             raise InputError("original sizes and crops", problem, job.where)
         height, width = job.height // PIXELS_PER_CELL, job.width // PIXELS_PER_CELL
         if job.gradual_latent.timesteps is not None:
-            if self.sampler.name != gradual_latent.SAMPLER:
+            if job.sampler != gradual_latent.SAMPLER:
                 problem = f"works with the sampler {gradual_latent.SAMPLER} only; use it, or leave Gradual Latent out"
                 raise InputError("Gradual Latent", problem, job.where)
-            timesteps = ancestral_timesteps(job.steps, self.spacing)[job.steps - job.steps_run :]
+            spacing = self.sampling.noise.spacing_for(SAMPLERS[job.sampler], job.schedule)
+            timesteps = ancestral_timesteps(job.steps, spacing)[job.steps - job.steps_run :]
             if problem := job.gradual_latent.check(timesteps, height, width):
                 raise InputError("Gradual Latent", problem, job.where)
         if problem := job.deep_shrink.check(height, width, self.shrink_points):
@@ -237,16 +238,12 @@ def _warn_of_lacking_colors(job: Job, sources: Sources) -> None:
             logger.warning("--mask_path %s: %s", job.regions, problem)
 
 
-def _check_job(job: Job, sampler: Sampler) -> None:
+def _check_job(job: Job) -> None:
     """Refuse and warn of settings that do not go together.
 
     Raises:
-        InputError: for steps that the sampler cannot do, or when nothing of an img2img job would be run.
+        InputError: when nothing of an img2img job would be run.
     """
-    fewest, most = sampler.steps
-    if not fewest <= job.steps <= most:
-        problem = f"the sampler {sampler.name} does {fewest} to {most} steps; use as many or another sampler"
-        raise InputError(f"{job.steps} steps", problem, job.where)
     if job.steps_run < 1:
         smallest = math.ceil(1000 / job.steps) / 1000
         raise InputError(
@@ -255,10 +252,6 @@ def _check_job(job: Job, sampler: Sampler) -> None:
             job.where,
         )
     _check_format(job)
-    if job.guidance_scale > sampler.highest_scale:
-        place = f"{job.where}: " if job.where else ""
-        advice = f"the sampler {sampler.name} is made for a scale of 1 to {sampler.highest_scale:g}"
-        logger.warning("%sguidance scale %g: %s", place, job.guidance_scale, advice)
     if len(job.parts) > 1 and job.regions is None and not job.composes:
         logger.warning("a prompt's parts (AND) have no map of regions (--mask_path): each is for the whole picture")
     if job.regions is not None and any(part.weight != 1 for part in job.parts):

@@ -23,14 +23,16 @@ def prompt_line(job: Job, defaults: JobSettings, size_px: int) -> str:
         value, implied = (attrgetter(option.sets)(settings) for settings in (job, defaults))
         if option.sets in ("width", "height"):
             implied = None if job.source else implied or size_px
-        if value != implied:
+        # a sampler or timesteps in the line mean a schedule and steps of their own
+        other = {"schedule": "sampler", "steps": "timesteps"}.get(option.sets)
+        if value != implied or (other and getattr(job, other) != getattr(defaults, other)):
             texts.append(f"--{option.name} {_as_typed(value)}")
     line = " ".join(texts)
     return f" {line}" if line.startswith("#") else line  # not a comment
 
 
 def _as_typed(value: object) -> str:
-    if value is None:
+    if value is None or value == ():
         return "none"
     if is_dataclass(value) and not isinstance(value, type):
         value = astuple(value)

@@ -46,6 +46,7 @@ def plan_parts(
     """
     begun = earlier.parts if earlier else ()
     name_of = earlier.paths.name if earlier else str
+    usual = {"sampler": maker.defaults.sampler, "schedule": maker.defaults.schedule}
     jobs: list[Job] = []
     parts: list[Part] = []
     counts = (repeats.images_per_prompt, repeats.iterations, maker.wildcards)
@@ -62,7 +63,7 @@ def plan_parts(
         names = _given_names(folder, part) if part else name_file
         shuffle = random.Random(part_seed) if repeats.shuffle else None
         planned = plan_jobs(group, maker, seeds, names, repeats.iterations, shuffle)
-        digest = jobs_digest(planned, name_of)
+        digest = jobs_digest(planned, name_of, usual)
         if part and digest != part.jobs:
             _refuse_more_wildcards(earlier, maker.wildcards.files)
             raise InputError("--resume", "this version of the program plans the run otherwise; give another --outdir")

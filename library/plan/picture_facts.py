@@ -16,6 +16,7 @@ from library.plan.run_plan import RunPlan
 from library.plan.run_record import FORMAT_VERSION
 from library.plan.stages import stages
 from library.settings.highres import HighresFix
+from library.settings.samplers import SAMPLERS, Sampler
 
 # Fields of a job that are told under other names, or of which only a part is told
 _TOLD_OTHERWISE = (
@@ -39,6 +40,7 @@ def picture_facts(plan: RunPlan, job: Job, file: Path | None = None) -> dict[str
         job: the picture.
         file: where it stands, if it is not where it was planned to be.
     """
+    sampler = SAMPLERS[job.sampler]
     left_out = {*_TOLD_OTHERWISE, *_INNER}
     has_start = job.source is not None or (plan.highres is not None and job.stage != 1)
     return {
@@ -47,12 +49,11 @@ def picture_facts(plan: RunPlan, job: Job, file: Path | None = None) -> dict[str
         "prompt": job.prompt,
         **{each.name: plain(getattr(job, each.name)) for each in fields(job) if each.name not in left_out},
         "strength": job.strength if has_start else None,
-        "sampler": plan.sampler.name,
-        "timestep_spacing": plan.schedule.spacing_for(plan.sampler),
+        "timestep_spacing": plan.noise.spacing_for(sampler, job.schedule),
         "guidance_start": plan.cfg_interval.start,
         "guidance_end": plan.cfg_interval.end,
         "guidance_rescale": plan.guidance_rescale,
-        **_model_facts(plan),
+        **_model_facts(plan, sampler),
         "networks": _networks(plan, job),
         "network_pre_calc": plan.networks.pre_calculated,
         "control_nets": _control_nets(plan, job),
@@ -93,14 +94,14 @@ def plain(value: object) -> object:
     raise TypeError(f"{type(value).__name__} has no form in JSON; say in picture_facts.py how it is told")
 
 
-def _model_facts(plan: RunPlan) -> dict[str, object]:
+def _model_facts(plan: RunPlan, sampler: Sampler) -> dict[str, object]:
     """The model, what is used in place of its parts, and how it reads texts and computes."""
     computing = plan.computing
     return {
         "model": plan.record.model,
         "family": plan.model.family.name,
-        "prediction_type": plan.schedule.prediction_type,
-        "zero_terminal_snr": plan.schedule.zero_snr,
+        "prediction_type": plan.noise.prediction_type,
+        "zero_terminal_snr": plan.noise.zero_snr_for(sampler),
         "vae": plan.record.options.get("vae"),
         "vae_in_float32": computing.no_half_vae,
         "precision": "fp16" if computing.fp16 else "bf16" if computing.bf16 else "fp32",
@@ -155,8 +156,8 @@ def _highres(job: Job, highres: HighresFix) -> dict[str, object]:
     settings = {each.name: getattr(highres, each.name) for each in fields(highres) if each.name != "save_first"}
     if (upscaler := highres.upscaler) is not None:
         settings["upscaler"] = {"module": upscaler.module, "arguments": dict(upscaler.arguments)}
-    sizes = {"width": first.width, "height": first.height}
-    return sizes | {name: plain(value) for name, value in settings.items()}
+    settings |= {"width": first.width, "height": first.height, "steps": first.steps}
+    return {name: plain(value) for name, value in settings.items()}
 
 
 def _loss_guidance(plan: RunPlan, job: Job) -> dict[str, object] | None:

@@ -10,7 +10,7 @@ from library.files.model_files import ModelFiles, find_model
 from library.files.textual_inversion import find_embeddings
 from library.files.weight_types import check_model
 from library.files.wildcards import WildcardFolder
-from library.plan import earlier_runs
+from library.plan import earlier_runs, sampling
 from library.plan.file_names import FileNames, check_folder, guide_name, sheet_name
 from library.plan.job import Job, JobSettings
 from library.plan.job_maker import JobMaker, check_regions
@@ -18,6 +18,7 @@ from library.plan.parts import make_record, plan_parts
 from library.plan.prompt_syntax import WEB_UI
 from library.plan.run_plan import Keyboard, RunPlan, TextPlan
 from library.plan.run_record import RunRecord
+from library.plan.sampling import Sampling
 from library.plan.seeds import SeedSource, random_seed
 from library.plan.sources import Sources, find_sources, source_lines
 from library.plan.textual_inversion import warn_of_unused
@@ -32,14 +33,12 @@ from library.settings import (
     highres,
     loss_guidance,
     masks,
-    noise_schedule,
     output,
     repeats,
     sizes,
 )
 from library.settings.cfg_interval import WHOLE_RUN, CfgInterval
 from library.settings.options import Options
-from library.settings.samplers import SAMPLERS
 from networks.files import NetworkPlan, plan_networks
 
 logger = logging.getLogger(__name__)
@@ -68,27 +67,33 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
     begun = earlier.record if earlier else None
     model = _find_model(options)
     highres.check_family(two_stages, model.family)
-    schedule, notes, doubts = noise_schedule.from_options(options, model.prediction, guidance)
-    _tell(notes, doubts)
     networks = plan_networks(options, model)
     text = _text_plan(options, model, networks)
     seed = options.seed if options.seed is not None else random_seed()
     maker = JobMaker(
         _job_defaults(options, networks),
         counts.images_per_prompt,
-        SAMPLERS[options.sampler],
         model.family,
         sources,
         two_stages,
         check=partial(check_regions, networks),
         loss_guidance=guidance,
-        spacing=schedule.spacing_for(SAMPLERS[options.sampler]),
+        sampling=Sampling(
+            options.steps,
+            options.schedule,
+            model.prediction,
+            needs_zero_snr=options.zero_terminal_snr,
+            guidance=guidance,
+            first_steps=options.highres_fix_steps,
+        ),
         unet_config=model.unet.config,
         syntax=options.prompt_syntax,
         wildcards=Wildcards(options.wildcard_dir and WildcardFolder(options.wildcard_dir)),
     )
     guides = len(options.control_net_models or ()) if options.control_net_save_guides else 0
     name_file = _file_names(out, begun, model.name, two_stages=two_stages is not None, guides=guides).next
+    if options.interactive:  # other runs have lines, which may say otherwise
+        maker.sampling.check_sampler(maker.defaults)
     jobs, parts = plan_parts(lines, maker, seed, name_file, counts, out.folder, begun)
     if lines:
         _check_use(options, interval, sources, jobs)
@@ -101,8 +106,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
     return RunPlan(
         model=model,
         text=text,
-        sampler=maker.sampler,
-        schedule=schedule,
+        noise=maker.sampling.noise,
         cfg_interval=interval,
         guidance_rescale=options.guidance_rescale,
         highres=two_stages,
@@ -181,7 +185,6 @@ def _job_defaults(options: Options, networks: NetworkPlan) -> JobSettings:
     return JobSettings(
         width=options.W,
         height=options.H,
-        steps=options.steps,
         guidance_scale=options.scale,
         negative_scale=options.negative_scale,
         strength=options.strength,
@@ -189,6 +192,7 @@ def _job_defaults(options: Options, networks: NetworkPlan) -> JobSettings:
         deep_shrink=deep_shrink.from_options(options),
         network_multipliers=networks.multipliers,
         sizes=sizes.from_options(options),
+        **sampling.settings_of(options),
     )
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from library import values
 from library.errors import InputError
-from library.settings import deep_shrink, gradual_latent, sizes
+from library.settings import deep_shrink, gradual_latent, samplers, sizes
 from library.settings.file_names import picture_name
+from library.settings.sampler_names import sampler_name, schedule_name
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,13 @@ PROMPT_OPTIONS = {
         PromptOption("h", "height", "PIXELS", values.size_px, "height, a multiple of 8"),
         PromptOption("s", "steps", "N", values.steps, "sampling steps, 1 to 1000"),
         PromptOption("d", "seeds", "SEED[,SEED...]", values.seeds, "a seed for each image; the last one stays"),
+        PromptOption("sampler", "sampler", "NAME", sampler_name, "sampler, by any of its names"),
+        PromptOption("schedule", "schedule", "NAME", schedule_name, "schedule of the sampler"),
+        PromptOption(
+            "timesteps", "timesteps", "T,T,...", samplers.timesteps, "timesteps in place of a schedule, or none"
+        ),
+        PromptOption("eta", "eta", "SHARE", samplers.eta, "ddim and tcd: share of noise, or none for their own"),
+        PromptOption("s_churn", "s_churn", "AMOUNT", samplers.s_churn, "euler: noise that is stirred in"),
         PromptOption("l", "guidance_scale", "SCALE", values.guidance_scale, "guidance scale"),
         PromptOption("t", "strength", "STRENGTH", values.strength, "img2img strength"),
         PromptOption(

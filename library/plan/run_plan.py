@@ -26,7 +26,6 @@ from library.settings.masks import MaskSettings
 from library.settings.noise_schedule import NoiseSchedule
 from library.settings.output import OutputSettings
 from library.settings.repeats import Repeats
-from library.settings.samplers import Sampler
 from networks.files import NetworkPlan
 
 
@@ -67,8 +66,7 @@ class RunPlan:
 
     model: ModelFiles
     text: TextPlan
-    sampler: Sampler
-    schedule: NoiseSchedule
+    noise: NoiseSchedule
     cfg_interval: CfgInterval
     guidance_rescale: float  # see `draw.denoiser.Cfg`
     highres: HighresFix | None

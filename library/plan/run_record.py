@@ -8,12 +8,14 @@ pictures under the same names.
 import hashlib
 import json
 import secrets
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from library.plan.job import Job
@@ -23,6 +25,7 @@ from library.plan.sources import SourceLine
 from library.settings.deep_shrink import DeepShrink
 from library.settings.gradual_latent import GradualLatent, Unsharp
 from library.settings.options import Options
+from library.settings.sampler_names import first_name, sampler_name, schedule_name
 from library.settings.sizes import NOT_SAID, ToldSizes
 from library.version import versions
 
@@ -75,7 +78,7 @@ class RunRecord:
 
     def job_id(self, job: Job) -> str:
         """A job's id, by which the run's pictures are told apart."""
-        return job_id(job, self.paths.name)
+        return job_id(job, self.paths.name, usual_sampling(self.options))
 
     def line_key(self, line: SourceLine) -> str:
         """What makes a prompt line one of the run's; see `line_key`."""
@@ -108,7 +111,11 @@ _FIELDS = (
     *("network_multipliers", "gradual_latent", "deep_shrink", "clip_prompt", "prompt", "seed", "raw_prompt"),
     *("source", "mask", "regions", "guides", "control_net", "follows", "stage"),
 )
-_LATER: dict[str, object] = {"sizes": NOT_SAID, "prompt_syntax": SD_SCRIPTS, "steps_before": 0}
+_LATER: dict[str, object] = {
+    "sizes": NOT_SAID,
+    **{"prompt_syntax": SD_SCRIPTS, "steps_before": 0},
+    **{"sampler": "ddim", "schedule": "own", "timesteps": (), "eta": None, "s_churn": 0.0},
+}
 _PARTS: dict[type, tuple[str, ...]] = {  # the first fields of settings that a job holds
     GradualLatent: ("timesteps", "ratio", "ratio_step", "every_n_steps", "s_noise", "unsharp"),
     Unsharp: ("kernel_size", "sigma", "strength", "on_sample"),
@@ -120,15 +127,30 @@ _PARTS: dict[type, tuple[str, ...]] = {  # the first fields of settings that a j
 }
 
 
-def job_id(job: Job, name_of: NameOf = str) -> str:
+def usual_sampling(compared: Mapping[str, object]) -> dict[str, object]:
+    """The sampler and schedule that a run's options (`compared_options`) mean.
+
+    Earlier versions had one of them for all pictures of a run, so that ids tell of others only.
+    """
+    try:
+        named = sampler_name(str(compared.get("sampler", _LATER["sampler"])))
+        schedule = named.schedule or first_name(schedule_name(str(compared.get("schedule", _LATER["schedule"]))))
+    except ArgumentTypeError:  # those of another version
+        return {}
+    return {"sampler": named.name, "schedule": schedule}
+
+
+def job_id(job: Job, name_of: NameOf = str, usual: Mapping[str, object] = MappingProxyType({})) -> str:
     """A hash of all that a picture depends on beside the model; its place in the run and its file are not.
 
     Args:
         job: the picture.
         name_of: what the run calls its source, mask and guides.
+        usual: what is the run's usual value where that is another one than in `_LATER`.
     """
     parameters = {name: getattr(job, name) for name in _FIELDS}
-    parameters |= {path: value for path, usual in _LATER.items() if (value := attrgetter(path)(job)) != usual}
+    later = {path: usual.get(path, value) for path, value in _LATER.items()}
+    parameters |= {path: value for path, implied in later.items() if (value := attrgetter(path)(job)) != implied}
     parameters |= {"follows": job.follows and job.follows.name, "guide_size": None}  # the latter was once a field
 
     def as_text(value: object) -> str:
@@ -148,9 +170,9 @@ def _as_text(value: object) -> str:
     return f"{type(value).__name__}({', '.join(texts)})"
 
 
-def jobs_digest(jobs: Iterable[Job], name_of: NameOf = str) -> str:
-    """A hash of several jobs, in their order."""
-    return hashlib.sha256("".join(job_id(job, name_of) for job in jobs).encode()).hexdigest()
+def jobs_digest(jobs: Iterable[Job], name_of: NameOf = str, usual: Mapping[str, object] = MappingProxyType({})) -> str:
+    """A hash of several jobs, in their order; see `job_id`."""
+    return hashlib.sha256("".join(job_id(job, name_of, usual) for job in jobs).encode()).hexdigest()
 
 
 def line_key(line: SourceLine, name_of: NameOf = str) -> str:

@@ -21,7 +21,7 @@ def stages(job: Job, highres: HighresFix | None) -> tuple[Job, ...]:
         job,
         width=_first_side(job.width, highres.scale),
         height=_first_side(job.height, highres.scale),
-        steps=highres.steps,
+        steps=len(job.timesteps) or highres.steps,
         sizes=job.sizes.scaled(highres.scale),
         stage=1,
         file=job.file.with_name(first_stage_name(job.file.name)),

@@ -19,8 +19,9 @@ from library.settings.emphasis import ORIGINAL, Normalization
 from library.settings.gradual_latent import GradualLatent
 from library.settings.highres import HighresFix
 from library.settings.loss_guidance import NO_LOSS_GUIDANCE, LossGuidanceSettings
-from library.settings.noise_schedule import USUAL_SCHEDULE, NoiseSchedule
-from library.settings.samplers import Sampler
+from library.settings.noise_schedule import USUAL_NOISE, NoiseSchedule
+from library.settings.sampler_names import a1111_name
+from library.settings.samplers import NOISE_LEVELS, SAMPLERS
 from library.settings.sizes import NOT_SAID, ToldSizes
 from library.texts import readable
 from networks.files import NetworkPlan
@@ -30,7 +31,6 @@ from networks.files import NetworkPlan
 class RunFacts:
     """What a picture's metadata says of its run rather than of its job."""
 
-    sampler: Sampler
     model_name: str
     clip_skip: int
     model_hash: Callable[[], str | None]  # called when the first picture is written
@@ -39,7 +39,7 @@ class RunFacts:
     loss_guidance: LossGuidanceSettings = NO_LOSS_GUIDANCE
     control_nets: tuple[ControlNetSpec, ...] = ()
     cfg_interval: CfgInterval = WHOLE_RUN
-    schedule: NoiseSchedule = USUAL_SCHEDULE
+    noise: NoiseSchedule = USUAL_NOISE
     guidance_rescale: float = 0.0
     normalization: Normalization = ORIGINAL
     zero_empty_negative: bool = False
@@ -71,7 +71,7 @@ def metadata(job: Job, facts: RunFacts) -> dict[str, str]:
         "prompt": job.prompt,
         "negative-prompt": job.negative_prompt,
         "seed": job.seed,
-        "sampler": facts.sampler.name,
+        "sampler": job.sampler,
         "steps": job.steps,
         "scale": job.guidance_scale,
         "negative-scale": job.negative_scale if job.has_empty else None,
@@ -89,7 +89,8 @@ def shown_settings(job: Job, facts: RunFacts) -> dict[str, str]:
     """A picture's settings by the names that AUTOMATIC1111's web UI has for them."""
     settings: dict[str, object] = {
         "Steps": job.steps,
-        "Sampler": facts.sampler.a1111_name,
+        "Sampler": a1111_name(job.sampler, job.schedule),
+        "Schedule type": job.schedule.capitalize() if job.schedule in NOISE_LEVELS else None,
         "CFG scale": _number(job.guidance_scale),
         "Seed": job.seed,
         "Size": f"{job.width}x{job.height}",
@@ -119,9 +120,10 @@ def shown_settings(job: Job, facts: RunFacts) -> dict[str, str]:
         settings["Zero empty negative"] = True
     if facts.normalization != ORIGINAL:
         settings["Emphasis normalization"] = facts.normalization
-    if spacing := facts.schedule.spacing_for(facts.sampler):
+    settings |= _schedule_parameters(job)
+    if spacing := facts.noise.spacing_for(SAMPLERS[job.sampler], job.schedule):
         settings["Timestep spacing"] = spacing
-    if facts.schedule.zero_snr:
+    if facts.noise.zero_snr_for(SAMPLERS[job.sampler]):
         settings["Zero terminal SNR"] = True
     if job.sizes != NOT_SAID:
         settings["Told sizes"] = _parts(job.sizes)
@@ -151,6 +153,18 @@ def _parts(settings: GradualLatent | DeepShrink | ToldSizes) -> str:
     """The fields of a settings object that are set: `name value, name value`."""
     values = {field.name: getattr(settings, field.name) for field in fields(settings)}
     return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
+
+
+def _schedule_parameters(job: Job) -> dict[str, object]:
+    """Timesteps that were given, and noise that a sampler was asked to add; by the web UI's names where it has any."""
+    settings: dict[str, object] = {}
+    if job.timesteps:
+        settings["Timesteps"] = ", ".join(map(str, job.timesteps))
+    if job.eta is not None:
+        settings["Eta"] = _number(job.eta)
+    if job.s_churn:
+        settings["Sigma churn"] = _number(job.s_churn)
+    return settings
 
 
 def _loss_guidance_parameters(job: Job, guidance: LossGuidanceSettings) -> dict[str, object]:

@@ -53,7 +53,7 @@ def from_options(options: Options) -> LossGuidanceSettings:
     """What the options say of it.
 
     Raises:
-        InputError: for a sampler that cannot be guided, and an option without the guidance that it is for.
+        InputError: for an option without the guidance that it is for, and what does not go together with it.
     """
     settings = LossGuidanceSettings(
         clip_scale=options.clip_guidance_scale,
@@ -72,11 +72,6 @@ def from_options(options: Options) -> LossGuidanceSettings:
             raise InputError(f"--{name} {value}", "nothing uses it; give --vgg16_guidance_scale too, or leave it out")
     if not settings.uses_anything:
         return settings
-    if options.sampler not in GUIDED_SAMPLERS:
-        raise InputError(
-            f"--sampler {options.sampler}",
-            f"cannot be guided by CLIP or VGG16; use one of {', '.join(GUIDED_SAMPLERS)} (k_lms)",
-        )
     for name, given in (("--compile", options.compile), ("--lowvram", options.lowvram)):
         if given:
             raise InputError(name, "does not go together with guidance by CLIP or VGG16; leave one out")

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from diffusers import utils as utils
 from diffusers.schedulers.scheduling_euler_ancestral_discrete import EulerAncestralDiscreteSchedulerOutput
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedulerOutput
 from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteSchedulerOutput
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from PIL.Image import Image
@@ -214,6 +215,8 @@ class SchedulerMixin:
 
 class DDIMScheduler(SchedulerMixin): ...
 class DDPMScheduler(SchedulerMixin): ...
+class DPMSolverMultistepScheduler(SchedulerMixin): ...
+class SASolverScheduler(SchedulerMixin): ...
 
 class PNDMScheduler(SchedulerMixin):
     num_inference_steps: int
@@ -242,6 +245,25 @@ class LMSDiscreteScheduler(SchedulerMixin):
         order: int = ...,
         return_dict: bool = ...,
     ) -> LMSDiscreteSchedulerOutput | tuple: ...
+
+class EulerDiscreteScheduler(SchedulerMixin):
+    sigmas: torch.Tensor
+    @property
+    def step_index(self) -> int | Any: ...  # None before the first step
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = ...,
+        device: str | torch.device | None = ...,
+        timesteps: list[int] | None = ...,
+    ) -> None: ...
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: torch.Tensor,
+        sample: torch.Tensor,
+        *,
+        generator: list[torch.Generator] | None = ...,
+    ) -> EulerDiscreteSchedulerOutput: ...
 
 class EulerAncestralDiscreteScheduler(SchedulerMixin):
     sigmas: torch.Tensor
