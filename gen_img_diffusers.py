@@ -59,6 +59,7 @@ from library.settings.options import (
 from library.settings.output import picture_format
 from library.settings.samplers import SAMPLERS, SECOND_NAMES, sampler_lines, sampler_name
 from library.version import VERSION
+from networks.strengths import parse_strength
 
 if TYPE_CHECKING:  # torch and what needs it are imported once every option and file has been checked
     import numpy as np
@@ -96,6 +97,7 @@ _EXAMPLES = """examples:
 _IMG2IMG = Needs(("image_path",), "is for img2img; give --image_path too, or leave it out")
 _HIGHRES = Needs(("highres_fix_scale",), "is for Highres. fix; give --highres_fix_scale too, or leave it out")
 _NETWORKS = Needs(("network_module",), "is for networks; give --network_module too, or leave it out")
+_ANY_NETWORKS = Needs(("network_module", "network_dir"), _NETWORKS.problem)
 _CONTROL_NET = Needs(("control_net_models",), "is for ControlNet; give --control_net_models too, or leave it out")
 _CONTROL = Needs(
     ("control_net_models", "control_net_lllite_models"),
@@ -236,14 +238,17 @@ def _network_options(group: OptionGroup) -> None:
               "LoKr, DoRA, IA3, OFT, full and norm differences, and tells them apart by itself")  # fmt: skip
     group.add("--network_weights", use=PICTURE, many=True, metavar="FILE", needs=_NETWORKS, names_files=True,
               help="weight file of each network")  # fmt: skip
-    group.add("--network_mul", use=PICTURE, many=True, metavar="M", convert=values.multiplier, needs=_NETWORKS,
-              help="multiplier of each network (default 1)")  # fmt: skip
+    group.add("--network_mul", use=PICTURE, many=True, metavar="M", convert=parse_strength, needs=_NETWORKS,
+              help="strength of each network (default 1): U, U/T for U-Net and text encoder, then blocks, "
+              "then steps, as in 0.8/0.4[MIDD]@0.2-0.7")  # fmt: skip
     group.add("--network_args", use=PICTURE, many=True, metavar="KEY=VALUE;KEY=VALUE", needs=_NETWORKS,
               help="arguments for each module")  # fmt: skip
     group.switch("--network_merge", use=PICTURE, needs=_NETWORKS, help="add all networks to the weights for good")
     group.add("--network_merge_n_models", use=PICTURE, metavar="N", convert=values.whole_number(1), needs=_NETWORKS,
               help="add only the first N networks to the weights")  # fmt: skip
-    group.switch("--network_pre_calc", use=PICTURE, needs=_NETWORKS,
+    group.add("--network_dir", use=PICTURE, metavar="DIR", convert=values.not_empty,
+              help="folder of the networks that tags in prompts name, <lora:NAME:0.8>, with all below it")  # fmt: skip
+    group.switch("--network_pre_calc", use=PICTURE, needs=_ANY_NETWORKS,
                  help="put the networks into the weights anew whenever multipliers change")  # fmt: skip
     group.switch("--network_show_meta", use=COMPUTING, needs=_NETWORKS,
                  help="show the metadata of the networks' files")  # fmt: skip
@@ -508,7 +513,7 @@ class Pipeline:
         if self.zero_empty_negative:
             text = text.without(cfg.empty_texts)
         told_sizes = cfg.sizes if self.family.told_sizes else None
-        self.networks.use(jobs[0].network_multipliers)
+        self.networks.use(jobs[0].all_strengths)
         regions = make_regions(jobs, self.masks.color_codes, device)
         text = replace(text.for_unet(cfg.text_of_row, told_sizes), regions=regions)
         scheduler, timesteps = self._schedule(jobs[0])
@@ -695,6 +700,8 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
         use_kernel(model, kernel)
     set_layout(models.vae, control_nets.models, machine, computing)
     networks = Networks(plan.networks, network_weights, models)
+    if computing.compile:
+        networks.keep_shapes()
     rewritten, written_into = networks.rewritten_layers(), networks.write_into_weights
     make_fast(
         *(models.unet, control_nets.models, machine, computing),

@@ -8,6 +8,8 @@ from typing import Any, Self
 from library.settings.deep_shrink import DeepShrink
 from library.settings.gradual_latent import GradualLatent
 from library.settings.sizes import NOT_SAID, ToldSizes
+from networks.strengths import OFF, Strength
+from networks.tags import TagUse
 
 PART_SEPARATOR = " AND "  # between the parts of a prompt that have regions of their own
 
@@ -23,7 +25,7 @@ class JobSettings:
     guidance_scale: float = 7.5
     negative_scale: float | None = None
     strength: float = 0.8
-    network_multipliers: tuple[float, ...] = ()  # one for each network that is not merged
+    network_multipliers: tuple[Strength, ...] = ()  # one for each network that options name and is not merged
     gradual_latent: GradualLatent = field(default_factory=GradualLatent)
     deep_shrink: DeepShrink = field(default_factory=DeepShrink)
     clip_prompt: str = ""  # the text for CLIP guidance; empty means the prompt
@@ -56,6 +58,7 @@ class Job(JobSettings):
     guides: tuple[Path, ...] = ()  # pictures, one for each ControlNet; a loss's goal is the first of them
     control_net: bool = True  # whether ControlNets steer it, where there are any
     follows: Path | None = None  # the file of the picture before it, where that one is a loss's goal
+    tags: tuple[TagUse, ...] = ()  # the networks of its prompt's tags, by their places in the run
     stage: int = 0  # of Highres. fix: 1 is the small picture, 2 its enlargement; 0 is drawn in one go
 
     @property
@@ -100,16 +103,28 @@ class Job(JobSettings):
         }[self.branches]
 
     @property
-    def text_multipliers(self) -> tuple[tuple[float, ...], ...]:
-        """The networks' multipliers in the text encoder, for each of `texts`.
+    def tag_strengths(self) -> tuple[Strength, ...]:
+        """The strengths of the networks of all the run's tags, by their places; up to the last that acts."""
+        strengths = {tag.place: tag.strength for tag in self.tags}
+        return tuple(strengths.get(place, OFF) for place in range(max(strengths, default=-1) + 1))
 
-        With regions, network i is for part i alone, and no network for the texts that are no part.
+    @property
+    def all_strengths(self) -> tuple[Strength, ...]:
+        """The strengths of all networks that are not merged: those that options name, and those of tags."""
+        return self.network_multipliers + self.tag_strengths
+
+    @property
+    def text_multipliers(self) -> tuple[tuple[Strength, ...], ...]:
+        """The networks' strengths in the text encoder, for each of `texts`.
+
+        With regions, network i is for part i alone, and no network for the texts that are no part; tags' are for all.
         """
         if self.regions is None:
-            return (self.network_multipliers,) * len(self.texts)
-        none = tuple(0.0 for _ in self.network_multipliers)
+            return (self.all_strengths,) * len(self.texts)
+        tags = self.tag_strengths
+        none = (OFF,) * len(self.network_multipliers) + tags
         alone = [
-            tuple(m if place == part else 0.0 for place, m in enumerate(self.network_multipliers))
+            tuple(m if place == part else OFF for place, m in enumerate(self.network_multipliers)) + tags
             for part in range(len(self.parts))
         ]
         return {1: (*alone,), 2: (none, *alone), 3: (none, *alone, none)}[self.branches]
@@ -120,5 +135,5 @@ class Job(JobSettings):
         return (
             *(self.width, self.height, self.steps, self.steps_run, self.branches),
             *(self.source is not None, self.mask is not None, self.gradual_latent, self.deep_shrink),
-            *(self.network_multipliers, len(self.parts), self.regions is not None),
+            *(self.network_multipliers, self.tag_strengths, len(self.parts), self.regions is not None),
         )

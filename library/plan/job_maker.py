@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from library.errors import InputError, InputErrors
 from library.files.families import Family
+from library.files.model_files import ModelFiles
 from library.files.picture_files import FORMATS, LONGEST_SIDE_PX
 from library.files.pictures import region_color
 from library.plan.dynamic_prompts import DynamicPrompt, parse_dynamic_prompt
@@ -26,7 +27,9 @@ from library.settings.loss_guidance import NO_LOSS_GUIDANCE, LossGuidanceSetting
 from library.settings.samplers import Sampler
 from library.settings.sizes import NOT_SAID
 from library.values import PIXELS_PER_CELL
-from networks.files import OWN_MODULE, NetworkPlan
+from networks.files import OWN_MODULE, NetworkPlan, check_strength
+from networks.strengths import Strength
+from networks.tags import TaggedNetworks
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +52,7 @@ class JobMaker:
         loss_guidance: by CLIP and VGG16.
         spacing: of the sampler's timesteps; None for its own.
         unet_config: of the model; None for that of the family's published ones.
+        tagged: the networks that prompts' tags name; None where there are no tags.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class JobMaker:
         loss_guidance: LossGuidanceSettings = NO_LOSS_GUIDANCE,
         spacing: str | None = None,
         unet_config: Mapping[str, Any] | None = None,
+        tagged: TaggedNetworks | None = None,
     ) -> None:
         self.defaults = defaults
         self.images_per_prompt = images_per_prompt
@@ -74,6 +79,7 @@ class JobMaker:
         self.loss_guidance = loss_guidance
         self.spacing = spacing
         self.shrink_points = family.shrink_points(unet_config or family.config("unet"))
+        self.tagged = tagged
         self._made = 0
         self._last_file: Path | None = None
 
@@ -133,6 +139,7 @@ class JobMaker:
             mask=None if has_parts or picture is None else mask,
             regions=mask if has_parts else None,
             guides=self.sources.guides_of(place),
+            tags=self.tagged.use(parsed.tags, line.where) if self.tagged and parsed.tags else (),
             follows=self._last_file if self.loss_guidance.uses_goal_picture and not self.sources.guides else None,
         )
         self._made += 1
@@ -161,9 +168,10 @@ class JobMaker:
         if problem := job.deep_shrink.check(height, width, self.shrink_points):
             raise InputError("Deep Shrink", problem, job.where)
 
-    def _multipliers(self, said: tuple[float, ...], where: str) -> tuple[float, ...]:
+    def _multipliers(self, said: tuple[Strength, ...], where: str) -> tuple[Strength, ...]:
         """A line's multipliers for all networks; a short list repeats its last."""
-        subject, networks = f"--am {','.join(f'{m:g}' for m in said)}", len(self.defaults.network_multipliers)
+        texts = (str(each) if each.number is None else f"{each.number:g}" for each in said)
+        subject, networks = f"--am {','.join(texts)}", len(self.defaults.network_multipliers)
         if not networks:
             raise InputError(
                 subject,
@@ -260,11 +268,25 @@ def _check_loss_guidance(job: Job, guidance: LossGuidanceSettings) -> None:
         logger.warning("%s--c does nothing without --clip_guidance_scale", place)
 
 
-def check_regions(networks: NetworkPlan, job: Job) -> None:
+def check_networks(networks: NetworkPlan, model: ModelFiles, job: Job) -> None:
+    """Refuse strengths that a job's networks or the model's blocks do not know, and what does not keep to regions.
+
+    Args:
+        networks: those that options name.
+        model: what the job is drawn with.
+        job: the job; its tags are checked already.
+    """
+    for spec, strength in zip(networks.specs[networks.merged :], job.network_multipliers):
+        if strength.number is None:
+            check_strength(spec, strength, model, f"--am {strength}", job.where)
+    _check_regions(networks, job)
+
+
+def _check_regions(networks: NetworkPlan, job: Job) -> None:
     """Refuse networks that cannot keep to the regions of a job's parts."""
     if job.regions is None:
         return
-    if networks.merged or networks.pre_calculated:
+    if networks.merged or (networks.pre_calculated and (networks.specs or job.tags)):
         option = "--network_merge" if networks.merged else "--network_pre_calc"
         problem = "acts on the whole picture, not on the regions of a prompt with AND; leave it out, or --mask_path"
         raise InputError(option, problem, job.where)

@@ -18,7 +18,9 @@ from library.plan.stages import stages
 from library.settings.highres import HighresFix
 
 # Fields of a job that are told under other names, or of which only a part is told
-_TOLD_OTHERWISE = ("file", "strength", "network_multipliers", "gradual_latent", "deep_shrink", "clip_prompt", "guides")
+_TOLD_OTHERWISE = (
+    *("file", "strength", "network_multipliers", "tags", "gradual_latent", "deep_shrink", "clip_prompt", "guides"),
+)
 _INNER = ("control_net", "follows", "stage")  # what jobs note for the way they are drawn
 
 
@@ -107,18 +109,16 @@ def _model_facts(plan: RunPlan) -> dict[str, object]:
 
 
 def _networks(plan: RunPlan, job: Job) -> list[object]:
-    networks = plan.networks
-    multipliers = [*(spec.multiplier for spec in networks.specs[: networks.merged]), *job.network_multipliers]
     return [
         {
             "name": spec.name,
             "file": str(spec.weights.path),
             "module": spec.module,
             "arguments": plain(spec.arguments),
-            "multiplier": multiplier,
-            "merged": place < networks.merged,
+            "multiplier": str(strength) if strength.number is None else strength.number,
+            "merged": merged,
         }
-        for place, (spec, multiplier) in enumerate(zip(networks.specs, multipliers))
+        for spec, strength, merged in plan.networks.in_picture(job.all_strengths)
     ]
 
 

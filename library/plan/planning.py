@@ -12,7 +12,7 @@ from library.files.weight_types import check_model
 from library.plan import earlier_runs
 from library.plan.file_names import FileNames, check_folder, guide_name, sheet_name
 from library.plan.job import Job, JobSettings
-from library.plan.job_maker import JobMaker, check_regions
+from library.plan.job_maker import JobMaker, check_networks
 from library.plan.parts import make_record, plan_parts
 from library.plan.run_plan import Keyboard, RunPlan, TextPlan
 from library.plan.run_record import RunRecord
@@ -37,6 +37,7 @@ from library.settings.cfg_interval import WHOLE_RUN, CfgInterval
 from library.settings.options import Options
 from library.settings.samplers import SAMPLERS
 from networks.files import NetworkPlan, plan_networks
+from networks.tags import TaggedNetworks
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
     _tell(notes, doubts)
     networks = plan_networks(options, model)
     text = _text_plan(options, model, networks)
+    tagged = TaggedNetworks(options.network_dir, model)
     seed = options.seed if options.seed is not None else random_seed()
     maker = JobMaker(
         _job_defaults(options, networks),
@@ -76,21 +78,25 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         model.family,
         sources,
         two_stages,
-        check=partial(check_regions, networks),
+        check=partial(check_networks, networks, model),
         loss_guidance=guidance,
         spacing=schedule.spacing_for(SAMPLERS[options.sampler]),
         unet_config=model.unet.config,
+        tagged=tagged,
     )
     guides = len(options.control_net_models or ()) if options.control_net_save_guides else 0
     name_file = _file_names(out, begun, two_stages=two_stages is not None, guides=guides).next
     jobs, parts = plan_parts(lines, maker, seed, name_file, counts, out.folder, begun)
+    networks = tagged.added_to(networks)
+    if networks.tagged:  # their files may hold embeddings
+        text = _text_plan(options, model, networks)
     if lines:
         _check_use(options, interval, sources, jobs)
         warn_of_unused(text.embeddings, jobs)
     needs_one_before = guidance.uses_goal_picture and not sources.guides
     if needs_one_before:
         logger.warning("no --guide_image_path: each picture is guided by the one before it, one at a time")
-    pictures = [*(picture.path for picture in sources.pictures), *sources.masks, *sources.guides]
+    pictures = [*(picture.path for picture in sources.pictures), *sources.masks, *sources.guides, *tagged.files]
     seeds = SeedSource(seed, None, same_in_iteration=counts.same_seed_in_iteration)
     return RunPlan(
         model=model,

@@ -10,6 +10,7 @@ from typing import Any
 from library import values
 from library.errors import InputError
 from library.settings import deep_shrink, gradual_latent, sizes
+from networks.strengths import Strength, parse_strengths
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ PROMPT_OPTIONS = {
         PromptOption("l", "guidance_scale", "SCALE", values.guidance_scale, "guidance scale"),
         PromptOption("t", "strength", "STRENGTH", values.strength, "img2img strength"),
         PromptOption(
-            "am", "network_multipliers", "M[,M...]", values.multipliers, "a multiplier for each network; the last stays"
+            "am", "network_multipliers", "M[,M...]", parse_strengths, "a strength for each network; the last stays"
         ),
         PromptOption(
             "nl", "negative_scale", "SCALE", values.number_or_none, "guidance scale of the negative prompt, or none"
@@ -87,11 +88,19 @@ _LONG_DASH_OPTION = re.compile(rf"(?:^|\s)([—–―]({'|'.join(PROMPT_OPTIONS)
 
 @dataclass(frozen=True)
 class PromptLine:
-    """A prompt line taken apart: the prompt, what its options set (by `PromptOption.sets`), and doubts about it."""
+    """A prompt line taken apart.
+
+    Args:
+        prompt: without its options.
+        settings: what these set, by `PromptOption.sets`.
+        warnings: doubts about it.
+        tags: the networks that its tags name, from `networks.strengths.parse_tag`.
+    """
 
     prompt: str
     settings: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    tags: tuple[tuple[str, Strength], ...] = ()
 
 
 def one_line(text: str) -> str:
