@@ -71,10 +71,10 @@ class NetworkFolder:
             seen.add(place)
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             here = Path(parent)
-            of_folder = (
-                set() if here == self._folder else {here / f for f in files if choose_weights([f], FOLDER_STEMS)}
-            )
-            if of_folder:
+            of_folder = {here / name for name in files if choose_weights([name], FOLDER_STEMS)}
+            if here == self._folder:
+                of_folder.clear()
+            elif of_folder:
                 networks.setdefault(here.relative_to(self._folder).as_posix(), []).append(here)
             for file in (here / name for name in sorted(files) if not name.startswith(".")):
                 if file.suffix.lower() in _SUFFIXES and file not in of_folder:

@@ -61,6 +61,11 @@ class Strength:
         """Whether there are steps in which its part for the U-Net does not act."""
         return (self.start, self.end) != (0, 1)
 
+    @property
+    def without_text(self) -> "Strength":
+        """The same for the U-Net alone."""
+        return replace(self, te=0.0)
+
     def in_unet(self, block: str | None) -> float:
         """The factor of its changes to the U-Net's layers in a block; None for layers that are in none."""
         return self.unet if block is None else self.unet * self.in_block(block)

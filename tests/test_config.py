@@ -22,6 +22,7 @@ from library.settings.options import PICTURE
 from library.settings.samplers import SAMPLERS
 from library.settings.sizes import ToldSizes
 from library.version import VERSION
+from networks.strengths import Strength
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def test_lists_are_several_values(config):
     file = config('ckpt = "m"\nnetwork_module = ["networks.lora", "networks.lora"]\nnetwork_mul = [0.5, 1]\n')
     options = parsed("--config", file)
     assert options.network_module == ["networks.lora"] * 2
-    assert options.network_mul == [0.5, 1]
+    assert options.network_mul == [Strength.of(0.5), Strength.of(1)]
     assert parsed("--config", file, "--network_mul", 2).network_mul == [2]
 
 

@@ -122,9 +122,9 @@ class Job(JobSettings):
         if self.regions is None:
             return (self.all_strengths,) * len(self.texts)
         tags = self.tag_strengths
-        none = (OFF,) * len(self.network_multipliers) + tags
+        none = tuple(m.without_text for m in self.network_multipliers) + tags
         alone = [
-            tuple(m if place == part else OFF for place, m in enumerate(self.network_multipliers)) + tags
+            tuple(m if place == part else m.without_text for place, m in enumerate(self.network_multipliers)) + tags
             for part in range(len(self.parts))
         ]
         return {1: (*alone,), 2: (none, *alone), 3: (none, *alone, none)}[self.branches]

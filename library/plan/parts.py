@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,15 +90,24 @@ def make_record(
     pictures: Sequence[Path],
     parts: Sequence[Part],
     earlier: RunRecord | None,
+    tagged: Sequence[Path] = (),
 ) -> RunRecord:
     """The record of a run, which has to fit the earlier one that it goes on with; of a loop it holds no more than that.
+
+    Args:
+        options: what the user said.
+        model: what the run draws with.
+        pictures: what it starts from, or is guided by.
+        parts: of the run.
+        earlier: the run that this one goes on with.
+        tagged: the networks of prompts' tags; lines that are new may bring more of them.
 
     Raises:
         InputError: when the model, or a file that it draws with, is not the one of the earlier run.
     """
     if not parts:
         return RunRecord(model=model.name, options=compared_options(options), files={}, parts=())
-    paths = [*options.files(), *pictures]
+    paths = [*options.files(), *pictures, *tagged]
     weights = {
         f"{_OF_MODEL}{name}{f', {number}' if number > 1 else ''})": file
         for name, component in model.parts.items()
@@ -108,8 +117,10 @@ def make_record(
     files = {name: marks[str(path)] for name, path in weights.items()} | {str(path): marks[str(path)] for path in paths}
     if earlier is None:
         return RunRecord(model=model.name, options=compared_options(options), files=files, parts=tuple(parts))
-    _check_files(earlier, files, model.name)
-    return replace(earlier, parts=tuple(parts))
+    names = {earlier.paths.name(path): str(path) for path in tagged}
+    _check_files(earlier, files, model.name, may_be_new=names)
+    added = {name: files[path] for name, path in names.items() if name not in earlier.files}
+    return replace(earlier, parts=tuple(parts), files={**earlier.files, **added})
 
 
 _OF_MODEL = "--ckpt ("  # how the names of a model's weights begin among a run's files
@@ -119,7 +130,7 @@ def _weights(files: Mapping[str, str]) -> dict[str, str]:
     return {name: mark for name, mark in files.items() if name.startswith(_OF_MODEL)}
 
 
-def _check_files(run: RunRecord, files: Mapping[str, str], model: str) -> None:
+def _check_files(run: RunRecord, files: Mapping[str, str], model: str, may_be_new: Container[str]) -> None:
     """Refuse to go on with a run whose weights or pictures are other ones now.
 
     Raises:
@@ -137,5 +148,5 @@ def _check_files(run: RunRecord, files: Mapping[str, str], model: str) -> None:
             raise InputError(path, f"is part of the run to resume and not there now; put it back, or {advice}")
         if files[path] != before:
             raise InputError(path, f"has changed since the run to resume was begun; put it back, or {advice}")
-    if added := [path for path in files if path not in run.files]:
+    if added := [path for path in files if path not in run.files and path not in may_be_new]:
         raise InputError(added[0], f"is no part of the run to resume; leave it out, or {advice}")

@@ -96,7 +96,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
     needs_one_before = guidance.uses_goal_picture and not sources.guides
     if needs_one_before:
         logger.warning("no --guide_image_path: each picture is guided by the one before it, one at a time")
-    pictures = [*(picture.path for picture in sources.pictures), *sources.masks, *sources.guides, *tagged.files]
+    pictures = [*(picture.path for picture in sources.pictures), *sources.masks, *sources.guides]
     seeds = SeedSource(seed, None, same_in_iteration=counts.same_seed_in_iteration)
     return RunPlan(
         model=model,
@@ -108,7 +108,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         highres=two_stages,
         networks=networks,
         loss_guidance=guidance,
-        record=make_record(options, model, pictures, parts, begun),
+        record=make_record(options, model, pictures, parts, begun, tagged.files),
         loss_guidance_files=loss_guidance.find_models(options, guidance),
         control_nets=control_net.from_options(options, model.family, model.unet),
         masks=masks.from_options(options),
