@@ -274,6 +274,24 @@ def test_networks_that_do_not_act_cost_and_change_nothing():
     assert folded.weight is weight  # no other weights are put in place
 
 
+@pytest.mark.parametrize("folded", [False, True])
+@torch.no_grad()
+def test_strengths_that_change_while_regions_hold(folded):
+    """As they do at a step's end: what is gated follows, and is gone afterwards."""
+    layer, x = nn.Linear(8, 8), torch.randn(5, 8)
+    plain, one = layer(x), change(4, 1, layer, 0.0)
+    adapter_of(layer).add(one, folded=folded)
+    adapter_of(layer).fold()
+    whole = x @ one.parts["lora_down"].T @ one.parts["lora_up"].T
+    with adapter_of(layer).gated(lambda effect, networks: effect * 0.25, {one: 0}):
+        for multiplier in (0.0, 0.5, 2.0, 0.0, 1.0):
+            one.multiplier = multiplier
+            adapter_of(layer).update()
+            adapter_of(layer).fold()
+            torch.testing.assert_close(layer(x), plain + 0.25 * multiplier * whole)
+    torch.testing.assert_close(layer(x), plain + whole)
+
+
 @torch.no_grad()
 def test_compiled_layers_follow_whatever_acts():
     """Dynamo notes no hooks that come or go; with shapes kept there are none that do."""

@@ -208,62 +208,37 @@ def write_lines(path: Path, *lines: str) -> tuple:
     return "--from_file", path, "--sequential_file_name"
 
 
-@pytest.mark.parametrize("mode", [[], ["--network_pre_calc"]])
-def test_each_line_is_drawn_with_its_own_network_bit_for_bit(sd1, files, tagged, generate, tmp_path, mode):
-    """In a file of many lines, at batch size 4, as the same network by option."""
-    lines = [
-        "a <lora:style:0.8>cat --d 1",
-        "a cat --d 1",
-        "a <lora:detail:0.5/1>cat --d 1",
-        "a <lora:loha:0.7>cat --d 1",
-        "a cat <lora:style:0.8> --d 2",
-        "a <lora:style:0.3[MIDD]><lora:loha:0.2>cat --d 1",
-    ]
-    run = tagged(
-        sd1.folder,
-        *write_lines(tmp_path / "p.txt", *lines),
-        "--batch_size",
-        4,
-        *mode,
-        "--json",
-        outdir=tmp_path / "run",
-    )
+LINES = [  # a line with tags, and the same as options: the files and their strengths
+    ("a <lora:style:0.8>cat --d 1", ["style"], [0.8]),
+    ("a cat --d 1", [], []),
+    ("a <lora:loha:0.7>cat --d 1", ["loha"], [0.7]),
+    ("a <lora:detail:0.5/1>cat --d 1", ["sub/detail"], ["0.5/1"]),
+    ("a cat <lora:style:0.3[MIDD]><lora:loha:0.2> --d 1", ["style", "loha"], ["0.3[MIDD]", 0.2]),
+    ("a cat <lora:style:0.8> --d 2", ["style"], [0.8]),
+]
+
+
+@pytest.mark.parametrize(("mode", "count"), [([], 6), (["--network_pre_calc"], 3)])
+def test_each_line_is_drawn_with_its_own_network_bit_for_bit(sd1, files, tagged, generate, tmp_path, mode, count):
+    """In a file of many lines, at batch size 4, as with the same networks by option; and told so."""
+    lines = LINES[:count]
+    pair = write_lines(tmp_path / "tags.txt", *(line for line, *_ in lines))
+    run = tagged(sd1.folder, *pair, *mode, "--batch_size", 4, "--json", outdir=tmp_path / "tags")
     assert run.status == 0, run.stderr
-
-    def by_option(line, *files, mul=()):
-        options = networks(*files, mul=mul) if files else ()
-        pair = write_lines(tmp_path / "o.txt", *line)
-        return generate(
-            sd1.folder,
-            *pair,
-            *options,
-            *(mode if files else ()),
-            "--batch_size",
-            4,
-            outdir=tmp_path / f"{mul}{line[0]}",
-        ).pictures
-
-    style, detail, loha = (files / f"{name}.safetensors" for name in ("style", "sub/detail", "loha"))
-    both = by_option(["a cat --d 1", "a cat --d 2"], style, mul=(0.8,))
-    wanted = [
-        *(both[0], by_option(["a cat --d 1"])[0], by_option(["a cat --d 1"], detail, mul=("0.5/1",))[0]),
-        *(by_option(["a cat --d 1"], loha, mul=(0.7,))[0], both[1]),
-    ]
-    for place, picture in enumerate(wanted):
-        assert np.array_equal(run.pictures[place], picture), lines[place]
-    last = by_option(["a cat --d 1"], style, loha, mul=("0.3[MIDD]", 0.2))
-    assert same(run.pictures[5:], last)
-    told = [
-        [(each["name"], each["multiplier"]) for each in json.loads(line)["networks"]]
-        for line in run.stdout.split("\n")
-        if line
-    ]
-    assert sorted(map(str, told)) == sorted(map(str, [
-        *([("style", 0.8)], [], [("detail", "0.5/1")], [("loha", 0.7)], [("style", 0.8)]),
-        [("style", "0.3[MIDD]"), ("loha", 0.2)],
-    ]))  # fmt: skip
-    assert Image.open(run.files[5]).info["networks"] == "style: 0.3[MIDD], loha: 0.2"
-    assert "networks" not in Image.open(run.files[1]).info
+    for names, mul in dict.fromkeys((tuple(names), tuple(mul)) for _, names, mul in lines):
+        alike = [place for place, (_, *its) in enumerate(lines) if its == [list(names), list(mul)]]
+        plain = [re.sub("<[^>]*>", "", lines[place][0]) for place in alike]
+        options = (*networks(*(files / f"{name}.safetensors" for name in names), mul=mul), *mode) if names else ()
+        pair = write_lines(tmp_path / "options.txt", *plain)
+        outdir = tmp_path / f"options{alike[0]}"
+        wanted = generate(sd1.folder, *pair, *options, "--batch_size", 4, outdir=outdir)
+        for place, picture, file in zip(alike, wanted.pictures, wanted.files):
+            assert np.array_equal(run.pictures[place], picture), lines[place]
+            described = [Image.open(each).info.get("networks") for each in (run.files[place], file)]
+            assert described[0] == described[1]
+    objects = [json.loads(line) for line in run.stdout.splitlines()]
+    told = {each["raw_prompt"]: [(net["name"], net["multiplier"]) for net in each["networks"]] for each in objects}
+    assert told == {line: [(Path(name).name, m) for name, m in zip(names, mul)] for line, names, mul in lines}
 
 
 def test_tags_act_everywhere_beside_networks_with_regions(sd1, files, tagged, tmp_path):
@@ -272,17 +247,13 @@ def test_tags_act_everywhere_beside_networks_with_regions(sd1, files, tagged, tm
     halves[:, :32, 0] = halves[:, 32:, 1] = 255
     Image.fromarray(halves).save(tmp_path / "halves.png")
     common = (sd1.folder, "--mask_path", tmp_path / "halves.png", "--W", 128, "--H", 128)
-    both = networks(files / "style.safetensors", files / "loha.safetensors")
-    for tag in ("<lora:detail:1>", "<lora:loha:1>"):
-        prompt = f"a cat {tag} AND a dog --n fog --d 1"
-        alone = tagged(*common, "--prompt", prompt, outdir=tmp_path / f"a{tag[6:9]}").pictures
-        parts = both if "detail" in tag else networks(files / "style.safetensors", files / "sub/detail.safetensors")
-        beside = tagged(*common, *parts, "--prompt", f"{prompt} --am 0", outdir=tmp_path / f"b{tag[6:9]}").pictures
-        without = tagged(
-            *common, "--prompt", "a cat AND a dog --n fog --d 1", outdir=tmp_path / f"c{tag[6:9]}"
-        ).pictures
-        assert same(alone, beside), tag
-        assert not same(alone, without), tag
+    parts = networks(files / "style.safetensors", files / "style.safetensors")
+    prompt = "a cat <lora:detail:1> AND a dog <lora:loha:1> --n fog --d 1"
+    alone = tagged(*common, "--prompt", prompt, outdir=tmp_path / "alone").pictures
+    beside = tagged(*common, *parts, "--prompt", f"{prompt} --am 0", outdir=tmp_path / "beside").pictures
+    assert same(alone, beside)
+    without = tagged(*common, "--prompt", re.sub("<[^>]*>", "", prompt), outdir=tmp_path / "without").pictures
+    assert not same(alone, without)
 
 
 def test_new_lines_may_bring_new_networks_to_a_run(sd1, files, tagged, tmp_path):
