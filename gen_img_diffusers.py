@@ -62,6 +62,7 @@ from library.settings.output import picture_format
 from library.settings.sampler_names import NamedSampler, sampler_lines, sampler_name, schedule_name, schedule_names
 from library.settings.samplers import SAMPLERS, SECOND_NAMES
 from library.version import VERSION
+from networks.strengths import parse_strength
 
 if TYPE_CHECKING:  # torch and what needs it are imported once every option and file has been checked
     import numpy as np
@@ -80,6 +81,7 @@ if TYPE_CHECKING:  # torch and what needs it are imported once every option and 
     from library.models.models import Models
     from library.models.upscaler import Upscaler
     from networks.attach import Networks
+    from networks.strengths import Strength
 
     MakeBar = Callable[[Iterable], Iterable]  # shows a bar while a batch's steps are gone through
     # Before a step: the joined prediction and the latents, both (B, C, h, w), and the step's place → both, changed
@@ -101,6 +103,7 @@ _EXAMPLES = """examples:
 _IMG2IMG = Needs(("image_path",), "is for img2img; give --image_path too, or leave it out")
 _HIGHRES = Needs(("highres_fix_scale",), "is for Highres. fix; give --highres_fix_scale too, or leave it out")
 _NETWORKS = Needs(("network_module",), "is for networks; give --network_module too, or leave it out")
+_ANY_NETWORKS = Needs(("network_module", "network_dir"), _NETWORKS.problem)
 _CONTROL_NET = Needs(("control_net_models",), "is for ControlNet; give --control_net_models too, or leave it out")
 _CONTROL = Needs(
     ("control_net_models", "control_net_lllite_models"),
@@ -255,14 +258,17 @@ def _network_options(group: OptionGroup) -> None:
               "LoKr, DoRA, IA3, OFT, full and norm differences, and tells them apart by itself")  # fmt: skip
     group.add("--network_weights", use=PICTURE, many=True, metavar="FILE", needs=_NETWORKS, names_files=True,
               help="weight file of each network")  # fmt: skip
-    group.add("--network_mul", use=PICTURE, many=True, metavar="M", convert=values.multiplier, needs=_NETWORKS,
-              help="multiplier of each network (default 1)")  # fmt: skip
+    group.add("--network_mul", use=PICTURE, many=True, metavar="M", convert=parse_strength, needs=_NETWORKS,
+              help="strength of each network (default 1): U, U/T for U-Net and text encoder, then blocks, "
+              "then steps, as in 0.8/0.4[MIDD]@0.2-0.7")  # fmt: skip
     group.add("--network_args", use=PICTURE, many=True, metavar="KEY=VALUE;KEY=VALUE", needs=_NETWORKS,
               help="arguments for each module")  # fmt: skip
     group.switch("--network_merge", use=PICTURE, needs=_NETWORKS, help="add all networks to the weights for good")
     group.add("--network_merge_n_models", use=PICTURE, metavar="N", convert=values.whole_number(1), needs=_NETWORKS,
               help="add only the first N networks to the weights")  # fmt: skip
-    group.switch("--network_pre_calc", use=PICTURE, needs=_NETWORKS,
+    group.add("--network_dir", use=PICTURE, metavar="DIR", convert=values.not_empty,
+              help="folder of the networks that tags in prompts name, <lora:NAME:0.8>, with all below it")  # fmt: skip
+    group.switch("--network_pre_calc", use=PICTURE, needs=_ANY_NETWORKS,
                  help="put the networks into the weights anew whenever multipliers change")  # fmt: skip
     group.switch("--network_show_meta", use=COMPUTING, needs=_NETWORKS,
                  help="show the metadata of the networks' files")  # fmt: skip
@@ -521,11 +527,12 @@ class Pipeline:
         cfg = Cfg(jobs, device, self.guidance_rescale)
         regions = make_regions(jobs, self.masks.color_codes, device)
         text_of_step = self._texts(jobs, cfg, regions)
-        self.networks.use(jobs[0].network_multipliers)
+        self.networks.use(jobs[0].strengths_at(0))
         scheduler, timesteps = self._schedule(jobs[0])
+        steps = steps_of(scheduler, timesteps)
         noise = draw_noise([job.seed for job in jobs], self._latent_shape(jobs[0]), jobs[0])
         step_arguments = noise.step_arguments
-        texts = [text_of_step[step] for step in steps_of(scheduler, timesteps)]
+        texts = [text_of_step[step] for step in steps]
         latents, before_step, after_step = self._start(jobs, originals, scheduler, timesteps, noise)
         if self.judges:
             prompts = [[text.rows(*cfg.prompt_of(place)) for place in range(len(jobs))] for text in texts]
@@ -535,7 +542,8 @@ class Pipeline:
         if self.control_nets.settings.save_guides:
             save_guides(jobs, self.control_nets.settings.specs)
         steering = self.control_nets.steer(jobs, len(timesteps))
-        followers = (shrinker.begin_step, self.lllites.begin_step)
+        act = [partial(self.networks.use, jobs[0].strengths_at(step)) for step in steps]
+        followers = (shrinker.begin_step, self.lllites.begin_step, lambda index: act[index]())
         with (
             shrinker.attached(self.unet, *self.control_nets.models),
             self.lllites.attached(self.unet, jobs, len(timesteps)),
@@ -554,19 +562,20 @@ class Pipeline:
 
     def _texts(self, jobs: Sequence[Job], cfg: Cfg, regions: Regions | None) -> list[TextConditions]:
         """What the U-Net is told at each step: the same object from step to step while nothing changes."""
-        steps = [cfg.said(step) for step in range(jobs[0].steps_run)]
-        chunks = self.encoder.tokens.chunks(*dict.fromkeys(text for said in steps for text in said.texts))
+        # networks that act in some steps alone change what cross-attention makes of a text
+        steps = [(cfg.said(step), jobs[0].strengths_at(step)) for step in range(jobs[0].steps_run)]
+        chunks = self.encoder.tokens.chunks(*dict.fromkeys(text for said, _ in steps for text in said.texts))
         told_sizes = cfg.sizes if self.family.told_sizes else None
-        texts: dict[Said, TextConditions] = {}
+        texts: dict[tuple[Said, tuple[Strength, ...]], TextConditions] = {}
         with ExitStack() as stack:
             for encoder in self.texts:
                 stack.enter_context(self._on_device(encoder.model))
-            for said in dict.fromkeys(steps):
+            for said, strengths in dict.fromkeys(steps):
                 text = self.encoder.encode(said.texts, chunks, said.multipliers).to(self.unet.dtype)
                 if self.zero_empty_negative:
                     text = text.without(cfg.empty_texts(said))
-                texts[said] = replace(text.for_unet(cfg.text_of_row, told_sizes), regions=regions)
-        return [texts[said] for said in steps]
+                texts[said, strengths] = replace(text.for_unet(cfg.text_of_row, told_sizes), regions=regions)
+        return [texts[step] for step in steps]
 
     def _on_device(self, model: nn.Module) -> AbstractContextManager:
         """A block in which a model is on the U-Net's device; with --lowvram only then."""
@@ -721,6 +730,8 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
         use_kernel(model, kernel)
     set_layout(models.vae, control_nets.models, machine, computing)
     networks = Networks(plan.networks, network_weights, models)
+    if computing.compile:
+        networks.keep_shapes()
     rewritten, written_into = networks.rewritten_layers(), networks.write_into_weights
     make_fast(
         *(models.unet, control_nets.models, machine, computing),

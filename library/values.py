@@ -77,11 +77,6 @@ def seeds(text: str) -> tuple[int, ...]:
     return tuple(seed(part) for part in text.split(","))
 
 
-def multipliers(text: str) -> tuple[float, ...]:
-    """Convert `a` or `a,b,c`: one multiplier for each network."""
-    return tuple(multiplier(part) for part in text.split(","))
-
-
 def number_or_none(text: str) -> float | None:
     """Convert a finite number, or the word `none`."""
     return None if text.strip().lower() == "none" else number(-MAX_SCALE, MAX_SCALE)(text)

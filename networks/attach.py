@@ -21,6 +21,7 @@ from networks.layers import Layer, LayerChange, adapter_of, is_rewritten
 from networks.lora import LoraNetwork, TextEncoders, merge_together
 from networks.regional import make_gate
 from networks.states import State
+from networks.strengths import OFF, Strength
 
 logger = logging.getLogger(__name__)
 
@@ -125,21 +126,32 @@ class Networks:
         for spec, state in zip(plan.specs[plan.merged :], states[plan.merged :]):
             with others_at_work():
                 self._add(spec, state, models)
-        self._multipliers: tuple[float, ...] | None = None
+        self._strengths: tuple[Strength | None, ...] = (None,) * len(self._attached)
         self.use(plan.multipliers)
 
     @torch.no_grad()
-    def use(self, multipliers: tuple[float, ...]) -> None:
-        """Let the networks that are not merged act with these multipliers."""
-        if multipliers == self._multipliers:
+    def use(self, strengths: tuple[Strength, ...]) -> None:
+        """Let the networks that are not merged act with these strengths, and those beyond them not at all."""
+        strengths += (OFF,) * (len(self._attached) - len(strengths))
+        if strengths == self._strengths:
             return
         for folding in self._folding:
             folding.restore_weights()
-        for network, multiplier in zip(self._attached, multipliers):
-            network.set_multiplier(multiplier)
+        for network, strength, before in zip(self._attached, strengths, self._strengths):
+            if strength != before:
+                if isinstance(network, LoraNetwork):
+                    network.set_multiplier(strength)
+                else:
+                    network.set_multiplier(strength.unet)  # planning lets no strength come to it that says more
         for folding in self._folding:
             folding.pre_calculation()
-        self._multipliers = multipliers
+        self._strengths = strengths
+
+    def keep_shapes(self) -> None:
+        """Let the U-Net's layers do what is compiled with their networks, whichever of these act later on."""
+        for network in self._attached:
+            if isinstance(network, LoraNetwork):
+                network.keep_shapes()
 
     def rewritten_layers(self) -> set[nn.Module]:
         """The U-Net's layers whose weights are exchanged for others during the run."""
@@ -147,7 +159,10 @@ class Networks:
 
     @contextmanager
     def acting_in(self, regions: Regions) -> Iterator[None]:
-        """Let network i act for part i alone, for the length of the block, where regions are for networks."""
+        """Let network i act for part i alone, for the length of the block, where regions are for networks.
+
+        Networks beyond the last that is for a part, those of tags, act everywhere.
+        """
         if not regions.networks:
             yield
             return
@@ -205,9 +220,10 @@ def _create(
     arguments = {} if own else spec.arguments
     state = state if own else _diffusers_paths(state, unet)
     file = str(spec.weights.path)
+    multiplier = spec.multiplier if own else spec.multiplier.unet
     try:
         return module.create_network_from_weights(
-            spec.multiplier, file, vae, text_encoder, unet, weights_sd=state, for_inference=True, **arguments
+            multiplier, file, vae, text_encoder, unet, weights_sd=state, for_inference=True, **arguments
         )
     except Exception as problem:
         subject = f"--network_weights {spec.weights.path}"

@@ -5,8 +5,9 @@ import json
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from library.console import others_at_work, say
@@ -15,12 +16,14 @@ from library.files import checkpoint_layout as layout
 from library.files.families import FAMILIES
 from library.files.model_files import ModelFiles, name_kind
 from library.files.safetensors_file import ADVICE, FLOATING
+from library.files.unet_layers import blocks_a_side
 from library.files.weight_files import WeightFile, choose_weights, open_weights
 from library.settings.options import Options
 from library.texts import readable
 from networks.keys import KeyMatch, LayerNames, Target, is_aside, layer_shapes, match_keys, sort_keys
 from networks.kinds import KINDS, Shape
 from networks.origins import made_for
+from networks.strengths import Strength, block_names, blocks_problem
 
 logger = logging.getLogger(__name__)
 
@@ -33,48 +36,64 @@ class NetworkSpec:
 
     module: str
     weights: WeightFile
-    multiplier: float
+    multiplier: Strength
     arguments: Mapping[str, str]
 
     @property
     def name(self) -> str:
         """The file's name for people and metadata."""
         path = self.weights.path
-        return readable((path.parent if path.stem in _FOLDER_STEMS else path).stem)
+        return readable((path.parent if path.stem in FOLDER_STEMS else path).stem)
 
 
 @dataclass(frozen=True)
 class NetworkPlan:
-    """The networks of a run and how they act."""
+    """The networks of a run and how they act: those that options name, and after them those of prompts' tags."""
 
     specs: tuple[NetworkSpec, ...] = ()
     merged: int = 0  # so many of the first are added to the weights for good
     pre_calculated: bool = False  # the others go into the weights whenever multipliers change
+    tagged: int = 0  # so many of the last are tags'; these act in the pictures alone whose prompts name them
 
     @property
-    def multipliers(self) -> tuple[float, ...]:
-        """Those of the networks that are not merged, where a prompt line sets no others."""
-        return tuple(spec.multiplier for spec in self.specs[self.merged :])
+    def multipliers(self) -> tuple[Strength, ...]:
+        """Those of the networks that options name and are not merged, where a prompt line sets no others."""
+        return tuple(spec.multiplier for spec in self.specs[self.merged : len(self.specs) - self.tagged])
 
-    def describe(self, multipliers: Sequence[float]) -> str:
-        """All networks with their multipliers, those of the not merged ones as given: `style: 0.8, detail: 0.3`."""
+    def in_picture(self, strengths: Sequence[Strength]) -> Iterator[tuple[NetworkSpec, Strength, bool]]:
+        """Each network of a picture, its strength, and whether it is merged; tags' only where they act.
+
+        Args:
+            strengths: of those that are not merged, from `Job.all_strengths`.
+        """
         merged = [spec.multiplier for spec in self.specs[: self.merged]]
-        return ", ".join(f"{spec.name}: {m:g}" for spec, m in zip(self.specs, [*merged, *multipliers]))
+        first_tagged = len(self.specs) - self.tagged
+        for place, (spec, strength) in enumerate(zip(self.specs, [*merged, *strengths])):
+            if place < first_tagged or strength.acts:
+                yield spec, strength, place < self.merged
+
+    def describe(self, strengths: Sequence[Strength]) -> str:
+        """The networks of a picture with their strengths, see `in_picture`: `style: 0.8, detail: 0.3/1`."""
+        texts = (
+            f"{spec.name}: {strength if strength.number is None else f'{strength.number:g}'}"
+            for spec, strength, _ in self.in_picture(strengths)
+        )
+        return ", ".join(texts)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Files
 
-_FOLDER_STEMS = ("adapter_model", "pytorch_lora_weights")  # how PEFT and Diffusers name the file in its folder
+FOLDER_STEMS = ("adapter_model", "pytorch_lora_weights")  # how PEFT and Diffusers name the file in its folder
 
 
 def open_network(path: Path) -> WeightFile:
     """Open a network file, or the one in a folder that PEFT or Diffusers wrote."""
     path = path.expanduser()
     if path.is_dir():
-        name = choose_weights([entry.name for entry in path.iterdir()], _FOLDER_STEMS)
+        name = choose_weights([entry.name for entry in path.iterdir()], FOLDER_STEMS)
         if name is None:
-            problem = f"is a folder without {' or '.join(_FOLDER_STEMS)}.safetensors; give the network's file"
+            problem = f"is a folder without {' or '.join(FOLDER_STEMS)}.safetensors; give the network's file"
             raise InputError(str(path), problem)
         path /= name
     return open_weights(path)
@@ -92,7 +111,7 @@ def plan_networks(options: Options, model: ModelFiles) -> NetworkPlan:
     """
     modules = options.network_module or []
     if not modules:
-        return NetworkPlan()
+        return NetworkPlan(pre_calculated=options.network_pre_calc)
     merged = len(modules) if options.network_merge else 0
     if (first := options.network_merge_n_models) is not None:
         if first > len(modules):
@@ -104,6 +123,11 @@ def plan_networks(options: Options, model: ModelFiles) -> NetworkPlan:
     specs = find_networks(
         modules, options.network_weights or [], options.network_mul or [], options.network_args or [], model
     )
+    for place, spec in enumerate(specs):
+        check_strength(spec, spec.multiplier, model, f"--network_mul {spec.multiplier}")
+        if place < merged and spec.multiplier.has_range:
+            problem = "a range of steps is for networks that are not merged; leave it out, or merge fewer networks"
+            raise InputError(f"--network_mul {spec.multiplier}", problem)
     for spec in specs if options.network_show_meta else ():
         for line in describe_metadata(spec):
             say(line)
@@ -113,7 +137,7 @@ def plan_networks(options: Options, model: ModelFiles) -> NetworkPlan:
 def find_networks(
     modules: Sequence[str],
     weights: Sequence[str],
-    multipliers: Sequence[float],
+    multipliers: Sequence[Strength],
     arguments: Sequence[str],
     model: ModelFiles,
 ) -> tuple[NetworkSpec, ...]:
@@ -131,17 +155,31 @@ def find_networks(
     for module in modules:
         _check_module(module)
     specs = []
-    shapes = layer_shapes(model)
-    names = LayerNames(shapes, model.unet.config, model.family.encoders)
+    check = FileCheck(model)
     for place, (module, path) in enumerate(zip(modules, weights)):
-        multiplier = multipliers[place] if place < len(multipliers) else 1.0
+        multiplier = multipliers[place] if place < len(multipliers) else Strength()
         parsed = _parse_arguments(arguments[place]) if place < len(arguments) else {}
         if parsed and module == OWN_MODULE:
             logger.warning("--network_args: %s takes none, %s does nothing", module, ", ".join(parsed))
         spec = NetworkSpec(module, open_network(Path(path)), multiplier, parsed)
-        _check_file(spec, names, shapes, model)
+        check(spec, f"--network_weights {spec.weights.path}")
         specs.append(spec)
     return tuple(specs)
+
+
+def check_strength(spec: NetworkSpec, strength: Strength, model: ModelFiles, subject: str, where: str = "") -> None:
+    """Refuse a strength that a network's module or the model's blocks do not know.
+
+    Raises:
+        InputError: for `subject`, where it is said.
+    """
+    if spec.module != OWN_MODULE and (strength.te != strength.unet or strength.blocks):
+        problem = f"{spec.module} takes one number for all layers; give one, or use {OWN_MODULE}"
+        raise InputError(subject, problem, where)
+    if strength.blocks:
+        has, published = (blocks_a_side(config) for config in (model.unet.config, model.family.config("unet")))
+        if problem := blocks_problem(strength.blocks, block_names(has), 2 * published + 2):
+            raise InputError(subject, problem, where)
 
 
 def _check_module(module: str) -> None:
@@ -171,22 +209,40 @@ def _parse_arguments(text: str) -> dict[str, str]:
     return arguments
 
 
-def _check_file(spec: NetworkSpec, names: LayerNames, layers: Mapping[Target, Shape], model: ModelFiles) -> None:
-    """Refuse a file of another family or with no key that fits; warn of keys that do not."""
-    subject, shapes = f"--network_weights {spec.weights.path}", spec.weights.shapes
-    match = match_keys(shapes, names, layers)
-    fits = f"{match.matched} of {match.matched + len(match.unmatched)} keys fit"
-    if (other := made_for(shapes, spec.weights.metadata, model)) is not None:
-        problem = f"{fits}; it is made for {other}, the model is {model.family.name}; use one made for it"
-        raise InputError(subject, problem)
-    _check_types(spec.weights, match)
-    if spec.module != OWN_MODULE:
-        return  # what its keys mean is the module's to say
-    if not match.layers:
-        raise InputError(subject, f"{fits}; it is {_what_it_is(spec.weights, model)}")
-    if match.unmatched:
-        left = f"{match.unmatched[0]!r} and {len(match.unmatched) - 1} others"
-        logger.warning("%s: %s; left aside: %s", subject, fits, left)
+class FileCheck:
+    """Checks network files against a model."""
+
+    def __init__(self, model: ModelFiles) -> None:
+        self._model = model
+
+    @cached_property
+    def _layers(self) -> Mapping[Target, Shape]:
+        return layer_shapes(self._model)
+
+    @cached_property
+    def _names(self) -> LayerNames:
+        return LayerNames(self._layers, self._model.unet.config, self._model.family.encoders)
+
+    def __call__(self, spec: NetworkSpec, subject: str, where: str = "") -> None:
+        """Refuse a file of another family or with no key that fits; warn of keys that do not.
+
+        Raises:
+            InputError: for `subject`, where it is named.
+        """
+        model, shapes = self._model, spec.weights.shapes
+        match = match_keys(shapes, self._names, self._layers)
+        fits = f"{match.matched} of {match.matched + len(match.unmatched)} keys fit"
+        if (other := made_for(shapes, spec.weights.metadata, model)) is not None:
+            problem = f"{fits}; it is made for {other}, the model is {model.family.name}; use one made for it"
+            raise InputError(subject, problem, where)
+        _check_types(spec.weights, match)
+        if spec.module != OWN_MODULE:
+            return  # what its keys mean is the module's to say
+        if not match.layers:
+            raise InputError(subject, f"{fits}; it is {_what_it_is(spec.weights, model)}", where)
+        if match.unmatched:
+            left = f"{match.unmatched[0]!r} and {len(match.unmatched) - 1} others"
+            logger.warning("%s: %s; left aside: %s", subject, fits, left)
 
 
 def _check_types(weights: WeightFile, match: KeyMatch) -> None:

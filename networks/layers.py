@@ -1,11 +1,11 @@
 """What networks do to one layer: low-rank pairs beside it, and changes folded into its weights.
 
-All pairs of a layer are stacked into one: the downs behind each other, the ups with their multipliers side by side, so
-that any number of networks costs two small matrix products. Everything is worked out in float32 and cast once.
+All pairs of a layer that act are stacked into one: the downs behind each other, the ups with their multipliers side by
+side, so that any number of networks costs two small matrix products. Everything is worked out in float32 and cast once.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,11 @@ class LayerChange:
         """The parts in float32 on a device."""
         return {name: part.to(device, torch.float32) for name, part in self.parts.items()}
 
+    @property
+    def acts(self) -> bool:
+        """Whether there is anything of it at the multiplier that it has."""
+        return self.multiplier != 0
+
     def is_pair(self, layer: Layer) -> bool:
         """Whether this can run beside the layer as two small products."""
         return self.kind is LORA and is_plain(self.parts) and isinstance(layer, nn.Linear | nn.Conv2d)
@@ -63,35 +68,72 @@ Gate = Callable[[torch.Tensor, list[tuple[int, int]]], torch.Tensor]
 
 
 class LowRankStack:
-    """The low-rank pairs of all networks on one layer, as one pair.
+    """The low-rank pairs of the networks on one layer that act, as one pair.
 
-    For an input x and the layer's output y: h = `reduce`(x) has one channel for each rank of each network, in the
-    order of the changes; y += up(h).
+    For an input x and the layer's output y: h = `reduce`(x) has one channel for each rank of each acting network, in
+    the order of the changes; y += up(h). Networks of multiplier 0 are not in it: it is what it would be without them.
+
+    Args:
+        layer: what they change.
     """
 
-    def __init__(self, layer: Layer, changes: list[LayerChange]) -> None:
-        self._changes = changes
-        device, dtype = layer.weight.device, layer.weight.dtype
-        downs, self._ups = zip(*(low_rank_pair(change.wide_parts(device)) for change in changes))
-        window = layer.weight.shape[1:]
-        self._down = torch.cat([down.reshape(-1, *window) for down in downs]).to(dtype)
-        self._up = torch.empty(layer.weight.shape[0], self._down.shape[0], device=device, dtype=dtype)
+    def __init__(self, layer: Layer) -> None:
+        self._changes: list[LayerChange] = []
+        self._pairs: dict[LayerChange, tuple[torch.Tensor, torch.Tensor]] = {}  # of those that act
+        self._window = layer.weight.shape[1:]
+        self._down = layer.weight.detach().new_zeros(0, *self._window)
+        self._up = layer.weight.detach().new_zeros(layer.weight.shape[0], 0)
+        self._reserved: int | None = None  # ranks that there is room for, where shapes are kept
         self._gate: Gate | None = None
+        self._numbers: Mapping[LayerChange, int] = {}
         self._networks: list[tuple[int, int]] = []  # see `Gate`
+
+    @property
+    def changes(self) -> Sequence[LayerChange]:
+        """All pairs, also those that do not act."""
+        return self._changes
+
+    @property
+    def works(self) -> bool:
+        """Whether there is anything to do: some pair acts, or shapes are kept."""
+        return bool(self._pairs) or (bool(self._changes) and self._reserved is not None)
+
+    def set_changes(self, changes: list[LayerChange]) -> None:
+        """Stack these pairs."""
+        self._changes = changes
         self.update()
 
-    def gate(self, gate: Gate | None, networks: Mapping[LayerChange, int]) -> None:
+    def keep_shapes(self) -> None:
+        """From now on leave room for the widest pair, filled up with zeros, and more only where more is needed.
+
+        Code that is compiled with the shapes stays right, and is seldom compiled anew.
+        """
+        self._reserved = max((len(change.parts["lora_down"]) for change in self._changes), default=0)
+        self.update()
+
+    def gate(self, gate: Gate | None, numbers: Mapping[LayerChange, int]) -> None:
         """Let the networks, numbered by their changes, act where the gate says; None ends that."""
-        self._gate = gate
-        self._networks = [(networks[c], up.shape[1]) for c, up in zip(self._changes, self._ups)] if gate else []
+        self._gate, self._numbers = gate, numbers
+        self._note_networks()
 
     def update(self) -> None:
-        """Put the changes' multipliers into the ups."""
-        ups = [change.multiplier * up for change, up in zip(self._changes, self._ups)]
-        self._up.copy_(torch.cat(ups, dim=1))
+        """Take up the changes' multipliers."""
+        self._pairs = {c: self._pairs.get(c) or self._pair(c) for c in self._changes if c.acts}
+        downs = [down for down, _ in self._pairs.values()]
+        ups = [change.multiplier * up for change, (_, up) in self._pairs.items()]
+        if self._reserved is not None:
+            self._fill(downs, ups)
+        elif downs:
+            self._down = torch.cat(downs)
+            self._up = torch.cat(ups, dim=1).to(self._down.dtype)
+        else:
+            self._down, self._up = self._down.new_zeros(0, *self._window), self._up.new_zeros(len(self._up), 0)
+        self._note_networks()
 
     def __call__(self, layer: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
         """Forward hook: add the pairs' effect to the layer's output, in place."""
+        if not self._down.shape[0]:
+            return output
         (x,) = inputs
         if isinstance(layer, nn.Conv2d):
             reduced = F.conv2d(x, self._down, None, layer.stride, layer.padding, layer.dilation)  # (B, ranks, h, w)
@@ -100,6 +142,33 @@ class LowRankStack:
         flat = output.view(-1, output.shape[-1])
         flat.addmm_(reduced.reshape(-1, reduced.shape[-1]), self._up.T)
         return output
+
+    def _pair(self, change: LayerChange) -> tuple[torch.Tensor, torch.Tensor]:
+        """Down as the layer's weights are, and up in float32."""
+        down, up = low_rank_pair(change.wide_parts(self._down.device))
+        return down.reshape(-1, *self._window).to(self._down.dtype), up
+
+    def _fill(self, downs: list[torch.Tensor], ups: list[torch.Tensor]) -> None:
+        """Put the pairs into the tensors that compiled code knows."""
+        ranks = sum(map(len, downs))
+        room = max(ranks, self._reserved or 0)
+        if room != len(self._down):
+            self._reserved = room
+            self._down = self._down.new_zeros(room, *self._window)
+            self._up = self._up.new_zeros(len(self._up), room)
+        self._down.zero_()  # no leftover may overflow, which 0 times it would not undo
+        self._up.zero_()
+        if downs:
+            self._down[:ranks].copy_(torch.cat(downs))
+            self._up[:, :ranks].copy_(torch.cat(ups, dim=1))
+
+    def _note_networks(self) -> None:
+        """Note which channels are which network's; those that are left over go with any."""
+        self._networks = []
+        if self._gate is not None:
+            self._networks = [(self._numbers[c], up.shape[1]) for c, (_, up) in self._pairs.items()]
+            if left := len(self._down) - sum(count for _, count in self._networks):
+                self._networks.append((0, left))
 
     def _gated(self, reduced: torch.Tensor) -> torch.Tensor:
         return reduced if self._gate is None else self._gate(reduced, self._networks)
@@ -139,12 +208,13 @@ class LayerAdapter:
 
     def __init__(self, layer: Layer) -> None:
         self._layer = layer
-        self._pairs: list[LayerChange] = []
-        self._stack: LowRankStack | None = None
-        self._hook: RemovableHandle | None = None
+        self._stack = LowRankStack(layer)
+        self._stack_hook: RemovableHandle | None = None
         self._folds: list[LayerChange] = []
         self._originals: dict[str, nn.Parameter | None] = {}  # what folded parameters stand in for
         self._stale = False  # the folded parameters are not those of the multipliers
+        self._gating: tuple[Gate, Mapping[LayerChange, int]] | None = None
+        self._gated_hook: RemovableHandle | None = None
 
     def add(self, change: LayerChange, *, folded: bool) -> None:
         """Add a change: as a low-rank pair that works at once, or to what `fold` puts into the weights."""
@@ -152,12 +222,12 @@ class LayerAdapter:
             self._folds.append(change)
             self._stale = True
         else:
-            self._set_pairs([*self._pairs, change])
+            self._set_pairs([*self._stack.changes, change])
 
     def remove(self, change: LayerChange) -> None:
         """Take a change away; weights that no change is left in are the original ones again."""
-        if change in self._pairs:
-            self._set_pairs([other for other in self._pairs if other is not change])
+        if change in self._stack.changes:
+            self._set_pairs([other for other in self._stack.changes if other is not change])
         else:
             self._folds.remove(change)
             self.restore()
@@ -166,32 +236,49 @@ class LayerAdapter:
     @property
     def empty(self) -> bool:
         """Whether no change is left."""
-        return not self._pairs and not self._folds
+        return not self._stack.changes and not self._folds
 
     @property
     def rewrites(self) -> bool:
         """Whether the layer's weights are exchanged for others."""
         return bool(self._folds)
 
+    def keep_shapes(self) -> None:
+        """See `LowRankStack.keep_shapes`."""
+        self._stack.keep_shapes()
+        self._hook_stack()
+
     def update(self) -> None:
         """Take up new multipliers; in the weights they show after the next `fold`."""
-        if self._stack is not None:
-            self._stack.update()
+        self._stack.update()
+        self._hook_stack()
         self._stale = bool(self._folds)
 
     def fold(self) -> None:
-        """Put the folded changes with their multipliers into the weights, worked out from the original ones."""
+        """Put the folded changes that act, with their multipliers, into the weights, worked out from the original ones.
+
+        While they are gated they go into versions of the weights instead.
+        """
         if not (self._stale and self._folds):
             return
         self.restore()
-        dtype = self._layer.weight.dtype
-        for name, value in folded_values(self._layer, self._folds).items():
-            self._originals[name] = getattr(self._layer, name)
-            setattr(self._layer, name, nn.Parameter(value.to(dtype), requires_grad=False))
+        acting = [change for change in self._folds if change.acts]
+        if self._gating is not None:
+            gate, numbers = self._gating
+            versions = GatedVersions(self._layer, {change: numbers[change] for change in acting}, gate)
+            self._gated_hook = self._layer.register_forward_hook(versions) if acting else None
+        elif acting:
+            dtype = self._layer.weight.dtype
+            for name, value in folded_values(self._layer, acting).items():
+                self._originals[name] = getattr(self._layer, name)
+                setattr(self._layer, name, nn.Parameter(value.to(dtype), requires_grad=False))
         self._stale = False
 
     def restore(self) -> None:
         """Put the original weights back."""
+        if self._gated_hook is not None:
+            self._gated_hook.remove()
+            self._gated_hook = None
         for name, original in self._originals.items():
             current = getattr(self._layer, name)
             if original is not None and len(current) > len(original):  # a token table that has grown meanwhile
@@ -209,23 +296,29 @@ class LayerAdapter:
             gate: see `Gate`.
             networks: the number of each change's network.
         """
-        with ExitStack() as stack:
-            if self._stack is not None:
-                self._stack.gate(gate, networks)
-                stack.callback(self._stack.gate, None, {})
-            if self._folds:
-                self.restore()
-                stack.callback(self.fold)
-                versions = GatedVersions(self._layer, {change: networks[change] for change in self._folds}, gate)
-                stack.callback(self._layer.register_forward_hook(versions).remove)
+        try:
+            self._set_gating((gate, networks))
             yield
+        finally:
+            self._set_gating(None)
+
+    def _set_gating(self, gating: tuple[Gate, Mapping[LayerChange, int]] | None) -> None:
+        self._gating = gating
+        self._stack.gate(*(gating or (None, {})))
+        self._stale = bool(self._folds)
+        self.fold()
 
     def _set_pairs(self, pairs: list[LayerChange]) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-        self._pairs = pairs
-        self._stack = stack = LowRankStack(self._layer, pairs) if pairs else None
-        self._hook = self._layer.register_forward_hook(stack) if stack else None
+        self._stack.set_changes(pairs)
+        self._hook_stack()
+
+    def _hook_stack(self) -> None:
+        """Let the stack work where it has something to do, and nothing be called where it has not."""
+        if self._stack.works == (self._stack_hook is not None):
+            return
+        if self._stack_hook is not None:
+            self._stack_hook.remove()
+        self._stack_hook = self._layer.register_forward_hook(self._stack) if self._stack.works else None
 
 
 _ATTRIBUTE = "network_adapter"  # where a layer keeps its adapter, so that both go together

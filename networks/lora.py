@@ -5,6 +5,7 @@ relative a file holds is told from its keys, layer by layer (`networks.kinds`).
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,16 +15,18 @@ from torch import nn
 
 from library.errors import InputError
 from library.files.families import encoder_kinds
+from library.files.unet_layers import unet_blocks
 from networks.files import open_network
 from networks.keys import UNET, LayerNames, Target, match_keys
 from networks.layers import Layer, LayerChange, adapter_of, folded_values, remove_change
 from networks.states import State, read_state
+from networks.strengths import Strength
 
 TextEncoders = nn.Module | Sequence[nn.Module]  # a model's one, or all of them in its family's order
 
 
 def create_network_from_weights(
-    multiplier: float,
+    multiplier: float | Strength,
     file: str,
     vae: nn.Module | None,
     text_encoder: TextEncoders,
@@ -60,15 +63,15 @@ def create_network_from_weights(
 
 
 class LoraNetwork:
-    """One network, its layers and its multiplier.
+    """One network, its layers and its strength; where a multiplier is asked for, a number is one for all layers.
 
     By default low-rank changes work as two small products beside each layer, and other relatives are folded into the
     weights whenever the multiplier changes. After `backup_weights` everything is folded, when `pre_calculation` says
     so. Attaching and `detach` leave the model bit for bit as it was, in whatever order networks come and go.
     """
 
-    def __init__(self, text_encoder: TextEncoders, unet: UNet2DConditionModel, multiplier: float) -> None:
-        self.multiplier = multiplier
+    def __init__(self, text_encoder: TextEncoders, unet: UNet2DConditionModel, multiplier: float | Strength) -> None:
+        self.strength = _strength(multiplier)
         encoders = [text_encoder] if isinstance(text_encoder, nn.Module) else list(text_encoder)
         kinds = encoder_kinds(len(encoders))
         components = {UNET: unet} | {kind.part: encoder for kind, encoder in zip(kinds, encoders)}
@@ -78,6 +81,7 @@ class LoraNetwork:
             for path, layer in model.named_modules()
             if isinstance(layer, Layer)
         }
+        self._unet_config = unet.config
         self._names = LayerNames(self._layers, unet.config, kinds)
         self._changes: dict[Target, LayerChange] = {}
         self._attached = False
@@ -99,7 +103,7 @@ class LoraNetwork:
             self.detach()
         self._changes = {
             target: LayerChange(
-                *(found.kind, {part: state[key] for part, key in found.keys.items()}, self.multiplier),
+                *(found.kind, {part: state[key] for part, key in found.keys.items()}, self._factor(target)),
                 rows=self._layers[target].weight.shape[0],
             )
             for target, found in match.layers.items()
@@ -125,13 +129,15 @@ class LoraNetwork:
         self._attached = False
 
     @torch.no_grad()
-    def set_multiplier(self, multiplier: float) -> None:
+    def set_multiplier(self, multiplier: float | Strength) -> None:
         """Set how strongly the network acts; after `backup_weights`, from the next `pre_calculation` on."""
-        self.multiplier = multiplier
-        for layer, change in self.layer_changes():
-            change.multiplier = multiplier
-            if self._attached:
-                adapter_of(layer).update()
+        self.strength = _strength(multiplier)
+        for target, change in self._changes.items():
+            factor = self._factor(target)
+            if factor != change.multiplier:
+                change.multiplier = factor
+                if self._attached:
+                    adapter_of(self._layers[target]).update()
         if not self._pre_calculated:
             self.pre_calculation()
 
@@ -184,6 +190,12 @@ class LoraNetwork:
             for layer, _ in self.layer_changes():
                 adapter_of(layer).fold()
 
+    def keep_shapes(self) -> None:
+        """Let the U-Net's layers keep what is compiled with them, see `layers.LowRankStack.keep_shapes`."""
+        for component, path in self._changes if self._attached else ():
+            if component == UNET:
+                adapter_of(self._layers[component, path]).keep_shapes()
+
     @property
     def changes(self) -> Mapping[Target, LayerChange]:
         """What it changes, by the model's part and the layer's path in it."""
@@ -192,6 +204,18 @@ class LoraNetwork:
     def layer_changes(self) -> list[tuple[Layer, LayerChange]]:
         """What it changes, layer by layer."""
         return [(self._layers[target], change) for target, change in self._changes.items()]
+
+    @cached_property
+    def _blocks(self) -> dict[str, str]:
+        """The blocks of the U-Net's layers, by their paths."""
+        return unet_blocks((path for component, path in self._layers if component == UNET), self._unet_config)
+
+    def _factor(self, target: Target) -> float:
+        """How strongly the network acts on one layer."""
+        component, path = target
+        if component != UNET:
+            return self.strength.in_text
+        return self.strength.in_unet(self._blocks.get(path)) if self.strength.blocks else self.strength.unet
 
     @torch.no_grad()
     def _attach(self) -> None:
@@ -202,6 +226,10 @@ class LoraNetwork:
             self.pre_calculation()
 
 
+def _strength(multiplier: float | Strength) -> Strength:
+    return multiplier if isinstance(multiplier, Strength) else Strength.of(multiplier)
+
+
 @torch.no_grad()
 def merge_together(networks: Sequence[LoraNetwork]) -> None:
     """Add networks to their models' weights for good, all worked out from the weights as they are, in float32."""
@@ -210,7 +238,7 @@ def merge_together(networks: Sequence[LoraNetwork]) -> None:
         for layer, change in network.layer_changes():
             changes.setdefault(layer, []).append(change)
     for layer, its_changes in changes.items():
-        for name, value in folded_values(layer, its_changes).items():
+        for name, value in folded_values(layer, [change for change in its_changes if change.acts]).items():
             original = getattr(layer, name)
             if original is None:
                 setattr(layer, name, nn.Parameter(value.to(layer.weight.dtype), requires_grad=False))

@@ -15,7 +15,10 @@ from networks.layers import Gate
 
 
 def make_gate(path: str, regions: Regions) -> Gate | None:
-    """Where the networks act in the U-Net's layer at a module path; None where they all act as without regions."""
+    """Where the networks act in the U-Net's layer at a module path; None where they all act as without regions.
+
+    Networks beyond `regions.networks` act everywhere.
+    """
     if "time_emb" in path or path.startswith("add_embedding"):
         return None
     if ".attn2.to_k" in path or ".attn2.to_v" in path:
@@ -35,7 +38,10 @@ def _gate(shares: Callable[[torch.Tensor, Regions], torch.Tensor], regions: Regi
             factors = factors.transpose(2, 3).unflatten(3, effect.shape[2:])  # (networks, rows, 1, h, w)
             channels = 1
         parts = effect.split([count for _, count in networks], dim=channels)
-        return torch.cat([part * factors[number] for part, (number, _) in zip(parts, networks)], dim=channels)
+        shared = (
+            part * factors[number] if number < len(factors) else part for part, (number, _) in zip(parts, networks)
+        )
+        return torch.cat(list(shared), dim=channels)
 
     return gate
 

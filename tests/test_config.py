@@ -22,6 +22,7 @@ from library.settings.options import PICTURE
 from library.settings.samplers import SAMPLERS
 from library.settings.sizes import ToldSizes
 from library.version import VERSION
+from networks.strengths import Strength
 
 
 @pytest.fixture
@@ -53,8 +54,8 @@ def test_lists_are_several_values(config):
     file = config('ckpt = "m"\nnetwork_module = ["networks.lora", "networks.lora"]\nnetwork_mul = [0.5, 1]\n')
     options = parsed("--config", file)
     assert options.network_module == ["networks.lora"] * 2
-    assert options.network_mul == [0.5, 1]
-    assert parsed("--config", file, "--network_mul", 2).network_mul == [2]
+    assert options.network_mul == [Strength.of(0.5), Strength.of(1)]
+    assert parsed("--config", file, "--network_mul", 2).network_mul == [Strength.of(2)]
 
 
 def test_a_flag_takes_the_place_of_the_files_other_one(config):
@@ -210,7 +211,9 @@ TOLD_AS = {
     **{"no_half_vae": "vae_in_float32"},
     **dict.fromkeys(ToldSizes.__dataclass_fields__, "sizes"),
     **{"network_regional_mask_max_color_codes": "color_codes", "network_pre_calc": "network_pre_calc"},
-    **{f"network_{name}": "networks" for name in ("module", "weights", "mul", "args", "merge", "merge_n_models")},
+    **{
+        f"network_{name}": "networks" for name in ("module", "weights", "mul", "args", "merge", "merge_n_models", "dir")
+    },
     **{
         "textual_inversion_embeddings": "embeddings",
         "XTI_embeddings": "embeddings",

@@ -18,6 +18,8 @@ from library.settings.deep_shrink import DeepShrink
 from library.settings.gradual_latent import GradualLatent, Unsharp
 from library.settings.options import CHOICE, COMMAND_LINE, COMPUTING, RUN, TELLING, Options
 from library.settings.sizes import ToldSizes
+from networks.strengths import Strength
+from networks.tags import TagUse
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "diffusers", "transformers")
@@ -25,7 +27,15 @@ IN_PLANNING = [
     ".".join(file.relative_to(ROOT).with_suffix("").parts)
     for pattern in ("library/*.py", "library/files/*.py", "library/settings/*.py", "library/plan/*.py")
     for file in sorted(ROOT.glob(pattern))
-] + ["networks.files", "networks.keys", "networks.kinds", "gen_img_diffusers"]
+] + [
+    "networks.tags",
+    "networks.folder",
+    "networks.files",
+    "networks.strengths",
+    "networks.keys",
+    "networks.kinds",
+    "gen_img_diffusers",
+]
 
 
 def run_python(code: str, *arguments: object) -> str:
@@ -163,8 +173,9 @@ JOB = Job(
     guides=(Path("g.png"),),
     source=Path("s.png"),
     follows=Path("/q/z.png"),
-    network_multipliers=(0.5, 1.0),
+    network_multipliers=(Strength.of(0.5), Strength.of(1.0)),
 )
+TAG = TagUse(1, Path("a.safetensors"), Strength(), "a")
 GROWING = {"gradual_latent": GradualLatent(timesteps=750, unsharp=Unsharp(3, 0.5, 0.25))}
 
 
@@ -177,12 +188,12 @@ def test_ids_are_those_of_the_first_version():
 
 def test_an_id_tells_every_field_that_changes_the_picture():
     changes = {"negative_prompt": "n", "width": 64, "height": 64, "steps": 3, "guidance_scale": 1, "negative_scale": 2}
-    changes |= {"strength": 0.5, "network_multipliers": (1,), **GROWING, "deep_shrink": DeepShrink(depth_1=1)}
+    changes |= {"strength": 0.5, "network_multipliers": (Strength(),), **GROWING, "deep_shrink": DeepShrink(depth_1=1)}
     changes |= {"clip_prompt": "c", "prompt": "p", "seed": 4, "raw_prompt": "r", "source": None, "stage": 2}
     changes |= {"mask": Path("m"), "regions": Path("r"), "guides": (), "control_net": False}
-    changes |= {"follows": None, "sizes": ToldSizes(crop_top=1)}
     changes |= {"prompt_syntax": "webui", "steps_before": 9}
     changes |= {"sampler": "lms", "schedule": "karras", "timesteps": (9,), "eta": 0.5, "s_churn": 1.0}
+    changes |= {"follows": None, "sizes": ToldSizes(crop_top=1), "tags": (TAG,)}
     not_told = {"file", "file_name", "where"}
     assert set(changes) | not_told == set(Job.__dataclass_fields__)  # a new field belongs here, and into the ids
     for kind, names in run_record._PARTS.items():
@@ -191,6 +202,15 @@ def test_an_id_tells_every_field_that_changes_the_picture():
     ids = {job_id(replace(JOB, **{name: value})) for name, value in changes.items()}
     assert len(ids | {job_id(JOB)}) == len(changes) + 1
     assert job_id(replace(JOB, file=Path("/c.png"), where="g:2", follows=Path("/other/z.png"))) == job_id(JOB)
+    by_part = job_id(replace(JOB, network_multipliers=(Strength(0.5, 0.4), Strength())))
+    assert by_part != job_id(JOB)
+    tagged = [
+        replace(JOB, tags=(tag,))
+        for tag in (TAG, replace(TAG, place=0), replace(TAG, file=Path("b")), replace(TAG, strength=Strength.of(0.5)))
+    ]
+    first, moved, *others = map(job_id, tagged)
+    assert first == moved  # its place among the run's networks does not count, its file does
+    assert len({first, *others}) == 3
 
 
 def test_what_pictures_of_a_batch_share_is_in_its_key():
@@ -211,9 +231,17 @@ def test_what_pictures_of_a_batch_share_is_in_its_key():
         "sizes",
     }
     own |= {"control_net", "stage"}  # those of Highres. fix's stages, alike in all pictures of a run
-    shared = {"width": 64, "height": 64, "steps": 3, "strength": 0.5, "network_multipliers": (1,), "source": None}
+    shared = {
+        "width": 64,
+        "height": 64,
+        "steps": 3,
+        "strength": 0.5,
+        "network_multipliers": (Strength(),),
+        "source": None,
+    }
     shared |= {"mask": Path("m"), "regions": Path("r"), "deep_shrink": DeepShrink(depth_1=1), **GROWING}
     shared |= {"sampler": "lms", "schedule": "karras", "timesteps": (9,), "eta": 0.5, "s_churn": 1.0}
+    shared |= {"tags": (TAG,)}
     shared |= {"guidance_scale": 1, "negative_scale": 2}  # whether there are one, two or three branches
     assert own | set(shared) == set(Job.__dataclass_fields__)
     for name, value in shared.items():

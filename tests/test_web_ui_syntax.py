@@ -137,7 +137,7 @@ def test_parts_have_weights_where_AND_joins_them():
 def test_tags_are_taken_out_of_the_text():
     said = read_prompt("a <lora:my style:0.8> cat<LyCO:b> <x:y>", WEB_UI)
     assert said.parts[0].text.at(Moment(1, 1)) == "a  cat <x:y>"
-    assert [(tag.name, tag.arguments) for tag in said.tags] == [("my style", ("0.8",)), ("b", ())]
+    assert said.tags == (("my style", ("0.8",), "lora"), ("b", (), "LyCO"))
     assert read_prompt("a <lora:b:1>", "sd-scripts").tags == ()
 
 

@@ -10,6 +10,7 @@ from library.draw.attention import keep_text
 from library.draw.control_net import Steering
 from library.draw.text_conditions import TextConditions
 from library.plan.job import Job
+from networks.strengths import Strength
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Said:
     """What the branches of a batch say at a step: texts, and the networks' multipliers that each is encoded with."""
 
     texts: tuple[str, ...]
-    multipliers: tuple[tuple[float, ...], ...]
+    multipliers: tuple[tuple[Strength, ...], ...]
 
 
 class Cfg:

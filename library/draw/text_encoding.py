@@ -12,9 +12,10 @@ from library.files.textual_inversion import XTI_LAYERS, Embedding
 from library.models.models import TextEncoder
 from library.plan.tokens import CHUNK_TOKENS, PADDING, PromptTokens, WeightedTokens
 from library.settings.emphasis import ORIGINAL, Normalization
+from networks.strengths import Strength
 
 _KEPT_CHUNKS = 256  # of texts whose embeddings are kept for later batches; 0.2 to 0.6 MB each
-Multipliers = tuple[float, ...]  # the networks'
+Multipliers = tuple[Strength, ...]  # the networks'
 _Wanted = tuple[tuple[int, ...], tuple[float, ...], int, Multipliers]  # token ids, weights, chunks, multipliers
 
 

@@ -10,6 +10,8 @@ from library.plan.prompt_syntax import SD_SCRIPTS, Prompt, PromptPart, read_nega
 from library.settings.deep_shrink import DeepShrink
 from library.settings.gradual_latent import GradualLatent
 from library.settings.sizes import NOT_SAID, ToldSizes
+from networks.strengths import OFF, Strength
+from networks.tags import TagUse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +25,7 @@ class JobSettings:
     guidance_scale: float = 7.5
     negative_scale: float | None = None
     strength: float = 0.8
-    network_multipliers: tuple[float, ...] = ()  # one for each network that is not merged
+    network_multipliers: tuple[Strength, ...] = ()  # one for each network that options name and is not merged
     gradual_latent: GradualLatent = field(default_factory=GradualLatent)
     deep_shrink: DeepShrink = field(default_factory=DeepShrink)
     clip_prompt: str = ""  # the text for CLIP guidance; empty means the prompt
@@ -63,6 +65,7 @@ class Job(JobSettings):
     guides: tuple[Path, ...] = ()  # pictures, one for each ControlNet; a loss's goal is the first of them
     control_net: bool = True  # whether ControlNets steer it, where there are any
     follows: Path | None = None  # the file of the picture before it, where that one is a loss's goal
+    tags: tuple[TagUse, ...] = ()  # the networks of its prompt's tags, by their places in the run
     stage: int = 0  # of Highres. fix: 1 is the small picture, 2 its enlargement; 0 is drawn in one go
     steps_before: int = 0  # that the stages before this one run
 
@@ -142,16 +145,32 @@ class Job(JobSettings):
         return tuple(dict.fromkeys(text for step in range(self.steps_run) for text in self.texts_at(step)))
 
     @property
-    def text_multipliers(self) -> tuple[tuple[float, ...], ...]:
-        """The networks' multipliers in the text encoder, for each of `texts_at`.
+    def tag_strengths(self) -> tuple[Strength, ...]:
+        """The strengths of the networks of all the run's tags, by their places; up to the last that acts."""
+        strengths = {tag.place: tag.strength for tag in self.tags}
+        return tuple(strengths.get(place, OFF) for place in range(max(strengths, default=-1) + 1))
 
-        With regions, network i is for part i alone, and no network for the texts that are no part.
+    @property
+    def all_strengths(self) -> tuple[Strength, ...]:
+        """The strengths of all networks that are not merged: those that options name, and those of tags."""
+        return self.network_multipliers + self.tag_strengths
+
+    def strengths_at(self, step: int) -> tuple[Strength, ...]:
+        """What these come to at a step that is run, from 0."""
+        return tuple(strength.at(step, self.steps_run) for strength in self.all_strengths)
+
+    @property
+    def text_multipliers(self) -> tuple[tuple[Strength, ...], ...]:
+        """The networks' strengths in the text encoder, for each of `texts_at`.
+
+        With regions, network i is for part i alone, and no network for the texts that are no part; tags' are for all.
         """
         if self.regions is None:
-            return (self.network_multipliers,) * len(self.texts_at(0))
-        none = tuple(0.0 for _ in self.network_multipliers)
+            return (self.all_strengths,) * len(self.texts_at(0))
+        tags = self.tag_strengths
+        none = tuple(m.without_text for m in self.network_multipliers) + tags
         alone = [
-            tuple(m if place == part else 0.0 for place, m in enumerate(self.network_multipliers))
+            tuple(m if place == part else m.without_text for place, m in enumerate(self.network_multipliers)) + tags
             for part in range(len(self.parts))
         ]
         return (*[none] * self.has_negative, *alone, *[none] * self.has_empty)
@@ -162,6 +181,6 @@ class Job(JobSettings):
         return (
             *(self.width, self.height, self.steps, self.steps_run, self.branches),
             *(self.source is not None, self.mask is not None, self.gradual_latent, self.deep_shrink),
-            *(self.network_multipliers, len(self.parts), self.regions is not None),
             *(self.sampler, self.schedule, self.timesteps, self.eta, self.s_churn),
+            *(self.network_multipliers, self.tag_strengths, len(self.parts), self.regions is not None),
         )

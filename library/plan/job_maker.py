@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from library.errors import InputError, InputErrors
 from library.files.families import Family
+from library.files.model_files import ModelFiles
 from library.files.picture_files import FORMATS, LONGEST_SIDE_PX
 from library.files.pictures import region_color
 from library.plan.dynamic_prompts import DynamicPrompt
@@ -30,7 +31,9 @@ from library.settings.loss_guidance import NO_LOSS_GUIDANCE, LossGuidanceSetting
 from library.settings.samplers import SAMPLERS
 from library.settings.sizes import NOT_SAID
 from library.values import PIXELS_PER_CELL
-from networks.files import OWN_MODULE, NetworkPlan
+from networks.files import OWN_MODULE, NetworkPlan, check_strength
+from networks.strengths import Strength, parse_tag
+from networks.tags import TaggedNetworks, TagUse
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +58,7 @@ class JobMaker:
         unet_config: of the model; None for that of the family's published ones.
         syntax: of the prompts.
         wildcards: that prompt lines may name.
+        tagged: the networks that prompts' tags name; None where there are no tags.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class JobMaker:
         unet_config: Mapping[str, Any] | None = None,
         syntax: str = SD_SCRIPTS,
         wildcards: Wildcards | None = None,
+        tagged: TaggedNetworks | None = None,
     ) -> None:
         self.defaults = defaults
         self.images_per_prompt = images_per_prompt
@@ -83,6 +88,7 @@ class JobMaker:
         self.syntax = syntax
         self._warned_of_syntax = False
         self.wildcards = wildcards or Wildcards()
+        self.tagged = tagged
         self._made = 0
         self._last_file: Path | None = None
 
@@ -148,6 +154,7 @@ class JobMaker:
             mask=None if has_parts or picture is None else mask,
             regions=mask if has_parts else None,
             guides=self.sources.guides_of(place),
+            tags=self._tags(parsed.prompt, line.where),
             follows=self._last_file if self.loss_guidance.uses_goal_picture and not self.sources.guides else None,
         )
         self._made += 1
@@ -187,9 +194,15 @@ class JobMaker:
             place = f"{where}: " if where else ""
             logger.warning("%s%s is taken as text; --prompt_syntax webui gives it its meaning", place, marks)
 
-    def _multipliers(self, said: tuple[float, ...], where: str) -> tuple[float, ...]:
+    def _tags(self, prompt: str, where: str) -> tuple[TagUse, ...]:
+        """The networks of a prompt's tags."""
+        tags = read_prompt(prompt, self.syntax).tags
+        return self.tagged.use([parse_tag(*tag, where) for tag in tags], where) if self.tagged and tags else ()
+
+    def _multipliers(self, said: tuple[Strength, ...], where: str) -> tuple[Strength, ...]:
         """A line's multipliers for all networks; a short list repeats its last."""
-        subject, networks = f"--am {','.join(f'{m:g}' for m in said)}", len(self.defaults.network_multipliers)
+        texts = (str(each) if each.number is None else f"{each.number:g}" for each in said)
+        subject, networks = f"--am {','.join(texts)}", len(self.defaults.network_multipliers)
         if not networks:
             raise InputError(
                 subject,
@@ -284,11 +297,25 @@ def _check_loss_guidance(job: Job, guidance: LossGuidanceSettings) -> None:
         logger.warning("%s--c does nothing without --clip_guidance_scale", place)
 
 
-def check_regions(networks: NetworkPlan, job: Job) -> None:
+def check_networks(networks: NetworkPlan, model: ModelFiles, job: Job) -> None:
+    """Refuse strengths that a job's networks or the model's blocks do not know, and what does not keep to regions.
+
+    Args:
+        networks: those that options name.
+        model: what the job is drawn with.
+        job: the job; its tags are checked already.
+    """
+    for spec, strength in zip(networks.specs[networks.merged :], job.network_multipliers):
+        if strength.number is None:
+            check_strength(spec, strength, model, f"--am {strength}", job.where)
+    _check_regions(networks, job)
+
+
+def _check_regions(networks: NetworkPlan, job: Job) -> None:
     """Refuse networks that cannot keep to the regions of a job's parts."""
     if job.regions is None:
         return
-    if networks.merged or networks.pre_calculated:
+    if networks.merged or (networks.pre_calculated and (networks.specs or job.tags)):
         option = "--network_merge" if networks.merged else "--network_pre_calc"
         problem = "acts on the whole picture, not on the regions of a prompt with AND; leave it out, or --mask_path"
         raise InputError(option, problem, job.where)

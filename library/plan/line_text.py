@@ -5,6 +5,7 @@ from operator import attrgetter
 
 from library.plan.job import Job, JobSettings
 from library.plan.prompt_lines import PROMPT_OPTIONS
+from networks.strengths import Strength
 
 
 def prompt_line(job: Job, defaults: JobSettings, size_px: int) -> str:
@@ -34,6 +35,8 @@ def prompt_line(job: Job, defaults: JobSettings, size_px: int) -> str:
 def _as_typed(value: object) -> str:
     if value is None or value == ():
         return "none"
+    if isinstance(value, Strength):
+        return str(value) if value.number is None else str(value.number)
     if is_dataclass(value) and not isinstance(value, type):
         value = astuple(value)
     if isinstance(value, tuple):

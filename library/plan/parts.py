@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,7 +108,7 @@ def make_record(
     pictures: Sequence[Path],
     parts: Sequence[Part],
     earlier: RunRecord | None,
-    wildcards: Sequence[Path] = (),
+    named_in_lines: Sequence[Path] = (),
 ) -> RunRecord:
     """The record of a run, which has to fit the earlier one that it goes on with; of a loop it holds no more than that.
 
@@ -118,14 +118,14 @@ def make_record(
         pictures: that it draws from.
         parts: that it is planned in.
         earlier: the run that it goes on with.
-        wildcards: files of those that its lines name; lines that are added may name more.
+        named_in_lines: files of the wildcards and networks that its lines name; lines that are added may name more.
 
     Raises:
         InputError: when the model, or a file that it draws with, is not the one of the earlier run.
     """
     if not parts:
         return RunRecord(model=model.name, options=compared_options(options), files={}, parts=())
-    paths = [*options.files(), *pictures, *wildcards]
+    paths = [*options.files(), *pictures, *named_in_lines]
     weights = {
         f"{_OF_MODEL}{name}{f', {number}' if number > 1 else ''})": file
         for name, component in model.parts.items()
@@ -135,9 +135,10 @@ def make_record(
     files = {name: marks[str(path)] for name, path in weights.items()} | {str(path): marks[str(path)] for path in paths}
     if earlier is None:
         return RunRecord(model=model.name, options=compared_options(options), files=files, parts=tuple(parts))
-    later = {str(path): marks[str(path)] for path in wildcards if earlier.paths.name(path) not in earlier.files}
-    _check_files(earlier, {path: mark for path, mark in files.items() if path not in later}, model.name)
-    return replace(earlier, parts=tuple(parts), files={**earlier.files, **later})
+    names = {earlier.paths.name(path): str(path) for path in named_in_lines}
+    _check_files(earlier, files, model.name, may_be_new=names)
+    added = {name: files[path] for name, path in names.items() if name not in earlier.files}
+    return replace(earlier, parts=tuple(parts), files={**earlier.files, **added})
 
 
 _ADVICE = "give another --outdir for a new run"
@@ -150,7 +151,7 @@ def _weights(files: Mapping[str, str]) -> dict[str, str]:
     return {name: mark for name, mark in files.items() if name.startswith(_OF_MODEL)}
 
 
-def _check_files(run: RunRecord, files: Mapping[str, str], model: str) -> None:
+def _check_files(run: RunRecord, files: Mapping[str, str], model: str, may_be_new: Container[str]) -> None:
     """Refuse to go on with a run whose weights or pictures are other ones now.
 
     Raises:
@@ -167,5 +168,5 @@ def _check_files(run: RunRecord, files: Mapping[str, str], model: str) -> None:
             raise InputError(path, f"is part of the run to resume and not there now; put it back, or {_ADVICE}")
         if files[path] != before:
             raise InputError(path, _CHANGED)
-    if added := [path for path in files if path not in run.files]:
+    if added := [path for path in files if path not in run.files and path not in may_be_new]:
         raise InputError(added[0], _ADDED)

@@ -24,6 +24,7 @@ _TOLD_OTHERWISE = (
     "file_name",
     "strength",
     "network_multipliers",
+    "tags",
     "gradual_latent",
     "deep_shrink",
     "clip_prompt",
@@ -117,18 +118,16 @@ def _model_facts(plan: RunPlan, sampler: Sampler) -> dict[str, object]:
 
 
 def _networks(plan: RunPlan, job: Job) -> list[object]:
-    networks = plan.networks
-    multipliers = [*(spec.multiplier for spec in networks.specs[: networks.merged]), *job.network_multipliers]
     return [
         {
             "name": spec.name,
             "file": str(spec.weights.path),
             "module": spec.module,
             "arguments": plain(spec.arguments),
-            "multiplier": multiplier,
-            "merged": place < networks.merged,
+            "multiplier": str(strength) if strength.number is None else strength.number,
+            "merged": merged,
         }
-        for place, (spec, multiplier) in enumerate(zip(networks.specs, multipliers))
+        for spec, strength, merged in plan.networks.in_picture(job.all_strengths)
     ]
 
 

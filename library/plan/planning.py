@@ -13,7 +13,7 @@ from library.files.wildcards import WildcardFolder
 from library.plan import earlier_runs, sampling
 from library.plan.file_names import FileNames, check_folder, guide_name, sheet_name
 from library.plan.job import Job, JobSettings
-from library.plan.job_maker import JobMaker, check_regions
+from library.plan.job_maker import JobMaker, check_networks
 from library.plan.parts import make_record, plan_parts
 from library.plan.prompt_syntax import WEB_UI
 from library.plan.run_plan import Keyboard, RunPlan, TextPlan
@@ -40,6 +40,7 @@ from library.settings import (
 from library.settings.cfg_interval import WHOLE_RUN, CfgInterval
 from library.settings.options import Options
 from networks.files import NetworkPlan, plan_networks
+from networks.tags import TaggedNetworks
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
     highres.check_family(two_stages, model.family)
     networks = plan_networks(options, model)
     text = _text_plan(options, model, networks)
+    tagged = TaggedNetworks(options.network_dir, model)
     seed = options.seed if options.seed is not None else random_seed()
     maker = JobMaker(
         _job_defaults(options, networks),
@@ -76,7 +78,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         model.family,
         sources,
         two_stages,
-        check=partial(check_regions, networks),
+        check=partial(check_networks, networks, model),
         loss_guidance=guidance,
         sampling=Sampling(
             options.steps,
@@ -89,12 +91,16 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         unet_config=model.unet.config,
         syntax=options.prompt_syntax,
         wildcards=Wildcards(options.wildcard_dir and WildcardFolder(options.wildcard_dir)),
+        tagged=tagged,
     )
     guides = len(options.control_net_models or ()) if options.control_net_save_guides else 0
     name_file = _file_names(out, begun, model.name, two_stages=two_stages is not None, guides=guides).next
     if options.interactive:  # other runs have lines, which may say otherwise
         maker.sampling.check_sampler(maker.defaults)
     jobs, parts = plan_parts(lines, maker, seed, name_file, counts, out.folder, begun)
+    networks = tagged.added_to(networks)
+    if networks.tagged:  # their files may hold embeddings
+        text = _text_plan(options, model, networks)
     if lines:
         _check_use(options, interval, sources, jobs)
         warn_of_unused(text.embeddings, jobs)
@@ -112,7 +118,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         highres=two_stages,
         networks=networks,
         loss_guidance=guidance,
-        record=make_record(options, model, pictures, parts, begun, maker.wildcards.files),
+        record=make_record(options, model, pictures, parts, begun, [*maker.wildcards.files, *tagged.files]),
         loss_guidance_files=loss_guidance.find_models(options, guidance),
         control_nets=control_net.from_options(options, model.family, model.unet),
         masks=masks.from_options(options),

@@ -12,6 +12,7 @@ from library.errors import InputError
 from library.settings import deep_shrink, gradual_latent, samplers, sizes
 from library.settings.file_names import picture_name
 from library.settings.sampler_names import sampler_name, schedule_name
+from networks.strengths import parse_strengths
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ PROMPT_OPTIONS = {
         PromptOption("l", "guidance_scale", "SCALE", values.guidance_scale, "guidance scale"),
         PromptOption("t", "strength", "STRENGTH", values.strength, "img2img strength"),
         PromptOption(
-            "am", "network_multipliers", "M[,M...]", values.multipliers, "a multiplier for each network; the last stays"
+            "am", "network_multipliers", "M[,M...]", parse_strengths, "a strength for each network; the last stays"
         ),
         PromptOption(
             "nl", "negative_scale", "SCALE", values.number_or_none, "guidance scale of the negative prompt, or none"
@@ -97,7 +98,13 @@ _LONG_DASH_OPTION = re.compile(rf"(?:^|\s)([—–―]({'|'.join(PROMPT_OPTIONS)
 
 @dataclass(frozen=True)
 class PromptLine:
-    """A prompt line taken apart: the prompt, what its options set (by `PromptOption.sets`), and doubts about it."""
+    """A prompt line taken apart.
+
+    Args:
+        prompt: without its options.
+        settings: what these set, by `PromptOption.sets`.
+        warnings: doubts about it.
+    """
 
     prompt: str
     settings: dict[str, Any] = field(default_factory=dict)

@@ -5,6 +5,7 @@ from argparse import ArgumentTypeError
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from library.errors import InputError
 from library.plan.prompt_editing import EditedPrompt, parse_editing
@@ -34,12 +35,12 @@ class PromptPart:
     weight: float = 1.0
 
 
-@dataclass(frozen=True)
-class NetworkTag:
+class NetworkTag(NamedTuple):
     """`<lora:name:argument:…>` in a prompt."""
 
     name: str
     arguments: tuple[str, ...]
+    kind: str
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def read_negative(text: str, syntax: str) -> EditedPrompt:
 
 def _tag(match: re.Match[str]) -> NetworkTag:
     name, *arguments = match[2].split(":")
-    return NetworkTag(name.strip(), tuple(argument.strip() for argument in arguments))
+    return NetworkTag(name.strip(), tuple(argument.strip() for argument in arguments), match[1])
 
 
 def _weighted(part: str) -> PromptPart:

@@ -28,6 +28,7 @@ from library.settings.options import Options
 from library.settings.sampler_names import first_name, sampler_name, schedule_name
 from library.settings.sizes import NOT_SAID, ToldSizes
 from library.version import versions
+from networks.strengths import Strength
 
 FORMAT_VERSION = 1  # of what is written for programs: manifests, and the objects of `--json`
 _SAMPLED_BLOCKS, _BLOCK_BYTES = 64, 1 << 16
@@ -152,12 +153,21 @@ def job_id(job: Job, name_of: NameOf = str, usual: Mapping[str, object] = Mappin
     later = {path: usual.get(path, value) for path, value in _LATER.items()}
     parameters |= {path: value for path, implied in later.items() if (value := attrgetter(path)(job)) != implied}
     parameters |= {"follows": job.follows and job.follows.name, "guide_size": None}  # the latter was once a field
+    if job.tags:  # whatever their places in the run are
+        parameters["tags"] = {name_of(tag.file): str(tag.strength) for tag in job.tags}
 
-    def as_text(value: object) -> str:
+    def as_text(value: object) -> object:
+        if isinstance(value, Strength):
+            return _as_said(value)
         return name_of(value) if isinstance(value, Path) else _as_text(value)
 
     text = json.dumps(parameters, sort_keys=True, default=as_text)
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def _as_said(strength: Strength) -> float | str:
+    """A strength as the number that it once was, where a number says it."""
+    return str(strength) if strength.number is None else strength.number
 
 
 def _as_text(value: object) -> str:
@@ -182,7 +192,11 @@ def line_key(line: SourceLine, name_of: NameOf = str) -> str:
 
 def compared_options(options: Options) -> dict[str, object]:
     """The options that a run which is gone on with has to agree in, as plain data."""
-    return json.loads(json.dumps(options.compared(), default=str))
+
+    def as_plain(value: object) -> object:
+        return _as_said(value) if isinstance(value, Strength) else str(value)
+
+    return json.loads(json.dumps(options.compared(), default=as_plain))
 
 
 def fingerprints(paths: Iterable[Path]) -> dict[str, str]:

@@ -75,7 +75,7 @@ def metadata(job: Job, facts: RunFacts) -> dict[str, str]:
         "steps": job.steps,
         "scale": job.guidance_scale,
         "negative-scale": job.negative_scale if job.has_empty else None,
-        "networks": facts.networks.describe(job.network_multipliers),
+        "networks": facts.networks.describe(job.all_strengths),
         "clip-prompt": job.clip_prompt if facts.loss_guidance.clip_scale else None,
         "raw-prompt": job.raw_prompt,
     }
@@ -136,7 +136,7 @@ def shown_settings(job: Job, facts: RunFacts) -> dict[str, str]:
     if facts.control_nets and job.guides:
         used = zip(facts.control_nets, job.guides)
         settings["ControlNet"] = "; ".join(f"{spec.describe()}, guide {guide.name}" for spec, guide in used)
-    settings["Networks"] = facts.networks.describe(job.network_multipliers) or None
+    settings["Networks"] = facts.networks.describe(job.all_strengths) or None
     settings |= _loss_guidance_parameters(job, facts.loss_guidance)
     return {name: readable(value) for name, value in settings.items() if value is not None}
 
