@@ -14,6 +14,7 @@ from functools import cached_property
 
 from library.errors import InputError
 
+_MOST_KNOWN, _MOST_VARIANTS = 10_000, 1_000  # groups that are kept for the next line, and what they may hold
 # More pictures than this from one line are taken for a slip of the pen.
 MAX_COMBINATIONS = 100_000
 
@@ -203,6 +204,7 @@ class DynamicPrompt:
 # Grammar
 
 Find = Callable[[str, str], Wildcard | None]  # a wildcard's name, and the place it is named at → it; None: it is text
+Known = dict[str, VariantGroup]  # groups by what stands in their braces: lines made by one program have the same ones
 PlaceOf = Callable[[int], str]  # where a character of a text stands, for messages
 
 WILDCARD = re.compile(r"__((?:[^\W_]|\*)[\w*./-]*?)__")
@@ -216,7 +218,11 @@ def no_wildcards(name: str, where: str) -> None:
 
 
 def parse_dynamic_prompt(
-    line: str, where: str = "", find: Find = no_wildcards, place_of: PlaceOf | None = None
+    line: str,
+    where: str = "",
+    find: Find = no_wildcards,
+    place_of: PlaceOf | None = None,
+    known: Known | None = None,
 ) -> DynamicPrompt:
     """Find the variant groups and wildcards of a raw prompt line, in one pass.
 
@@ -225,6 +231,7 @@ def parse_dynamic_prompt(
         where: its place.
         find: finds wildcards.
         place_of: the place of a character of it; None for its column.
+        known: groups that lines before it had.
 
     Raises:
         InputError: for a brace that is never closed, a group within a group, a count no choice can meet, and more
@@ -234,7 +241,7 @@ def parse_dynamic_prompt(
     def column_of(start: int) -> str:
         return f"{where}, column {start + 1}" if where else f"column {start + 1}"
 
-    dynamic = DynamicPrompt(parse_choices(line, place_of or column_of, find))
+    dynamic = DynamicPrompt(parse_choices(line, place_of or column_of, find, known))
     if (count := dynamic.count()) > MAX_COMBINATIONS:
         raise InputError(
             "{e$$...}", f"{count:,} combinations or more, the limit is {MAX_COMBINATIONS:,}; use fewer variants", where
@@ -242,7 +249,9 @@ def parse_dynamic_prompt(
     return dynamic
 
 
-def parse_choices(text: str, place_of: PlaceOf, find: Find, *, may_enumerate: bool = True) -> Text:
+def parse_choices(
+    text: str, place_of: PlaceOf, find: Find, known: Known | None = None, *, may_enumerate: bool = True
+) -> Text:
     """Find the variant groups and wildcards of a text.
 
     Raises:
@@ -257,28 +266,35 @@ def parse_choices(text: str, place_of: PlaceOf, find: Find, *, may_enumerate: bo
         place = place_of(opened)
         piece: Piece | None = None
         if mark[0] == "{":
-            piece, ended = _group_at(text, opened, place, find)
+            piece, ended = _group_at(text, opened, place, find, known)
             if piece.enumerated and not may_enumerate:
                 problem = "only a prompt line can enumerate (e$$); write it there, or leave e$$ out"
                 raise InputError(text[opened:ended][:60], problem, place)
         else:
             piece = find(mark[1], place)
         if piece is not None:
-            pieces += [text[taken:opened], piece] if opened > taken else [piece]
+            if opened > taken:
+                pieces.append(text[taken:opened])
+            pieces.append(piece)
             taken = ended
         searched = ended if piece is not None else ended - 2  # the end of what is text may begin a name
     return (*pieces, text[taken:]) if taken < len(text) else tuple(pieces)
 
 
-def _group_at(text: str, opened: int, place: str, find: Find) -> tuple[VariantGroup, int]:
+def _group_at(text: str, opened: int, place: str, find: Find, known: Known | None) -> tuple[VariantGroup, int]:
     """The group whose brace opens at a place of a text, and where it ends."""
     closed = text.find("}", opened)
     if closed < 0:
         raise InputError("{", "is never closed; add the } after the last variant", place)
     content = text[opened + 1 : closed]
+    if known is not None and content in known:
+        return known[content], closed + 1
     if "{" in content:
         raise InputError("{", "holds another {; write the variants in one group", place)
-    return _parse_group(content, place, find), closed + 1
+    group = _parse_group(content, place, find)
+    if known is not None and len(known) < _MOST_KNOWN and len(group.variants.texts) < _MOST_VARIANTS:
+        known[content] = group
+    return group, closed + 1
 
 
 def _parse_group(content: str, place: str, find: Find) -> VariantGroup:

@@ -10,6 +10,7 @@ from library.plan.dynamic_prompts import (
     DynamicPrompt,
     PlaceOf,
     Text,
+    VariantGroup,
     Wildcard,
     alternatives,
     depth,
@@ -39,6 +40,7 @@ class Wildcards:
         self._known: dict[str, Wildcard] = {}
         self._parsed: dict[Source, tuple[list[Text], list[float | None]] | InputError] = {}
         self._open: dict[Source, str] = {}  # those that are being read, each for the one before it, by their names
+        self._groups: dict[str, VariantGroup] = {}
         self._held = 0  # entries
         self._warned = False
 
@@ -55,8 +57,8 @@ class Wildcards:
         """
         if self._folder is None:
             self._warn_of_text(line, where)
-            return parse_dynamic_prompt(line, where, place_of=place_of)
-        dynamic = parse_dynamic_prompt(line, where, self._find, place_of)
+            return parse_dynamic_prompt(line, where, place_of=place_of, known=self._groups)
+        dynamic = parse_dynamic_prompt(line, where, self._find, place_of, self._groups)
         if dynamic.is_dynamic and "__" in line:
             _check_reach(dynamic.pieces, line, where)
         return dynamic
