@@ -46,7 +46,7 @@ def make_scheduler(
     """
     arguments = {**TRAINING_SCHEDULE, **sampler.arguments, "prediction_type": noise.prediction_type}
     if schedule in NOISE_LEVELS:
-        arguments[f"use_{schedule}_sigmas"] = True
+        arguments |= {f"use_{name}_sigmas": name == schedule for name in NOISE_LEVELS}
     elif spacing := noise.spacing_for(sampler, schedule):
         arguments["timestep_spacing"] = spacing
     if noise.zero_snr_for(sampler):
