@@ -166,8 +166,8 @@ def block_factors(blocks: str) -> BlockFactors:
         return BlockFactors(_named(parts))
     if len(parts) == 1:
         near = get_close_matches(parts[0], _PRESETS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(_PRESETS)}"
-        raise ArgumentTypeError(f"there is no preset {parts[0]}; {hint}; or {_BLOCKS_RULE}")
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(_PRESETS)}; or {_BLOCKS_RULE}"
+        raise ArgumentTypeError(f"there is no preset {parts[0]}; {hint}")
     if len(parts) not in _LISTS:
         raise ArgumentTypeError(f"{len(parts)} factors of blocks; give {_LENGTHS}, or {_BLOCKS_RULE}")
     return BlockFactors(dict(zip(_LISTS[len(parts)], map(multiplier, parts))), others=0.0, listed=len(parts))
