@@ -120,3 +120,27 @@ def test_guidance_makes_pictures_follow_their_prompts(draw: Draw) -> None:
         return sum(objects == [said] for objects, said in zip(seen, wanted, strict=True))
 
     assert right(1) < right(5) >= 20
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The web UI's syntax
+
+WEBUI = ("--prompt_syntax", "webui")
+
+
+def test_a_prompt_that_changes_early_or_late_is_the_one_or_the_other(draw: Draw) -> None:
+    """In the last six of 20 steps the model still settles corners, but no colour."""
+    lines = [
+        f"[a red circle:a blue square:{when}] on a white background --d {s}" for when in (0.3, 0.7) for s in range(4)
+    ]
+    seen = [(thing(picture).colour, thing(picture).shape) for picture in draw(*lines, options=WEBUI)]
+    assert seen[:4] == [("blue", "square")] * 4
+    assert [colour for colour, _ in seen[4:]] == ["red"] * 4
+
+
+def test_weights_of_composed_parts_shift_the_mix(draw: Draw) -> None:
+    line = "a large red circle on a white background :{} AND a large blue circle on a white background :{} --d {}"
+    weights = ((1, 0.3), (1, 1), (0.3, 1))
+    pictures = draw(*(line.format(*pair, seed) for pair in weights for seed in (1, 2)), options=WEBUI)
+    assert [thing(picture).colour for picture in pictures] == ["red"] * 2 + ["purple"] * 2 + ["blue"] * 2
+    assert {thing(picture).shape for picture in pictures} == {"circle"}

@@ -246,7 +246,7 @@ def test_negative_scale_joins_three_branches():
         negative_scale=3,
     )
     guidance = Cfg([job, job], torch.device("cpu"))
-    assert guidance.texts == ["n", "n", "p", "p", "", ""]
+    assert guidance.said(0).texts == ("n", "n", "p", "p", "", "")
     negative, prompt, empty = torch.randn(3, 2, 4, 8, 8)
     expected = empty + 7 * (prompt - empty) - 3 * (negative - empty)
     assert torch.equal(guidance.join(torch.cat([negative, prompt, empty])), expected)

@@ -128,7 +128,7 @@ def test_a_text_sees_its_own_parts_network(sd1, networks, halves):
         argv = ["--ckpt", sd1.folder, *OWN, "--network_weights", networks["lora"], networks["loha"], *options]
         argv += ["--network_mul", 0.5, 0.7, "--negative_scale", 2]
         job = make_plan(gen_img_diffusers.make_parser().parse([str(argument) for argument in argv])).jobs[0]
-        return {text: tuple(m.in_text for m in its) for text, its in zip(job.texts, job.text_multipliers)}
+        return {text: tuple(m.in_text for m in its) for text, its in zip(job.texts_at(0), job.text_multipliers)}
 
     prompt = ("--prompt", "a cat AND a dog AND a bird --n fog")
     assert multipliers("--mask_path", halves, *prompt) == {
