@@ -111,7 +111,7 @@ def test_a_prompt_of_more_than_75_tokens_still_means_what_it_says(draw: Draw) ->
 
 
 def test_guidance_makes_pictures_follow_their_prompts(draw: Draw) -> None:
-    wanted = [(colour, shape) for colour in ("red", "green", "purple") for shape in SHAPES]
+    wanted = [(colour, shape) for colour in ("red", "purple") for shape in SHAPES]
     line = "a small {} {} at the top, on a blue background --d {} --l {}"
 
     def right(scale: int) -> int:
@@ -119,7 +119,7 @@ def test_guidance_makes_pictures_follow_their_prompts(draw: Draw) -> None:
         seen = [[(one.colour, one.shape) for one in see_objects(picture, 1)] for picture in draw(*lines)]
         return sum(objects == [said] for objects, said in zip(seen, wanted, strict=True))
 
-    assert right(1) < right(5) >= 20
+    assert right(1) < right(5) >= 14
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -196,7 +196,7 @@ def test_with_extended_textual_inversion(draw, assets):
     assert largest(extended, draw(*prompt)) > 8
 
 
-@pytest.mark.parametrize("sampler", GUIDED_SAMPLERS)
+@pytest.mark.parametrize("sampler", ["ddim", "lms"])  # the noise or the latents are changed
 def test_with_control_nets(draw, assets, control_net, sampler):
     steered = ("--sampler", sampler, "--steps", 4, "--control_net_models", control_net)
     steered += ("--guide_image_path", assets / "guides" / "0.png", *PROMPT)
