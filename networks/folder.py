@@ -42,7 +42,8 @@ class NetworkFolder:
                 if found := _look_up(networks, name.replace("\\", "/"), fold):
                     return self._only_one(found, subject, where)
         known = {path.rpartition("/")[2] for networks in self._sources() for path in networks}
-        near = get_close_matches(name.rpartition("/")[2], sorted(known), n=3, cutoff=0.6)
+        stem = name.rpartition("/")[2].removesuffix(next(filter(name.endswith, _SUFFIXES), ""))
+        near = get_close_matches(stem, sorted(known), n=3, cutoff=0.6)
         hint = f"the nearest: {readable(', '.join(near))}" if near else f"it has {len(self._by_path)} others"
         raise InputError(subject, f"there is no network of that name in {self._folder}; {hint}", where)
 

@@ -105,7 +105,9 @@ class TaggedNetworks:
         file = spec.weights.path
         if file not in self._places:
             if self._closed:
-                problem = "is not loaded, which is done when the program starts; give it with --network_module there"
+                problem = (
+                    "no tags with --interactive, which loads networks at its start; name it there, and set it by --am"
+                )
                 raise InputError(subject, problem, where)
             self._places[file] = len(self._used)
             self._used[file] = spec

@@ -180,7 +180,7 @@ def test_networks_that_are_not_loaded_are_refused_while_the_program_runs(registr
     registry.use([STYLE], "p:1")
     registry.added_to(NetworkPlan())
     assert registry.use([("style", Strength.of(0.3))], "the prompt")[0].place == 0
-    with pytest.raises(InputError, match="is not loaded, which is done when the program starts"):
+    with pytest.raises(InputError, match="no tags with --interactive"):
         registry.use([DETAIL], "the prompt")
 
 

@@ -1,5 +1,8 @@
 """The web UI's prompt syntax: prompt editing, composed parts, tags' texts, comments and the comma rule."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,11 +13,18 @@ from PIL import Image
 
 from library.files.families import SD1
 from library.files.tokenizers import SHIPPED_TOKENIZER, load_tokenizer
+from library.plan.job import Job, JobSettings
+from library.plan.line_text import prompt_line
 from library.plan.prompt_editing import MAX_NESTING, Moment, parse_editing
 from library.plan.prompt_syntax import SYNTAXES, WEB_UI, read_prompt, without_comments
 from library.plan.tokens import PADDING, PromptTokens
 
 WEBUI = ("--prompt_syntax", "webui")
+
+
+def make_job(**settings) -> Job:
+    usual = {"seed": 1, "raw_prompt": "", "where": "", "file": Path("a.png"), "width": 512, "height": 512}
+    return Job(**usual | settings)
 
 
 def schedule(prompt: str, steps: int = 10, before: int = 0) -> list[tuple[int, str]]:
@@ -132,6 +142,8 @@ def test_parts_have_weights_where_AND_joins_them():
     assert parts("BRAND and SAND") == [("BRAND and SAND", 1)]
     assert parts("a\tAND,b: 2 ") == [("a", 1), (",b", 2)]
     assert parts("AND") == [("", 1), ("", 1)]
+    assert parts("a \\:2 AND b:x") == [("a \\:2", 1), ("b:x", 1)]
+    assert len(parts("a" + " " * 300_000 + "b AND c")) == 2
 
 
 def test_tags_are_taken_out_of_the_text():
@@ -144,6 +156,21 @@ def test_tags_are_taken_out_of_the_text():
 def test_comments_end_with_their_line_or_at_the_next_option():
     assert without_comments("a cat # nice\n# whole line\nb #--x") == "a cat \n\nb "
     assert without_comments("a # note --n bad # more --s 20") == "a  --n bad  --s 20"
+    assert without_comments("  # all of it --n bad\na") == "\na"
+    assert without_comments("in \\#ff0000 # note") == "in #ff0000 "
+
+
+def test_lines_for_drawing_again_keep_their_hashes(sd1, generate, tmp_path):
+    """A picture's line gives its prompt again, and lines that are all comment give none."""
+    (tmp_path / "failed.txt").write_text(
+        "# Pictures that failed; --resume tries them again\n# a --n b\na \\# b --n c#d --d 4\n"
+    )
+    told = generate(sd1.folder, *WEBUI, "--from_file", tmp_path / "failed.txt", "--dry_run", "--json")
+    assert told.status == 0, told.stderr
+    (picture,) = map(json.loads, told.stdout.splitlines())
+    assert (picture["prompt"], picture["negative_prompt"]) == ("a # b", "c")
+    job = make_job(prompt="a # b", negative_prompt="c#d", prompt_syntax=WEB_UI)
+    assert without_comments(prompt_line(job, JobSettings(), 512)) == "a # b --n c#d --d 1"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -310,7 +337,10 @@ def test_metadata_tells_the_syntax_and_draws_the_picture_again(sd1, generate):
 # Messages
 
 
-@pytest.mark.parametrize("mark", ["a [red:blue:0.5] cat", "[a|b]", "<lora:x:0.8> a", "a:0.5 AND b", "a --n [x::3]"])
+@pytest.mark.parametrize(
+    "mark",
+    ["a [red:blue:0.5] cat", "[a|b]", "<lora:x:0.8> a", "a:0.5 AND b", "a AND b :0.6", "a # note", "a --n [x::3]"],
+)
 def test_marks_of_the_other_syntax_are_warned_of_once(sd1, generate, tmp_path, mark):
     (tmp_path / "lines.txt").write_text(f"plain\n{mark}\n{mark} again\n")
     told = generate(sd1.folder, "--from_file", tmp_path / "lines.txt", "--dry_run").stderr

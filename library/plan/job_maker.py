@@ -137,6 +137,7 @@ class JobMaker:
         mask = in_turn(self.sources.masks, place)
         has_parts = len(read_prompt(parsed.prompt, self.syntax).parts) > 1
         self._check_syntax(parsed.prompt, settings.negative_prompt, line.where)
+        tags = self._tags(parsed.prompt, line.where)
         width, height = _size(settings, picture, self.family.size_px, line.where)
         common: dict[str, Any] = {each.name: getattr(settings, each.name) for each in fields(settings)}
         common |= {"width": width, "height": height}
@@ -154,7 +155,7 @@ class JobMaker:
             mask=None if has_parts or picture is None else mask,
             regions=mask if has_parts else None,
             guides=self.sources.guides_of(place),
-            tags=self._tags(parsed.prompt, line.where),
+            tags=tags,
             follows=self._last_file if self.loss_guidance.uses_goal_picture and not self.sources.guides else None,
         )
         self._made += 1

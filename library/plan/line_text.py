@@ -5,6 +5,7 @@ from operator import attrgetter
 
 from library.plan.job import Job, JobSettings
 from library.plan.prompt_lines import PROMPT_OPTIONS
+from library.plan.prompt_syntax import WEB_UI, with_hashes_escaped
 from networks.strengths import Strength
 
 
@@ -29,6 +30,8 @@ def prompt_line(job: Job, defaults: JobSettings, size_px: int) -> str:
         if value != implied or (other and getattr(job, other) != getattr(defaults, other)):
             texts.append(f"--{option.name} {_as_typed(value)}")
     line = " ".join(texts)
+    if job.prompt_syntax == WEB_UI:
+        line = with_hashes_escaped(line)
     return f" {line}" if line.startswith("#") else line  # not a comment
 
 

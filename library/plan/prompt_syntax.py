@@ -15,9 +15,10 @@ SYNTAXES = (SD_SCRIPTS, WEB_UI)
 _KEPT_PROMPTS = 4096
 
 _SEPARATOR = {SD_SCRIPTS: re.compile(" AND "), WEB_UI: re.compile(r"\bAND\b")}
-_WEIGHT = re.compile(r"\s*:\s*([+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+))\s*$")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)")
 _TAG = re.compile(r"<(lora|lyco|hypernet):([^<>]+)>", re.IGNORECASE)
-_COMMENT = re.compile(r"#.*?(?=\s--\w|[\r\n]|$)")
+# an escaped hash; a line that is all comment; the comment after a text
+_COMMENT = re.compile(r"\\#|^[^\S\r\n]*#[^\r\n]*|#.*?(?=\s--\w|[\r\n]|$)", re.MULTILINE)
 
 
 def prompt_syntax(text: str) -> str:
@@ -77,13 +78,23 @@ def _tag(match: re.Match[str]) -> NetworkTag:
 
 
 def _weighted(part: str) -> PromptPart:
-    weight = _WEIGHT.search(part)
-    return PromptPart(parse_editing(part[: weight.start()] if weight else part), float(weight[1]) if weight else 1.0)
+    text, colon, number = part.rpartition(":")
+    if not colon or text.endswith("\\") or not _NUMBER.fullmatch(number.strip()):
+        return PromptPart(parse_editing(part))
+    return PromptPart(parse_editing(text.rstrip()), float(number))
 
 
 def without_comments(text: str) -> str:
-    """A prompt line without the web UI's comments: from `#` to the line's end, or to the next option."""
-    return _COMMENT.sub("", text)
+    """A prompt line without the web UI's comments: from `#` to the line's end, or after a text to the next option.
+
+    `\\#` is the character itself.
+    """
+    return _COMMENT.sub(lambda comment: "#" if comment[0] == "\\#" else "", text)
+
+
+def with_hashes_escaped(text: str) -> str:
+    """A prompt line of whose hashes none begins a comment."""
+    return text.replace("#", "\\#")
 
 
 def check_tags(prompt: str, negative_prompt: str, where: str) -> None:
@@ -103,8 +114,10 @@ def web_ui_marks(prompt: str) -> str | None:
     """What in a prompt only the web UI's syntax gives a meaning to, for people; None where nothing is."""
     if tag := _TAG.search(prompt):
         return tag[0]
-    if re.search(r":\s*[+-]?[0-9.]+\s+AND\s", prompt):
-        return "a weight before AND"
+    if " AND " in prompt and any(part.weight != 1 for part in read_prompt(prompt, WEB_UI).parts):
+        return "the weight of a part (AND)"
+    if " # " in prompt:
+        return "a comment after #"
     if "[" in prompt and ("|" in prompt or ":" in prompt) and parse_editing(prompt).changes:
         return "prompt editing, [a:b:0.5] or [a|b]"
     return None

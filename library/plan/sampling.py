@@ -103,12 +103,12 @@ class Sampling:
         sampler = SAMPLERS[settings.sampler]
         _check_schedule(sampler, settings, where)
         if settings.eta is not None and sampler.eta is None:
-            problem = (
-                f"{sampler.name} has no share of noise to choose; {_able(lambda s: s.eta is not None)}, or leave out"
-            )
+            advice = f"{_able(lambda s: s.eta is not None)}, or leave it out (in a line: --eta none)"
+            problem = f"{sampler.name} has no share of noise to choose; {advice}"
             raise InputError(f"--eta {settings.eta:g}", problem, where)
         if settings.s_churn and not sampler.churns:
-            problem = f"{sampler.name} has no noise stirred in; {_able(lambda s: s.churns)}, or leave it out"
+            advice = f"{_able(lambda s: s.churns)}, or leave it out (in a line: --s_churn 0)"
+            problem = f"{sampler.name} has no noise stirred in; {advice}"
             raise InputError(f"--s_churn {settings.s_churn:g}", problem, where)
         if settings.timesteps and self._first_steps not in (None, len(settings.timesteps)):
             problem = f"both stages go through the {len(settings.timesteps)} --timesteps; leave it out"
@@ -193,7 +193,8 @@ def _check_schedule(sampler: Sampler, settings: JobSettings, where: str) -> None
     if settings.timesteps:
         subject = f"--timesteps {','.join(map(str, settings.timesteps))}"
         if not sampler.timesteps:
-            problem = f"{sampler.name} does not take any; {_able(lambda s: s.timesteps)}, or leave them out"
+            advice = f"{_able(lambda s: s.timesteps)}, or leave them out (in a line: --timesteps none)"
+            problem = f"{sampler.name} does not take any; {advice}"
             raise InputError(subject, problem, where)
         if schedule != OWN:
             raise InputError(subject, f"are a schedule, and so is {schedule}; leave one of them out", where)
