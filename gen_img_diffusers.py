@@ -542,8 +542,8 @@ class Pipeline:
         if self.control_nets.settings.save_guides:
             save_guides(jobs, self.control_nets.settings.specs)
         steering = self.control_nets.steer(jobs, len(timesteps))
-        act = [partial(self.networks.use, jobs[0].strengths_at(step)) for step in steps]
-        followers = (shrinker.begin_step, self.lllites.begin_step, lambda index: act[index]())
+        strengths = [jobs[0].strengths_at(step) for step in steps]
+        followers = (shrinker.begin_step, self.lllites.begin_step, lambda index: self.networks.use(strengths[index]))
         with (
             shrinker.attached(self.unet, *self.control_nets.models),
             self.lllites.attached(self.unet, jobs, len(timesteps)),

@@ -21,18 +21,11 @@ class TagUse:
         place: among the networks of all the run's tags.
         file: its weights.
         strength: how strongly it acts.
-        name: what the tag calls it.
     """
 
     place: int
     file: Path
     strength: Strength
-    name: str
-
-    @property
-    def text(self) -> str:
-        """The tag, as it may be written."""
-        return f"<lora:{self.name}:{self.strength}>"
 
 
 class TaggedNetworks:
@@ -74,7 +67,7 @@ class TaggedNetworks:
             named[file] = name
             check_strength(spec, strength, self._model, subject, where)
             if strength.acts:
-                uses[file] = TagUse(self._place(spec, subject, where), file, strength, name)
+                uses[file] = TagUse(self._place(spec, subject, where), file, strength)
         return tuple(sorted(uses.values(), key=lambda use: use.place))
 
     def added_to(self, networks: NetworkPlan) -> NetworkPlan:

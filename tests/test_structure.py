@@ -175,7 +175,7 @@ JOB = Job(
     follows=Path("/q/z.png"),
     network_multipliers=(Strength.of(0.5), Strength.of(1.0)),
 )
-TAG = TagUse(1, Path("a.safetensors"), Strength(), "a")
+TAG = TagUse(1, Path("a.safetensors"), Strength())
 GROWING = {"gradual_latent": GradualLatent(timesteps=750, unsharp=Unsharp(3, 0.5, 0.25))}
 
 

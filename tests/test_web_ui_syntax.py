@@ -10,6 +10,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from test_fuzz import fuzz
 
 from library.files.families import SD1
 from library.files.tokenizers import SHIPPED_TOKENIZER, load_tokenizer
@@ -107,6 +108,7 @@ def test_variants_take_turns():
     assert turns("[[a|b]|[c:d:3]]") == ["a", "c", "a", "d", "a"]
 
 
+@fuzz
 @given(st.text(alphabet="ab[]():|\\.5 AND<>lora,#", max_size=60), st.sampled_from(SYNTAXES))
 def test_every_text_is_read_and_what_is_text_stays(text, syntax):
     """Nothing raises; what is said is made of the prompt's own characters; without marks it is the prompt itself."""

@@ -10,8 +10,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from test_fuzz import fuzz
 
 from library.errors import InputError
 from library.files.wildcards import WildcardFolder
@@ -272,14 +273,6 @@ def test_a_run_is_gone_on_with_only_with_its_wildcards(folder, sd1, generate, tm
 # ---------------------------------------------------------------------------------------------------------------------
 # Anything at all
 
-LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
-fuzz = settings(
-    max_examples=50_000 if LONG else 150,
-    derandomize=not LONG,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-    database=None,
-)
 PIECES = [
     "__a__",
     "__b__",

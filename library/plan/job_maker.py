@@ -141,8 +141,7 @@ class JobMaker:
         width, height = _size(settings, picture, self.family.size_px, line.where)
         common: dict[str, Any] = {each.name: getattr(settings, each.name) for each in fields(settings)}
         common |= {"width": width, "height": height}
-        # what a name can be made of
-        said = {**common, "prompt": parsed.prompt, "where": line.where}
+        for_name = {**common, "prompt": parsed.prompt, "where": line.where}
         job = Job(
             **common,
             prompt=parsed.prompt,
@@ -150,7 +149,7 @@ class JobMaker:
             seed=seed,
             raw_prompt=line.text.strip(),
             where=line.where,
-            file=name_file(seed, picture.path if picture else None, said),
+            file=name_file(seed, picture.path if picture else None, for_name),
             source=picture.path if picture else None,
             mask=None if has_parts or picture is None else mask,
             regions=mask if has_parts else None,

@@ -9,7 +9,6 @@ from library.errors import InputError
 from library.files.model_files import ModelFiles, find_model
 from library.files.textual_inversion import find_embeddings
 from library.files.weight_types import check_model
-from library.files.wildcards import WildcardFolder
 from library.plan import earlier_runs, sampling
 from library.plan.file_names import FileNames, check_folder, guide_name, sheet_name
 from library.plan.job import Job, JobSettings
@@ -18,7 +17,6 @@ from library.plan.parts import make_record, plan_parts
 from library.plan.prompt_syntax import WEB_UI
 from library.plan.run_plan import Keyboard, RunPlan, TextPlan
 from library.plan.run_record import RunRecord
-from library.plan.sampling import Sampling
 from library.plan.seeds import SeedSource, random_seed
 from library.plan.sources import Sources, find_sources, source_lines
 from library.plan.textual_inversion import warn_of_unused
@@ -69,7 +67,6 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
     model = _find_model(options)
     highres.check_family(two_stages, model.family)
     networks = plan_networks(options, model)
-    text = _text_plan(options, model, networks)
     tagged = TaggedNetworks(options.network_dir, model)
     seed = options.seed if options.seed is not None else random_seed()
     maker = JobMaker(
@@ -80,17 +77,10 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         two_stages,
         check=partial(check_networks, networks, model),
         loss_guidance=guidance,
-        sampling=Sampling(
-            options.steps,
-            options.schedule,
-            model.prediction,
-            needs_zero_snr=options.zero_terminal_snr,
-            guidance=guidance,
-            first_steps=options.highres_fix_steps,
-        ),
+        sampling=sampling.from_options(options, model.prediction, guidance),
         unet_config=model.unet.config,
         syntax=options.prompt_syntax,
-        wildcards=Wildcards(options.wildcard_dir and WildcardFolder(options.wildcard_dir)),
+        wildcards=_wildcards(options),
         tagged=tagged,
     )
     guides = len(options.control_net_models or ()) if options.control_net_save_guides else 0
@@ -99,8 +89,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         maker.sampling.check_sampler(maker.defaults)
     jobs, parts = plan_parts(lines, maker, seed, name_file, counts, out.folder, begun)
     networks = tagged.added_to(networks)
-    if networks.tagged:  # their files may hold embeddings
-        text = _text_plan(options, model, networks)
+    text = _text_plan(options, model, networks)  # files of networks may hold embeddings
     if lines:
         _check_use(options, interval, sources, jobs)
         warn_of_unused(text.embeddings, jobs)
@@ -177,6 +166,15 @@ def _text_plan(options: Options, model: ModelFiles, networks: NetworkPlan) -> Te
         moved_tokens=WEB_UI_MOVED_TOKENS if options.prompt_syntax == WEB_UI else 0,
         tokenizer_cache_dir=options.tokenizer_cache_dir,
     )
+
+
+def _wildcards(options: Options) -> Wildcards:
+    """The wildcards that lines may name."""
+    if options.wildcard_dir is None:
+        return Wildcards()
+    from library.files.wildcards import WildcardFolder  # which imports a reader of YAML
+
+    return Wildcards(WildcardFolder(options.wildcard_dir))
 
 
 def _max_chunks(options: Options) -> int:

@@ -66,7 +66,6 @@ def read_prompt(text: str, syntax: str) -> Prompt:
     return Prompt(tuple(weigh(part.strip()) for part in texts), tags)
 
 
-@lru_cache(maxsize=_KEPT_PROMPTS)
 def read_negative(text: str, syntax: str) -> EditedPrompt:
     """A negative prompt; its text changes in the web UI's syntax, and it has neither parts nor tags."""
     return parse_editing(text) if syntax == WEB_UI else EditedPrompt((text,))

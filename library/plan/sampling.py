@@ -36,6 +36,18 @@ def settings_of(options: Options) -> dict[str, Any]:
     return settings | _resolved(said, usual, usual, "", ("--schedule", "--steps"))
 
 
+def from_options(options: Options, prediction: Prediction, guidance: LossGuidanceSettings) -> "Sampling":
+    """What the options, the model and guidance by CLIP and VGG16 mean for the samplers of all pictures."""
+    return Sampling(
+        options.steps,
+        options.schedule,
+        prediction,
+        needs_zero_snr=options.zero_terminal_snr,
+        guidance=guidance,
+        first_steps=options.highres_fix_steps,
+    )
+
+
 class Sampling:
     """Brings together what lines and options say of samplers, and refuses what does not go together.
 

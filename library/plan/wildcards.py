@@ -1,10 +1,12 @@
 """Wildcards as prompts use them: their entries parsed, each once, and checked for loops and for growth without end."""
 
+from __future__ import annotations
+
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from library.errors import InputError
-from library.files.wildcards import Entry, Source, WildcardFolder
 from library.plan.dynamic_prompts import (
     WILDCARD,
     DynamicPrompt,
@@ -20,6 +22,9 @@ from library.plan.dynamic_prompts import (
     split_weight,
 )
 from library.plan.prompt_lines import one_line
+
+if TYPE_CHECKING:
+    from library.files.wildcards import Entry, Source, WildcardFolder
 
 logger = logging.getLogger(__name__)
 
