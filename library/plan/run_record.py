@@ -114,6 +114,7 @@ _FIELDS = (
 )
 _LATER: dict[str, object] = {
     "sizes": NOT_SAID,
+    **{"extend": None, "boxes": ()},
     **{"prompt_syntax": SD_SCRIPTS, "steps_before": 0},
     **{"sampler": "ddim", "schedule": "own", "timesteps": (), "eta": None, "s_churn": 0.0},
 }
