@@ -42,7 +42,7 @@ from library.run.report import Tally, save_failed
 from library.run.runs import run_jobs
 from library.settings import deep_shrink, gradual_latent, samplers, sizes
 from library.settings.computing import vae_batch_size
-from library.settings.control_net import control_type, preprocessing
+from library.settings.control_net import control_type
 from library.settings.emphasis import ORIGINAL, normalization
 from library.settings.file_names import FIELDS, name_pattern
 from library.settings.highres import upscaler_arguments
@@ -59,6 +59,7 @@ from library.settings.options import (
     Options,
 )
 from library.settings.output import picture_format
+from library.settings.preprocessing import PREPROCESSORS, preprocessing, written
 from library.settings.sampler_names import NamedSampler, sampler_lines, sampler_name, schedule_name, schedule_names
 from library.settings.samplers import SAMPLERS, SECOND_NAMES
 from library.version import VERSION
@@ -354,7 +355,7 @@ def _control_net_options(group: OptionGroup) -> None:
     group.add("--control_net_types", use=PICTURE, many=True, metavar="KIND", convert=control_type, needs=_CONTROL_NET,
               help=f"kind of each guide for a ControlNet Union: {', '.join(CONTROL_TYPES)}")  # fmt: skip
     group.add("--control_net_preps", use=PICTURE, many=True, metavar="PREP", convert=preprocessing, needs=_CONTROL,
-              help="none (default), canny or canny_LOW_HIGH, for each")  # fmt: skip
+              help=f"for each none (default), {', '.join(map(written, PREPROCESSORS))}")  # fmt: skip
     group.add("--control_net_weights", use=PICTURE, many=True, metavar="WEIGHT", needs=_CONTROL,
               convert=values.number(-values.MAX_SCALE, values.MAX_SCALE),
               help="strength of each (default 1)")  # fmt: skip
