@@ -102,6 +102,10 @@ _EXAMPLES = """examples:
   options from a file:    gen_img_diffusers.py --config settings.toml --seed 7"""
 
 _IMG2IMG = Needs(("image_path",), "is for img2img; give --image_path too, or leave it out")
+_PICTURES = Needs(
+    ("image_path", "mask_path", "guide_image_path"),
+    "sorts pictures; give --image_path, --mask_path or --guide_image_path too, or leave it out",
+)
 _HIGHRES = Needs(("highres_fix_scale",), "is for Highres. fix; give --highres_fix_scale too, or leave it out")
 _NETWORKS = Needs(("network_module",), "is for networks; give --network_module too, or leave it out")
 _ANY_NETWORKS = Needs(("network_module", "network_dir"), _NETWORKS.problem)
@@ -281,10 +285,12 @@ def _network_options(group: OptionGroup) -> None:
 
 def _img2img_options(group: OptionGroup) -> None:
     group.add("--image_path", "--img_path", use=CHOICE, metavar="PATH", names_files=True,
-              help="picture to start from, or a folder of them")  # fmt: skip
+              help="picture to start from, or a folder, glob ('pics/*.png') or list (.txt) of them")  # fmt: skip
     group.add("--mask_path", "--mask_image", use=CHOICE, metavar="PATH", names_files=True,
-              help="mask, or a folder of them: white is repainted; for a prompt with AND, a map of the parts' regions "
-              "in its red, green and blue channel")  # fmt: skip
+              help="mask, or a folder, glob or list of them: white is repainted; for a prompt with AND, a map of the "
+              "parts' regions in its red, green and blue channel")  # fmt: skip
+    group.switch("--natural_order", use=CHOICE, needs=_PICTURES,
+                 help="sort folders and globs of pictures with 2 before 10, not as strings")  # fmt: skip
     group.add("--network_regional_mask_max_color_codes", use=PICTURE, metavar="N", convert=values.whole_number(1, 7),
               needs=_REGION_MAP, help="read N regions from the map's pure colours instead: red, green, yellow, blue, "
               "magenta, cyan, white")  # fmt: skip
@@ -373,7 +379,7 @@ def _control_net_options(group: OptionGroup) -> None:
 
 def _guidance_options(group: OptionGroup) -> None:
     group.add("--guide_image_path", use=PICTURE, many=True, metavar="PATH", needs=_GUIDED, names_files=True,
-              help="picture that guides, or pictures and folders of them, taken in turn")  # fmt: skip
+              help="picture that guides, or pictures, folders, globs and lists of them, taken in turn")  # fmt: skip
     group.add("--clip_guidance_scale", use=PICTURE, metavar="SCALE", convert=values.loss_scale, default=0,
               help="draw towards what CLIP reads in the prompt, or in a prompt line's --c; 100 is a start")  # fmt: skip
     group.add("--clip_image_guidance_scale", use=PICTURE, metavar="SCALE", convert=values.loss_scale, default=0,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from library.errors import InputError
-from library.files.pictures import check_picture, find_pictures, read_drawn, read_mask, region_color
+from library.files.pictures import Found, check_picture, find_pictures, read_drawn, read_mask, region_color
 from library.files.text_files import LINE_END, read_text
 from library.plan.job_files import is_job_file, read_rows
 from library.plan.picture_prompts import read_prompt
@@ -71,19 +71,26 @@ def find_sources(options: Options) -> Sources:
     """
     pictures = []
     if options.image_path is not None:
-        for path in find_pictures(options.image_path, "--image_path"):
-            pictures.append(
-                SourcePicture(path, *check_picture(path, "--image_path", any_size=options.allow_large_pictures))
-            )
-    masks = find_pictures(options.mask_path, "--mask_path") if options.mask_path is not None else []
+        for found in _found(options.image_path, "--image_path", options):
+            pictures.append(SourcePicture(found.path, *_check(found, "--image_path", options)))
+    masks = _found(options.mask_path, "--mask_path", options) if options.mask_path is not None else []
     codes, lacking = options.network_regional_mask_max_color_codes, {}
     for mask in masks:
-        check_picture(mask, "--mask_path", any_size=options.allow_large_pictures)
-        _check_mask(mask)
+        _check(mask, "--mask_path", options)
+        _check_mask(mask.path)
         if codes is not None:
-            lacking[mask] = _lacking_colors(mask, codes)
+            lacking[mask.path] = _lacking_colors(mask.path, codes)
     guides = _find_guides(options, pictures)
-    return Sources(tuple(pictures), tuple(masks), guides, max(1, len(given_files(options))), lacking)
+    mask_paths = tuple(mask.path for mask in masks)
+    return Sources(tuple(pictures), mask_paths, guides, max(1, len(given_files(options))), lacking)
+
+
+def _found(given: str, option: str, options: Options) -> list[Found]:
+    return find_pictures(given, option, natural=options.natural_order)
+
+
+def _check(found: Found, option: str, options: Options) -> tuple[int, int]:
+    return check_picture(found.path, option, where=found.where, any_size=options.allow_large_pictures)
 
 
 def _check_mask(path: Path) -> None:
@@ -115,16 +122,20 @@ def _lacking_colors(path: Path, color_codes: int) -> list[int]:
 
 def _find_guides(options: Options, sources: Sequence[SourcePicture]) -> tuple[Path, ...]:
     """Find the guide pictures, and check those that are not among the source pictures, which are checked already."""
-    guides = [path for given in options.guide_image_path or () for path in find_pictures(given, "--guide_image_path")]
-    for path in set(guides) - {source.path for source in sources}:
-        check_picture(path, "--guide_image_path", any_size=options.allow_large_pictures)
+    option = "--guide_image_path"
+    guides = [found for given in options.guide_image_path or () for found in _found(given, option, options)]
+    checked = {source.path for source in sources}
+    for found in guides:
+        if found.path not in checked:
+            checked.add(found.path)
+            _check(found, option, options)
     if (nets := len(given_files(options))) and not guides:
         name = "control_net_models" if options.control_net_models else "control_net_lllite_models"
         raise InputError(f"--{name}", "draws after a guide picture; give --guide_image_path too")
     if nets and len(guides) > 1 and len(guides) % nets:
         problem = f"{len(guides)} pictures for {nets} ControlNets; give one, or as many for each ControlNet"
         raise InputError("--guide_image_path", problem)
-    return tuple(guides)
+    return tuple(found.path for found in guides)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
