@@ -127,6 +127,19 @@ def test_shuffled_guides_depend_on_their_own_seed_alone(sd1, net, photo, generat
     assert "steps 0 to 1, shuffle 3, guide photo.png" in Image.open(alone.files[0]).text["parameters"]
 
 
+def test_both_stages_of_highres_fix_see_one_shuffled_guide(sd1, net, photo, generate, monkeypatch):
+    seeds = []
+    real = control_net.prepare_guide
+    monkeypatch.setattr(
+        control_net, "prepare_guide", lambda path, size, how, seed, mask: seeds.append(seed) or real(path, size, how, 5)
+    )
+    steered = ("--control_net_models", net, "--guide_image_path", photo, "--control_net_preps", "shuffle")
+    result = generate(
+        sd1.folder, *steered, "--W", 128, "--H", 128, "--highres_fix_scale", 0.5, "--steps", 2, "--prompt", "a --d 5"
+    )
+    assert (result.status, seeds) == (0, [5, 5]), result.stderr
+
+
 def test_what_is_masked_is_minus_one_and_saved_black(sd1, net, photo, generate, tmp_path, monkeypatch):
     hints = []
     real = control_net.ControlNet.embed
@@ -169,9 +182,9 @@ def test_what_runs_remember_and_tell(sd1, net, photo, generate):
     [
         ("scrible", "scrible: no such preprocessing; did you mean scribble? known are none, canny,"),
         ("blur_0", "blur_0: sigma is out of range; write 1 to 200"),
-        ("blur_2_3", "blur_2_3: is no such preprocessing; write blur or blur_SIGMA (blur_9)"),
-        ("tile_x", "tile_x: is no such preprocessing; write tile or tile_FACTOR (tile_8)"),
-        ("invert_1", "invert_1: is no such preprocessing; write invert, which takes no numbers"),
+        ("blur_2_3", "blur_2_3: its numbers cannot be used; write blur or blur_SIGMA (blur_9)"),
+        ("tile_x", "tile_x: its numbers cannot be used; write tile or tile_FACTOR (tile_8)"),
+        ("invert_1", "invert_1: its numbers cannot be used; write invert, which takes no numbers"),
         ("inpaint", "inpaint: needs the picture's mask; give --image_path and --mask_path, and no prompt with AND"),
     ],
 )

@@ -83,7 +83,7 @@ def preprocessing(text: str) -> Preprocess | None:
         raise argparse.ArgumentTypeError(f"no such preprocessing; {hint} {', '.join(known[:-1])} or {known[-1]}")
     numbers = PREPROCESSORS[name].numbers
     if len(given) > len(numbers) or not all(re.fullmatch("[0-9]{1,5}", number) for number in given):
-        raise argparse.ArgumentTypeError(f"is no such preprocessing; write {_usage(name)}")
+        raise argparse.ArgumentTypeError(f"its numbers cannot be used; write {_usage(name)}")
     values = [number.usual for number in numbers]
     values[: len(given)] = map(int, given)
     for number, value in zip(numbers, values):
