@@ -42,7 +42,7 @@ from library.run.report import Tally, save_failed
 from library.run.runs import run_jobs
 from library.settings import deep_shrink, gradual_latent, masks, samplers, sizes
 from library.settings.computing import vae_batch_size
-from library.settings.control_net import control_type, preprocessing
+from library.settings.control_net import control_type
 from library.settings.emphasis import ORIGINAL, normalization
 from library.settings.file_names import FIELDS, name_pattern
 from library.settings.highres import upscaler_arguments
@@ -59,6 +59,7 @@ from library.settings.options import (
     Options,
 )
 from library.settings.output import picture_format
+from library.settings.preprocessing import PREPROCESSORS, preprocessing, written
 from library.settings.sampler_names import NamedSampler, sampler_lines, sampler_name, schedule_name, schedule_names
 from library.settings.samplers import SAMPLERS, SECOND_NAMES
 from library.version import VERSION
@@ -107,6 +108,10 @@ _MASKED = Needs(
     "is for masks; give --mask_path, --mask_from_alpha or --extend too, or leave it out",
 )
 _MASK = Needs(("mask_path", "mask_from_alpha"), "needs a mask; give --mask_path or --mask_from_alpha too")
+_PICTURES = Needs(
+    ("image_path", "mask_path", "guide_image_path"),
+    "sorts pictures; give --image_path, --mask_path or --guide_image_path too, or leave it out",
+)
 _HIGHRES = Needs(("highres_fix_scale",), "is for Highres. fix; give --highres_fix_scale too, or leave it out")
 _NETWORKS = Needs(("network_module",), "is for networks; give --network_module too, or leave it out")
 _ANY_NETWORKS = Needs(("network_module", "network_dir"), _NETWORKS.problem)
@@ -287,10 +292,12 @@ def _network_options(group: OptionGroup) -> None:
 def _img2img_options(group: OptionGroup) -> None:
     masked_by = "ways of giving masks"
     group.add("--image_path", "--img_path", use=CHOICE, metavar="PATH", names_files=True,
-              help="picture to start from, or a folder of them")  # fmt: skip
+              help="picture to start from, or a folder, glob ('pics/*.png') or list (.txt) of them")  # fmt: skip
     group.add("--mask_path", "--mask_image", use=CHOICE, metavar="PATH", names_files=True, alternative=masked_by,
-              help="mask, or a folder of them: white is repainted; for a prompt with AND, a map of the parts' regions "
-              "in its red, green and blue channel")  # fmt: skip
+              help="mask, or a folder, glob or list of them: white is repainted; for a prompt with AND, a map of the "
+              "parts' regions in its red, green and blue channel")  # fmt: skip
+    group.switch("--natural_order", use=CHOICE, needs=_PICTURES,
+                 help="sort folders and globs of pictures with 2 before 10, not as strings")  # fmt: skip
     group.add("--network_regional_mask_max_color_codes", use=PICTURE, metavar="N", convert=values.whole_number(1, 7),
               needs=_REGION_MAP, help="read N regions from the map's pure colours instead: red, green, yellow, blue, "
               "magenta, cyan, white")  # fmt: skip
@@ -381,7 +388,7 @@ def _control_net_options(group: OptionGroup) -> None:
     group.add("--control_net_types", use=PICTURE, many=True, metavar="KIND", convert=control_type, needs=_CONTROL_NET,
               help=f"kind of each guide for a ControlNet Union: {', '.join(CONTROL_TYPES)}")  # fmt: skip
     group.add("--control_net_preps", use=PICTURE, many=True, metavar="PREP", convert=preprocessing, needs=_CONTROL,
-              help="none (default), canny or canny_LOW_HIGH, for each")  # fmt: skip
+              help=f"for each none (default), {', '.join(map(written, PREPROCESSORS))}")  # fmt: skip
     group.add("--control_net_weights", use=PICTURE, many=True, metavar="WEIGHT", needs=_CONTROL,
               convert=values.number(-values.MAX_SCALE, values.MAX_SCALE),
               help="strength of each (default 1)")  # fmt: skip
@@ -399,7 +406,7 @@ def _control_net_options(group: OptionGroup) -> None:
 
 def _guidance_options(group: OptionGroup) -> None:
     group.add("--guide_image_path", use=PICTURE, many=True, metavar="PATH", needs=_GUIDED, names_files=True,
-              help="picture that guides, or pictures and folders of them, taken in turn")  # fmt: skip
+              help="picture that guides, or pictures, folders, globs and lists of them, taken in turn")  # fmt: skip
     group.add("--clip_guidance_scale", use=PICTURE, metavar="SCALE", convert=values.loss_scale, default=0,
               help="draw towards what CLIP reads in the prompt, or in a prompt line's --c; 100 is a start")  # fmt: skip
     group.add("--clip_image_guidance_scale", use=PICTURE, metavar="SCALE", convert=values.loss_scale, default=0,

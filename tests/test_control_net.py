@@ -105,8 +105,10 @@ def test_objects_for_scripts_tell_of_control_nets(sd1, net1, generate, guides):
     each = {"name": file.stem, "file": str(file), "lllite": False, "is_difference": False, "kind": None, "end": 1}
     assert second["control_net_together"] is True
     assert second["control_nets"] == [
-        each | {"canny": None, "weight": 0.5, "start": 0, "guide": str(guides / "2.png")},
-        each | {"canny": {"low": 10, "high": 20}, "weight": 1, "start": 0.25, "guide": str(guides / "3.png")},
+        each | {"preprocess": None, "canny": None, "weight": 0.5, "start": 0, "guide": str(guides / "2.png")},
+        each
+        | {"preprocess": {"name": "canny", "low": 10, "high": 20}, "canny": {"low": 10, "high": 20}}
+        | {"weight": 1, "start": 0.25, "guide": str(guides / "3.png")},
     ]
 
 
@@ -405,7 +407,10 @@ def test_features_follow_latents_of_other_sizes(sd1, net1):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--control_net_preps", "depth"], "--control_net_preps depth: no such preprocessing; use none, canny or"),
+        (
+            ["--control_net_preps", "depth"],
+            "--control_net_preps depth: no such preprocessing; use none, canny,",
+        ),
         (["--control_net_preps", "canny_200_100"], "the low threshold is above the high one"),
         (["--control_net_ratios", "1.5"], "--control_net_ratios 1.5: out of range"),
         (["--control_net_weights", "nan"], "--control_net_weights nan: not a finite number"),

@@ -11,7 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from library.errors import InputError
-from library.files.pictures import check_picture, find_pictures, read_mask, read_picture
+from library.files.pictures import Found, check_picture, find_pictures, read_mask, read_picture
 from library.plan.picture_prompts import read_prompt
 
 OPTION = "--image_path"
@@ -42,9 +42,9 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 def test_folders_are_sorted_as_strings(tmp_path):
     for name in ("2.PNG", "10.jpg", "1.webp", "x.jpeg", "y.txt", "[z].png"):
         (tmp_path / name).touch()
-    names = [path.name for path in find_pictures(str(tmp_path), OPTION)]
+    names = [found.path.name for found in find_pictures(str(tmp_path), OPTION)]
     assert names == ["1.webp", "10.jpg", "2.PNG", "[z].png", "x.jpeg"]
-    assert find_pictures(str(tmp_path / "[z].png"), OPTION) == [tmp_path / "[z].png"]
+    assert find_pictures(str(tmp_path / "[z].png"), OPTION) == [Found(tmp_path / "[z].png")]
 
 
 def test_nothing_found(tmp_path):
@@ -446,7 +446,7 @@ def test_what_lies_in_a_folder_beside_the_pictures(tmp_path):
     gradient().save(tmp_path / "x.png")
     (tmp_path / "._x.png").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
     (tmp_path / "more.png").mkdir()
-    assert find_pictures(str(tmp_path), OPTION) == [tmp_path / "x.png"]
+    assert find_pictures(str(tmp_path), OPTION) == [Found(tmp_path / "x.png")]
     (tmp_path / "x.png").unlink()
     with pytest.raises(InputError, match="holds no pictures"):
         find_pictures(str(tmp_path), OPTION)

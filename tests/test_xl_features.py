@@ -197,6 +197,9 @@ def test_files_that_are_no_lllite_for_the_model(sd1, sdxl, lllite, guide, genera
     assert "--control_net_lllite_models and --clip_guidance_scale: do not go together" in guided.stderr
     beside = generate(sdxl.folder, *given, file, "--control_net_models", file)
     assert "are two kinds of ControlNets; give one" in beside.stderr
+    masked = ("--image_path", guide, "--mask_path", guide, "--control_net_preps", "inpaint")
+    unread = generate(sdxl.folder, *given, file, *masked)
+    assert f"makes -1 of masked pixels, and {file} is a ControlNet-LLLite; use" in unread.stderr
     mistaken = generate(sdxl.folder, "--guide_image_path", guide, *PROMPT, "--control_net_models", file)
     assert "is a ControlNet-LLLite; give it with --control_net_lllite_models" in mistaken.stderr
 

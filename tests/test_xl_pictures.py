@@ -325,6 +325,24 @@ def test_what_a_union_cannot_be_told_is_refused(sdxl, generate, guide, union, tm
     assert "canny, weight 1, steps 0 to 1, canny 63 191" in Image.open(canny.files[0]).text["parameters"]
 
 
+def test_preprocessings_tell_a_union_its_kind(sdxl, generate, guide, union):
+    steered = ("--guide_image_path", guide, *PROMPT, "--control_net_models", union, "--dry_run", "--json")
+    for name in ("scribble", "softedge", "lineart", "mlsd"):
+        facts = json.loads(generate(sdxl.folder, *steered, "--control_net_preps", name).stdout)
+        assert [net["kind"] for net in facts["control_nets"]] == [name]
+    said = generate(sdxl.folder, *steered, "--control_net_preps", "blur", "--control_net_types", "depth").stdout
+    assert json.loads(said)["control_nets"][0]["kind"] == "depth"
+    for name, message in (
+        ("tile", f"--control_net_preps tile_8: {union} knows no tile; give --control_net_types, one of openpose,"),
+        ("invert", "is told the kind of its guide; give --control_net_types, one of openpose,"),
+        ("inpaint", f"makes -1 of masked pixels, and {union} is a ControlNet Union; give it a guide that is black"),
+    ):
+        masked = ("--image_path", guide, "--mask_path", guide) if name == "inpaint" else ()
+        result = generate(sdxl.folder, *steered, "--control_net_preps", name, *masked)
+        assert (result.status, result.stderr.count("\n")) == (2, 1)
+        assert message in result.stderr
+
+
 def test_a_union_that_is_not_whole_is_refused(sdxl, generate, guide, union, tmp_path):
     state = load_file(union / "diffusion_pytorch_model.safetensors")
     parts = {name: value for name, value in state.items() if not name.startswith("transformer_layes.")}

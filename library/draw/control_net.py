@@ -41,7 +41,7 @@ class ControlNet:
         model.controlnet_cond_embedding = torch.nn.Identity()
 
     def embed(self, guide: np.ndarray) -> torch.Tensor:
-        """Embed a prepared guide (height, width, 3): (1, channels, height / 8, width / 8)."""
+        """Embed a guide that `prepare_guide` made: (1, channels, height / 8, width / 8)."""
         pixels = torch.tensor(guide, device=self.model.device).permute(2, 0, 1)[None]
         return self._hint_block((pixels.float() / 255).to(self.model.dtype))
 
@@ -122,16 +122,15 @@ class ControlNets:
         guides = {}
         for net in self.nets if jobs[0].control_net else ():
             for place, spec in net.specs.items():
-                guides[place] = torch.cat([self._embed(net, spec, guide_key(place, job), last) for job in jobs])
+                keys = [guide_key(place, job, spec.control.preprocess) for job in jobs]
+                guides[place] = torch.cat([self._embed(net, key, last) for key in keys])
         return Steering(self.nets if guides else (), guides, steps, together=self.settings.together)
 
-    def _embed(
-        self, net: ControlNet, spec: ControlNetSpec, key: GuideKey, last: Mapping[GuideKey, torch.Tensor]
-    ) -> torch.Tensor:
+    def _embed(self, net: ControlNet, key: GuideKey, last: Mapping[GuideKey, torch.Tensor]) -> torch.Tensor:
         if key not in self._embedded:
             embedded = last.get(key)
             if embedded is None:
-                embedded = net.embed(prepare_guide(*key[1:], spec.control.preprocess))
+                embedded = net.embed(prepare_guide(*key[1:]))
             self._embedded[key] = embedded
         return self._embedded[key]
 

@@ -6,30 +6,40 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from library.draw.preprocessing import preprocessed
 from library.files.picture_files import encode, save_whole
-from library.files.pictures import load_guide
+from library.files.pictures import load_guide, read_mask
 from library.plan.file_names import guide_name
 from library.plan.job import Job
-from library.settings.control_net import Canny, ControlNetSpec
+from library.settings.control_net import ControlNetSpec
+from library.settings.preprocessing import Preprocess
 
-# What is made of a guide: of which of those that steer, of which picture, at which (width, height) in pixels
-GuideKey = tuple[int, Path, tuple[int, int]]
+# What is made of a guide: for which of those that steer, of which picture, at which (width, height) in pixels, how, and
+# the seed and the mask of the picture drawn where they have a say
+GuideKey = tuple[int, Path, tuple[int, int], Preprocess | None, int | None, Path | None]
 
 
-def guide_key(place: int, job: Job) -> GuideKey:
+def guide_key(place: int, job: Job, how: Preprocess | None) -> GuideKey:
     """The guide of a job for the one at a place among those that steer."""
-    return place, job.guides[place], (job.width, job.height)
+    # both stages of Highres. fix see the same guide, though the second has the seed that follows
+    seed = job.seed - (job.stage == 2) if how is not None and how.by.by_seed else None
+    mask = job.mask if how is not None and how.by.by_mask else None
+    return place, job.guides[place], (job.width, job.height), how, seed, mask
 
 
-def prepare_guide(path: Path, size: tuple[int, int], preprocess: Canny | None) -> np.ndarray:
-    """Read a guide picture at (width, height) pixels and preprocess it: (height, width, 3) uint8."""
+def prepare_guide(
+    path: Path, size: tuple[int, int], how: Preprocess | None, seed: int | None = None, mask: Path | None = None
+) -> np.ndarray:
+    """Read a guide picture at (width, height) pixels and preprocess it: (height, width, 3), 0 to 255, and -255 where a
+    mask hides it.
+    """
     pixels = np.asarray(load_guide(path).resize(size, Image.Resampling.LANCZOS))
-    if preprocess is None:
+    if how is None:
         return pixels
-    import cv2  # 25 MB that only some runs need
-
-    edges = cv2.Canny(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), preprocess.low, preprocess.high)
-    return np.stack([edges] * 3, axis=-1)
+    further: list[int | np.ndarray] = [] if seed is None else [seed]
+    if mask is not None:
+        further.append(np.asarray(read_mask(mask).resize(size, Image.Resampling.BILINEAR)))
+    return preprocessed(pixels, how, *further)
 
 
 def save_guides(jobs: Sequence[Job], specs: Sequence[ControlNetSpec]) -> None:
@@ -38,5 +48,5 @@ def save_guides(jobs: Sequence[Job], specs: Sequence[ControlNetSpec]) -> None:
         for place, spec in enumerate(specs):
             file = job.file.with_name(guide_name(job.file.stem, place + 1))
             if not file.exists():
-                guide = prepare_guide(job.guides[place], (job.width, job.height), spec.control.preprocess)
-                save_whole(encode(guide, ".png", {}), file)
+                guide = prepare_guide(*guide_key(place, job, spec.control.preprocess)[1:])
+                save_whole(encode(guide.clip(0, 255).astype(np.uint8), ".png", {}), file)  # what is masked is black

@@ -99,7 +99,7 @@ class LLLites:
             if nets:
                 stack.enter_context(followed(self._note_size, unet))
             for place, net in enumerate(nets):
-                keys = [guide_key(place, job) for job in jobs]
+                keys = [guide_key(place, job, net.control.preprocess) for job in jobs]
                 for key in keys:
                     self._read[key] = last.get(key) or self._read.get(key) or _read_guide(net, key, unet)
                 for path, network in net.networks.items():
@@ -134,7 +134,7 @@ def _to_size(read: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 def _read_guide(net: LLLite, key: GuideKey, unet: UNet2DConditionModel) -> dict[str, torch.Tensor]:
     """What each of the small networks makes of a guide."""
-    pixels = torch.from_numpy(np.array(prepare_guide(*key[1:], net.control.preprocess))).permute(2, 0, 1)[None]
+    pixels = torch.from_numpy(np.array(prepare_guide(*key[1:]))).permute(2, 0, 1)[None]
     guide = (pixels.to(unet.device).float() / 127.5 - 1).to(unet.dtype)
     return {path: network.read(guide) for path, network in net.networks.items()}
 

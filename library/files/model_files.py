@@ -3,7 +3,6 @@
 Nothing is loaded here: a wrong file, family or option is refused before any memory is taken.
 """
 
-import glob
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from library.files.families import (
     TextNames,
     name_of_vae,
 )
+from library.files.globs import is_glob, matching
 from library.files.hub import fetch_model
 from library.files.json_files import read_json
 from library.files.prediction import Prediction, decide, read_statements
@@ -181,8 +181,8 @@ def resolve(given: str, option: str, stems: tuple[str, ...] = WEIGHT_STEMS) -> t
             return path, path.stem if path.is_file() else path.resolve().name
     except (OSError, RuntimeError, ValueError) as problem:
         raise InputError(f"{option} {given}", f"is no path that can be used ({problem}); check it") from None
-    if any(character in given for character in "*?["):
-        matches = sorted(glob.glob(str(path)))  # noqa: PTH207  # Path.glob takes no absolute patterns
+    if is_glob(given):
+        matches = matching(path)
         if len(matches) != 1:
             found = f"matches {len(matches)} paths: {', '.join(matches[:8])}" if matches else "matches nothing"
             raise InputError(f"{option} {given}", f"{found}; give a pattern that matches one")

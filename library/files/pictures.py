@@ -1,25 +1,45 @@
 """Pictures that a run starts from: finding, checking, reading and resizing them."""
 
+import importlib
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from library.errors import InputError
+from library.errors import InputError, InputErrors
+from library.files.globs import is_glob, matching
 from library.files.picture_texts import ORIENTATION, exif_value
 from library.files.png_chunks import SIGNATURE, take_apart
+from library.files.text_files import LINE_END, read_text
 from library.values import MAX_SIZE_PX, PIXELS_PER_CELL
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".heic", ".heif")
+LIST_SUFFIX = ".txt"
 
 
-def find_pictures(given: str, option: str) -> list[Path]:
-    """The picture that a path names, or the pictures of the folder that it names, sorted as strings.
+@dataclass(frozen=True)
+class Found:
+    """A picture, and the file and line that name it, where a list does."""
+
+    path: Path
+    where: str = ""
+
+
+def find_pictures(given: str, option: str, *, natural: bool = False) -> list[Found]:
+    """The picture that a path names, those of the folder or the list (`.txt`) that it names, or those that fit it as a
+    glob; a file or folder of that very name comes first.
+
+    Args:
+        given: what the user wrote.
+        option: where.
+        natural: sort folders and globs with 2 before 10, not as strings; lists keep their order.
 
     Raises:
         InputError: when there is none.
@@ -28,16 +48,57 @@ def find_pictures(given: str, option: str) -> list[Path]:
     try:
         path = Path(given).expanduser()
         if path.is_file():
-            return [path]
-        if not path.is_dir():
+            return _listed(path, option, given) if path.suffix.lower() == LIST_SUFFIX else [Found(path)]
+        if path.is_dir():
+            pictures = list(filter(_is_listed, path.iterdir()))
+            problem = f"holds no pictures ({' '.join(SUFFIXES)}); give another folder"
+        elif is_glob(given):
+            pictures = [Path(match) for match in matching(path, recursive=True) if not Path(match).is_dir()]
+            problem = "matches no files; check the pattern"
+        else:
             raise InputError(subject, "no such file or folder; check the path")
-        pictures = sorted(filter(_is_listed, path.iterdir()), key=str)
-    except (OSError, RuntimeError, ValueError) as problem:  # RuntimeError: ~ of somebody without a home
-        reason = getattr(problem, "strerror", None) or problem
+    except (OSError, RuntimeError, ValueError) as fault:  # RuntimeError: ~ of somebody without a home
+        reason = getattr(fault, "strerror", None) or fault
         raise InputError(subject, f"cannot be read: {reason}; check the path") from None
     if not pictures:
-        raise InputError(subject, f"holds no pictures ({' '.join(SUFFIXES)}); give another folder")
-    return pictures
+        raise InputError(subject, problem)
+    return [Found(picture) for picture in sorted(pictures, key=_natural_key if natural else str)]
+
+
+def _natural_key(path: Path) -> list[tuple[int, str]]:
+    """What sorts paths by the numbers in them: text and number in turn."""
+    parts = re.split("([0-9]+)", str(path))
+    return [(int(part) if place % 2 else 0, part) for place, part in enumerate(parts)]
+
+
+def _listed(file: Path, option: str, given: str) -> list[Found]:
+    """The pictures of a list: a path a line, relative to the list's folder; blank lines and comments (#) are skipped.
+
+    Raises:
+        InputError: for paths that are no files, each with its line, and for a list without any.
+    """
+    found: list[Found] = []
+    faults: list[InputError] = []
+    for number, line in enumerate(LINE_END.split(read_text(str(file), f"{option} {given}")), start=1):
+        if not (text := line.strip()) or text.startswith("#"):
+            continue
+        where, subject = f"{file}:{number}", f"{option} {text}"
+        try:
+            path = file.parent / Path(text).expanduser()
+            if path.is_file():
+                found.append(Found(path, where))
+            elif path.is_dir():
+                faults.append(InputError(subject, "is a folder; write the path of a picture", where))
+            else:
+                faults.append(InputError(subject, "no such file; check the path", where))
+        except (OSError, RuntimeError) as fault:
+            reason = getattr(fault, "strerror", None) or fault
+            faults.append(InputError(subject, f"cannot be read: {reason}; check the path", where))
+    if faults:
+        raise faults[0] if len(faults) == 1 else InputErrors(faults)
+    if not found:
+        raise InputError(f"{option} {given}", "names no picture; write a path a line")
+    return found
 
 
 def _is_listed(entry: Path) -> bool:
@@ -45,18 +106,19 @@ def _is_listed(entry: Path) -> bool:
     return entry.suffix.lower() in SUFFIXES and not entry.name.startswith("._") and not entry.is_dir()
 
 
-def check_picture(path: Path, option: str, *, any_size: bool = False) -> tuple[int, int]:
+def check_picture(path: Path, option: str, *, where: str = "", any_size: bool = False) -> tuple[int, int]:
     """Check that a picture is whole and of a usable size; returns its upright (width, height) in pixels.
 
     Args:
         path: the picture.
         option: where it was given.
+        where: the file and line that name it, if any.
         any_size: take one that is larger than pictures should be, too.
 
     Raises:
         InputError: when it is no picture, cut short, too small or too large.
     """
-    subject = f"{option} {path}"
+    subject = f"{option} {path} ({where})" if where else f"{option} {path}"
     with opened(path, subject) as picture:
         width, height = picture.size
         if max(width, height) > MAX_SIZE_PX and not any_size:
@@ -90,7 +152,8 @@ def opened(path: Path, subject: str) -> Iterator["Image"]:
     # Pillow's own bound would stand in the way; `check_picture` has one, by the sides, before anything is decoded
     bound, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
-        with warnings.catch_warnings(action="ignore"), _open(path) as picture:  # of what lies beside the pixels
+        # warnings are of what lies beside the pixels
+        with warnings.catch_warnings(action="ignore"), _open(path, subject) as picture:
             yield picture
     except (InputError, MemoryError):
         raise
@@ -102,18 +165,43 @@ def opened(path: Path, subject: str) -> Iterator["Image"]:
         Image.MAX_IMAGE_PIXELS = bound
 
 
-def _open(path: Path) -> "Image":
+def _open(path: Path, subject: str) -> "Image":
     """A picture whose header has been read; a PNG's texts are in its `info`."""
     from PIL import Image
 
     with path.open("rb") as file:
-        if file.read(len(SIGNATURE)) != SIGNATURE:
+        head = file.read(_BRANDS_BYTES)
+        if not head.startswith(SIGNATURE):
+            if _is_heic(head):
+                _learn_heic(subject)
             return Image.open(path)
         file.seek(0)
         pixels, texts = take_apart(file.read())
     picture = Image.open(io.BytesIO(pixels))
     picture.info.update(texts | _clear_colour(picture, depth=pixels[_DEPTH_AT]))
     return picture
+
+
+# HEIF (ISO/IEC 23008-12) names its brands in the first box: the major one, a version, and those that it fits as well.
+# `mif1` and `msf1` are any codec's, AVIF's too, which Pillow reads by itself.
+_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
+_BRANDS_BYTES = 64
+
+
+def _is_heic(head: bytes) -> bool:
+    """Whether a file that begins so is a HEIC picture."""
+    size = min(int.from_bytes(head[:4]), len(head))
+    brands = {head[at : at + 4] for at in range(8, size, 4) if at != 12}
+    return head[4:8] == b"ftyp" and not brands.isdisjoint(_HEIC_BRANDS)
+
+
+def _learn_heic(subject: str) -> None:
+    """Make Pillow read HEIC, which it needs a package for that is not everywhere."""
+    try:
+        importlib.import_module("pillow_heif").register_heif_opener()
+    except ImportError:
+        problem = "is HEIC, which needs a package; pip install pillow-heif, or save it as PNG"
+        raise InputError(subject, problem) from None
 
 
 _DEPTH_AT = len(SIGNATURE) + 16  # where PNG's header says how many bits a channel has

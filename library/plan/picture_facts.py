@@ -16,6 +16,7 @@ from library.plan.run_plan import RunPlan
 from library.plan.run_record import FORMAT_VERSION
 from library.plan.stages import stages
 from library.settings.highres import HighresFix
+from library.settings.preprocessing import Preprocess
 from library.settings.samplers import SAMPLERS, Sampler
 
 # Fields of a job that are told under other names, or of which only a part is told
@@ -145,7 +146,8 @@ def _control_nets(plan: RunPlan, job: Job) -> list[object]:
             "lllite": isinstance(spec.file, LLLiteFile),
             "is_difference": isinstance(spec.file, ControlNetFile) and spec.file.is_difference,
             "kind": spec.control.kind,
-            "canny": plain(spec.control.preprocess),
+            "preprocess": plain(how.facts()) if (how := spec.control.preprocess) else None,
+            "canny": _canny(how),
             "weight": spec.control.weight,
             "start": spec.control.start,
             "end": spec.control.end,
@@ -153,6 +155,11 @@ def _control_nets(plan: RunPlan, job: Job) -> list[object]:
         }
         for spec, guide in zip(plan.control_nets.specs, job.guides)
     ]
+
+
+def _canny(how: Preprocess | None) -> dict[str, object] | None:
+    """Canny's thresholds alone, as earlier versions told them."""
+    return None if how is None or how.name != "canny" else {"low": how.numbers[0], "high": how.numbers[1]}
 
 
 def _highres(job: Job, highres: HighresFix) -> dict[str, object]:

@@ -37,6 +37,7 @@ from library.settings import (
 )
 from library.settings.cfg_interval import WHOLE_RUN, CfgInterval
 from library.settings.options import Options
+from library.settings.preprocessing import Preprocess
 from networks.files import NetworkPlan, plan_networks
 from networks.tags import TaggedNetworks
 
@@ -76,7 +77,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         model.family,
         sources,
         two_stages,
-        check=partial(check_networks, networks, model),
+        check=partial(_check_job, options.control_net_preps or (), networks, model),
         loss_guidance=guidance,
         sampling=sampling.from_options(options, model.prediction, guidance),
         unet_config=model.unet.config,
@@ -124,6 +125,14 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         preview=options.interactive and not options.no_preview,
         dry_run=options.dry_run,
     )
+
+
+def _check_job(preps: Sequence[Preprocess | None], networks: NetworkPlan, model: ModelFiles, job: Job) -> None:
+    """Refuse what a job's networks and guides cannot do."""
+    check_networks(networks, model, job)
+    if job.mask is None and any(how is not None and how.by.by_mask for how in preps):
+        problem = "needs the picture's mask; give --image_path and --mask_path, and no prompt with AND"
+        raise InputError("--control_net_preps inpaint", problem, job.where)
 
 
 def _find_model(options: Options) -> ModelFiles:

@@ -25,6 +25,7 @@ from library.plan.sources import SourceLine
 from library.settings.deep_shrink import DeepShrink
 from library.settings.gradual_latent import GradualLatent, Unsharp
 from library.settings.options import Options
+from library.settings.preprocessing import Preprocess
 from library.settings.sampler_names import first_name, sampler_name, schedule_name
 from library.settings.sizes import NOT_SAID, ToldSizes
 from library.version import versions
@@ -195,6 +196,8 @@ def compared_options(options: Options) -> dict[str, object]:
     """The options that a run which is gone on with has to agree in, as plain data."""
 
     def as_plain(value: object) -> object:
+        if isinstance(value, Preprocess) and value.name == "canny":  # as version 0.1.0 wrote it, which had no other
+            return "Canny(low={}, high={})".format(*value.numbers)
         return _as_said(value) if isinstance(value, Strength) else str(value)
 
     return json.loads(json.dumps(options.compared(), default=as_plain))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from library.errors import InputError
-from library.files.pictures import check_picture, find_pictures, read_drawn, region_color
+from library.files.pictures import Found, check_picture, find_pictures, read_drawn, region_color
 from library.files.text_files import LINE_END, read_text
 from library.plan.canvas import oriented_mask
 from library.plan.job_files import is_job_file, read_rows
@@ -83,10 +83,8 @@ def find_sources(options: Options, settings: MaskSettings) -> Sources:
     """
     pictures = []
     if options.image_path is not None:
-        for path in find_pictures(options.image_path, "--image_path"):
-            pictures.append(
-                SourcePicture(path, *check_picture(path, "--image_path", any_size=options.allow_large_pictures))
-            )
+        for found in _found(options.image_path, "--image_path", options):
+            pictures.append(SourcePicture(found.path, *_check(found, "--image_path", options)))
     if settings.extend:
         _check_canvas(pictures, settings.extend, any_size=options.allow_large_pictures)
     masks, lacking = _find_masks(options, pictures, settings), {}
@@ -94,6 +92,14 @@ def find_sources(options: Options, settings: MaskSettings) -> Sources:
         lacking = {mask: _lacking_colors(mask, codes) for mask in masks}
     guides = _find_guides(options, pictures)
     return Sources(tuple(pictures), tuple(masks), guides, max(1, len(given_files(options))), lacking)
+
+
+def _found(given: str, option: str, options: Options) -> list[Found]:
+    return find_pictures(given, option, natural=options.natural_order)
+
+
+def _check(found: Found, option: str, options: Options) -> tuple[int, int]:
+    return check_picture(found.path, option, where=found.where, any_size=options.allow_large_pictures)
 
 
 def _check_canvas(pictures: Sequence[SourcePicture], extend: Margins, *, any_size: bool) -> None:
@@ -113,16 +119,16 @@ def _find_masks(options: Options, pictures: Sequence[SourcePicture], settings: M
                 problem = "has nothing transparent, so that --mask_from_alpha redraws nothing; give --mask_path"
                 raise InputError(f"--image_path {picture.path}", problem)
         return [picture.path for picture in pictures]
-    masks = find_pictures(options.mask_path, "--mask_path") if options.mask_path is not None else []
+    masks = _found(options.mask_path, "--mask_path", options) if options.mask_path is not None else []
     if len(pictures) > 1 and len(masks) not in (0, 1, len(pictures)):
         problem = f"{len(masks)} masks for {len(pictures)} pictures; give one for all, or one for each"
         raise InputError(f"--mask_path {options.mask_path}", problem)
     for place, mask in enumerate(masks):
-        size = check_picture(mask, "--mask_path", any_size=options.allow_large_pictures)
+        size = _check(mask, "--mask_path", options)
         if picture := in_turn(pictures, place):
-            _check_shape(mask, size, picture)
-        _check_mask(mask, settings)
-    return masks
+            _check_shape(mask.path, size, picture)
+        _check_mask(mask.path, settings)
+    return [mask.path for mask in masks]
 
 
 def _check_shape(mask: Path, size: tuple[int, int], picture: SourcePicture) -> None:
@@ -167,16 +173,20 @@ def _lacking_colors(path: Path, color_codes: int) -> list[int]:
 
 def _find_guides(options: Options, sources: Sequence[SourcePicture]) -> tuple[Path, ...]:
     """Find the guide pictures, and check those that are not among the source pictures, which are checked already."""
-    guides = [path for given in options.guide_image_path or () for path in find_pictures(given, "--guide_image_path")]
-    for path in set(guides) - {source.path for source in sources}:
-        check_picture(path, "--guide_image_path", any_size=options.allow_large_pictures)
+    option = "--guide_image_path"
+    guides = [found for given in options.guide_image_path or () for found in _found(given, option, options)]
+    checked = {source.path for source in sources}
+    for found in guides:
+        if found.path not in checked:
+            checked.add(found.path)
+            _check(found, option, options)
     if (nets := len(given_files(options))) and not guides:
         name = "control_net_models" if options.control_net_models else "control_net_lllite_models"
         raise InputError(f"--{name}", "draws after a guide picture; give --guide_image_path too")
     if nets and len(guides) > 1 and len(guides) % nets:
         problem = f"{len(guides)} pictures for {nets} ControlNets; give one, or as many for each ControlNet"
         raise InputError("--guide_image_path", problem)
-    return tuple(guides)
+    return tuple(found.path for found in guides)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

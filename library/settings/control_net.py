@@ -1,7 +1,6 @@
 """What steers a run's pictures after guides: which ControlNets or ControlNet-LLLites, how strongly, in which steps."""
 
 import argparse
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -13,17 +12,10 @@ from library.files.families import Family
 from library.files.lllite import LLLiteFile, find_lllite
 from library.files.model_files import Component
 from library.settings.options import Options
+from library.settings.preprocessing import Preprocess
 from library.texts import readable
 
 _NO_TYPE = "none"  # of a ControlNet that is for one kind of guide
-
-
-@dataclass(frozen=True)
-class Canny:
-    """Preprocessing by Canny's edge detector (1986), with its hysteresis thresholds."""
-
-    low: int = 63
-    high: int = 191
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +30,7 @@ class Control:
         kind: of guide, for those that are told.
     """
 
-    preprocess: Canny | None = None
+    preprocess: Preprocess | None = None
     weight: float = 1.0
     start: float = 0.0
     end: float = 1.0
@@ -69,8 +61,8 @@ class ControlNetSpec:
     def describe(self) -> str:
         """What a picture's metadata says of it."""
         control = self.control
-        canny, kind = control.preprocess, f", {control.kind}" if control.kind else ""
-        preprocess = f", canny {canny.low} {canny.high}" if canny else ""
+        kind = f", {control.kind}" if control.kind else ""
+        preprocess = f", {str(control.preprocess).replace('_', ' ')}" if control.preprocess else ""
         steps = f"steps {control.start:g} to {control.end:g}"
         return f"{self.name}{kind}, weight {control.weight:g}, {steps}{preprocess}"
 
@@ -82,19 +74,6 @@ class ControlNetSettings:
     specs: tuple[ControlNetSpec, ...] = ()
     together: bool = False  # add their residuals up at every step instead of taking turns
     save_guides: bool = False  # save the prepared guides beside the pictures
-
-
-def preprocessing(text: str) -> Canny | None:
-    """Convert `none`, `canny` or `canny_LOW_HIGH`."""
-    if text == "none":
-        return None
-    match = re.fullmatch(r"canny(?:_([0-9]{1,5})(?:_([0-9]{1,5}))?)?", text)
-    if match is None:
-        raise argparse.ArgumentTypeError("no such preprocessing; use none, canny or canny_LOW_HIGH (canny_63_191)")
-    thresholds = Canny(*(int(number) for number in match.groups() if number is not None))
-    if thresholds.low > thresholds.high:
-        raise argparse.ArgumentTypeError(f"the low threshold is above the high one ({thresholds.high}); swap them")
-    return thresholds
 
 
 def control_type(text: str) -> str:
@@ -143,13 +122,27 @@ def from_options(options: Options, family: Family, unet: Component) -> ControlNe
         if given not in found:
             lllite = options.control_net_models is None
             found[given] = find_lllite(given, family, unet) if lllite else find_control_net(given, unet.config)
+        _check_preprocess(preprocess, found[given], given)
         kind = _kind(given, found[given], kind, preprocess)
         control = Control(preprocess=preprocess, weight=weight, start=start, end=end, kind=kind)
         specs.append(ControlNetSpec(found[given], control))
     return ControlNetSettings(tuple(specs), options.control_net_together, options.control_net_save_guides)
 
 
-def _kind(given: str, file: ControlNetFile | LLLiteFile, said: str, preprocess: Canny | None) -> str | None:
+def _check_preprocess(preprocess: Preprocess | None, file: ControlNetFile | LLLiteFile, given: str) -> None:
+    """Refuse guides with masked pixels of -1 for what reads none."""
+    if preprocess is None or not preprocess.by.by_mask:
+        return
+    problem = ""
+    if isinstance(file, LLLiteFile):
+        problem = "is a ControlNet-LLLite; use ControlNet 1.1's inpaint model"
+    elif file.control_types:
+        problem = "is a ControlNet Union; give it a guide that is black there, and --control_net_types repaint"
+    if problem:
+        raise InputError(f"--control_net_preps {preprocess}", f"makes -1 of masked pixels, and {given} {problem}")
+
+
+def _kind(given: str, file: ControlNetFile | LLLiteFile, said: str, preprocess: Preprocess | None) -> str | None:
     """The kind of guide that a ControlNet Union is told; others are told none."""
     kinds = file.control_types if isinstance(file, ControlNetFile) else 0
     if not kinds:
@@ -157,9 +150,12 @@ def _kind(given: str, file: ControlNetFile | LLLiteFile, said: str, preprocess: 
             problem = f"{given} is for one kind of guide; give it none, or a ControlNet Union"
             raise InputError(f"--control_net_types {said}", problem)
         return None
-    if said == _NO_TYPE and preprocess is not None:
-        return "canny"
     able = [name for name, number in CONTROL_TYPES.items() if number < kinds]
+    if said == _NO_TYPE and preprocess is not None and preprocess.by.kind is not None:
+        if preprocess.by.kind not in able:
+            problem = f"{given} knows no {preprocess.by.kind}; give --control_net_types, one of {', '.join(able)}"
+            raise InputError(f"--control_net_preps {preprocess}", problem)
+        return preprocess.by.kind
     if said == _NO_TYPE:
         problem = "is a ControlNet Union, which is told the kind of its guide; give --control_net_types, one of"
         raise InputError(f"--control_net_models {given}", f"{problem} {', '.join(able)}")
