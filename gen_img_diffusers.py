@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from library import console, values
 from library.errors import InputError, Interrupted, ProgramError
 from library.files.control_net import CONTROL_TYPES
+from library.files.model_inputs import INPAINTING, PLAIN
 from library.files.picture_files import DEFAULT_QUALITY, FORMATS
 from library.machine import devices, malloc
 from library.machine.compiling import compile_fault, keep_compiled
@@ -75,8 +76,10 @@ if TYPE_CHECKING:  # torch and what needs it are imported once every option and 
     from library.draw.denoiser import Cfg, Said
     from library.draw.lllite import LLLites
     from library.draw.loss_guidance import Judges
+    from library.draw.model_inputs import Beside
     from library.draw.regions import Regions
     from library.draw.samplers import Noise
+    from library.draw.sources import Start
     from library.draw.text_conditions import TextConditions
     from library.models.models import Models
     from library.models.upscaler import Upscaler
@@ -177,6 +180,8 @@ def _picture_options(group: OptionGroup) -> None:
               help="guidance scale; up to 1 is without guidance (default 7.5)")  # fmt: skip
     group.add("--negative_scale", use=PICTURE, metavar="SCALE", convert=values.number_or_none,
               help="guidance scale of the negative prompt alone")  # fmt: skip
+    group.add("--image_guidance", use=PICTURE, metavar="SCALE", convert=values.image_guidance,
+              help="edit models: how closely to keep to the picture, 1 or more (default 1.5)")  # fmt: skip
     group.add("--guidance_start", use=PICTURE, metavar="SHARE", convert=values.share, default=0.0,
               help="approximate, faster: guide after this share of the steps only (default 0)")  # fmt: skip
     group.add("--guidance_end", use=PICTURE, metavar="SHARE", convert=values.share, default=1.0,
@@ -452,7 +457,7 @@ class Pipeline:
             *(text.tokens, models.texts, text.clip_skip, text.embeddings, networks.use, text.normalization)
         )
         self.zero_empty_negative = text.zero_empty_negative
-        self.family = plan.model.family
+        self.family, self.inputs = plan.model.family, plan.model.inputs
         self.noise = plan.noise
         self.cfg_interval, self.guidance_rescale = plan.cfg_interval, plan.guidance_rescale
         self.vae_batch_size = plan.computing.vae_batch_size
@@ -533,6 +538,9 @@ class Pipeline:
         noise = draw_noise([job.seed for job in jobs], self._latent_shape(jobs[0]), jobs[0])
         step_arguments = noise.step_arguments
         texts = [text_of_step[step] for step in steps]
+        from library.draw.sources import Start
+
+        starts = [Start(job) for job in jobs] if jobs[0].source else None
         latents, before_step, after_step = self._start(jobs, originals, scheduler, timesteps, noise)
         if self.judges:
             prompts = [[text.rows(*cfg.prompt_of(place)) for place in range(len(jobs))] for text in texts]
@@ -549,7 +557,7 @@ class Pipeline:
             self.lllites.attached(self.unet, jobs, len(timesteps)),
             self._in_regions(regions),
         ):
-            denoiser = Denoiser(self.unet, texts, cfg, guided, followers, steering)
+            denoiser = Denoiser(self.unet, texts, cfg, guided, followers, steering, self._beside(jobs, starts))
             for index, timestep in enumerate(make_bar(timesteps)):
                 sample = scheduler.scale_model_input(latents, timestep).to(dtype)
                 prediction = denoiser(sample, timestep, index)
@@ -559,6 +567,16 @@ class Pipeline:
                 for hook in after_step:
                     latents = hook(latents, index)
         return latents
+
+    def _beside(self, jobs: Sequence[Job], starts: Sequence[Start] | None) -> Beside | None:
+        """What the U-Net reads beside the latents, if anything."""
+        from library.draw.model_inputs import read_beside
+
+        if self.inputs is PLAIN:
+            return None
+        with self._on_device(self.vae):
+            cells = self._latent_shape(jobs[0])[1:]
+            return read_beside(self.inputs, self.vae, starts, (len(jobs), *cells), self.cell_px)
 
     def _texts(self, jobs: Sequence[Job], cfg: Cfg, regions: Regions | None) -> list[TextConditions]:
         """What the U-Net is told at each step: the same object from step to step while nothing changes."""
@@ -591,7 +609,7 @@ class Pipeline:
             yield
 
     def _latent_shape(self, job: Job) -> tuple[int, int, int]:
-        return self.unet.config.in_channels, job.height // self.cell_px, job.width // self.cell_px
+        return self.vae.config.latent_channels, job.height // self.cell_px, job.width // self.cell_px
 
     def _schedule(self, job: Job) -> tuple[SchedulerMixin, torch.Tensor]:
         """A scheduler, and the timesteps it is run for: with a picture to start from the last `steps_run` steps.
@@ -624,14 +642,16 @@ class Pipeline:
 
         device = self.unet.device
         after_step: list[AfterStep] = []
-        if originals is None:
+        source_noise = noise.source.to(device)
+        # a model that reads the picture keeps to it from noise alone, too
+        reads_source = self.inputs is not PLAIN and jobs[0].source is not None
+        if originals is None or (reads_source and jobs[0].steps_run == jobs[0].steps):
             latents = noise.start.to(device) * scheduler.init_noise_sigma
         else:
-            source_noise = noise.source.to(device)
             latents = scheduler.add_noise(originals, source_noise, timesteps[:1].expand(len(jobs)))
-            if jobs[0].mask is not None:
-                masks = latent_masks(jobs, self._latent_shape(jobs[0])[1:]).to(device)
-                after_step.append(Inpainting(scheduler, timesteps, originals, source_noise, masks))
+        if originals is not None and jobs[0].mask is not None and self.inputs is not INPAINTING:
+            masks = latent_masks(jobs, self._latent_shape(jobs[0])[1:]).to(device)
+            after_step.append(Inpainting(scheduler, timesteps, originals, source_noise, masks))
         if jobs[0].gradual_latent.timesteps is not None:
             latents = shrink_start(latents, jobs[0].gradual_latent)
         return latents, [], after_step

@@ -22,9 +22,20 @@ def pixels_to_tensor(picture: Image.Image) -> torch.Tensor:
 
 def encode(vae: AutoencoderKL, picture: Image.Image) -> torch.Tensor:
     """The latent mean of a picture, scaled: (C, h, w) float32."""
-    pixels = pixels_to_tensor(picture).to(vae.device, vae.dtype)
-    mean = vae.encode(pixels * 2 - 1).latent_dist.mean
+    return encode_pixels(vae, pixels_to_tensor(picture).to(vae.device, vae.dtype) * 2 - 1)
+
+
+def encode_pixels(vae: AutoencoderKL, pixels: torch.Tensor) -> torch.Tensor:
+    """The latent mean of pixels (1, 3, height, width) from -1 to 1, scaled: (C, h, w) float32."""
+    mean = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mean
     return mean[0].float() * vae.config.scaling_factor
+
+
+class Start:  # provisional
+    def __init__(self, job):
+        size = job.width, job.height
+        self.picture = load_source(job.source, size)
+        self.mask = None if job.mask is None else load_mask(job.mask, size)
 
 
 class SourceLatents:
