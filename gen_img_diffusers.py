@@ -41,7 +41,7 @@ from library.run.manifest import Manifest, recover
 from library.run.processes import Others, Team, outlive_others
 from library.run.report import Tally, save_failed
 from library.run.runs import run_jobs
-from library.settings import deep_shrink, gradual_latent, samplers, sizes
+from library.settings import deep_shrink, gradual_latent, masks, samplers, sizes
 from library.settings.computing import vae_batch_size
 from library.settings.control_net import control_type, preprocessing
 from library.settings.emphasis import ORIGINAL, normalization
@@ -104,6 +104,11 @@ _EXAMPLES = """examples:
   options from a file:    gen_img_diffusers.py --config settings.toml --seed 7"""
 
 _IMG2IMG = Needs(("image_path",), "is for img2img; give --image_path too, or leave it out")
+_MASKED = Needs(
+    ("mask_path", "mask_from_alpha", "extend"),
+    "is for masks; give --mask_path, --mask_from_alpha or --extend too, or leave it out",
+)
+_MASK = Needs(("mask_path", "mask_from_alpha"), "needs a mask; give --mask_path or --mask_from_alpha too")
 _HIGHRES = Needs(("highres_fix_scale",), "is for Highres. fix; give --highres_fix_scale too, or leave it out")
 _NETWORKS = Needs(("network_module",), "is for networks; give --network_module too, or leave it out")
 _ANY_NETWORKS = Needs(("network_module", "network_dir"), _NETWORKS.problem)
@@ -284,9 +289,10 @@ def _network_options(group: OptionGroup) -> None:
 
 
 def _img2img_options(group: OptionGroup) -> None:
+    masked_by = "ways of giving masks"
     group.add("--image_path", "--img_path", use=CHOICE, metavar="PATH", names_files=True,
               help="picture to start from, or a folder of them")  # fmt: skip
-    group.add("--mask_path", "--mask_image", use=CHOICE, metavar="PATH", names_files=True,
+    group.add("--mask_path", "--mask_image", use=CHOICE, metavar="PATH", names_files=True, alternative=masked_by,
               help="mask, or a folder of them: white is repainted; for a prompt with AND, a map of the parts' regions "
               "in its red, green and blue channel")  # fmt: skip
     group.add("--network_regional_mask_max_color_codes", use=PICTURE, metavar="N", convert=values.whole_number(1, 7),
@@ -298,6 +304,26 @@ def _img2img_options(group: OptionGroup) -> None:
                  help="take pictures of more than 16384 pixels a side, too; they need much memory")  # fmt: skip
     group.switch("--keep_unmasked", use=PICTURE, needs=_IMG2IMG,
                  help="outside the mask, keep the source's own pixels, not the VAE's copy of them")  # fmt: skip
+    group.switch("--mask_from_alpha", use=PICTURE, needs=_IMG2IMG, alternative=masked_by,
+                 help="repaint what is transparent in the source picture")  # fmt: skip
+    group.switch("--mask_invert", use=PICTURE, needs=(_IMG2IMG, _MASK), help="repaint what the mask leaves")
+    group.add("--mask_blur", use=PICTURE, metavar="PIXELS", convert=values.number(0, 1024), default=0,
+              needs=(_IMG2IMG, _MASKED), help="soften the mask's edges (default 0)")  # fmt: skip
+    group.add("--fill", use=PICTURE, metavar="NAME", convert=values.one_of(masks.FILLS), default=masks.FILLS[0],
+              needs=(_IMG2IMG, _MASKED),
+              help="what is under the mask at first: original (default), noise, blur or black")  # fmt: skip
+    group.add("--inpaint_area", use=PICTURE, metavar="AREA", convert=values.one_of(masks.AREAS),
+              default=masks.AREAS[0], needs=(_IMG2IMG, _MASKED),
+              help="draw the whole picture (default), or mask: its box alone, at --W and --H, and put it back "
+              "in its place")  # fmt: skip
+    group.add("--inpaint_padding", use=PICTURE, metavar="PIXELS", convert=values.whole_number(0, values.MAX_SIZE_PX),
+              default=masks.DEFAULT_PADDING_PX,
+              help=f"how much around the box is drawn as well (default {masks.DEFAULT_PADDING_PX})")  # fmt: skip
+    group.add("--inpaint_regions", use=PICTURE, metavar="HOW", convert=values.one_of(masks.REGIONS),
+              default=masks.REGIONS[0],
+              help="draw what the mask marks together (default), or each separate region of it in turn")  # fmt: skip
+    group.add("--extend", use=PICTURE, metavar="LEFT,TOP,RIGHT,BOTTOM", convert=masks.margins, needs=_IMG2IMG,
+              help="grow the picture by so many pixels on each side, and paint them")  # fmt: skip
 
 
 def _highres_options(group: OptionGroup) -> None:
@@ -499,29 +525,58 @@ class Pipeline:
                 originals = self._enlarge(latents, pictures, following)
                 first_stage += zip(stage, pictures)
             if jobs[0].source is not None:
-                with self._on_device(self.vae):
-                    originals = self.sources.of(jobs)
-            decoded = self._decode(self._denoise(last, originals, make_bar))
+                finish = self._redraw(jobs, make_bar)
+            else:
+                finish = partial(_pictures, self._decode(self._denoise(last, originals, make_bar)))
         return lambda: [
             *(first_stage if self.highres and self.highres.save_first else ()),
-            *zip(jobs, self._finish(jobs, decoded)),
+            *zip(jobs, self._remembered(jobs, finish())),
         ]
 
-    def _finish(self, jobs: Sequence[Job], decoded: Sequence[Decoding]) -> list[np.ndarray | None]:
-        """The batch's pictures, once they are decoded."""
-        from library.draw.inpainting import keep_unmasked
+    def _redraw(self, jobs: Sequence[Job], make_bar: MakeBar) -> Callable[[], list[np.ndarray | None]]:
+        """Draw over source pictures, box after box where there are some; returns what waits for the pictures."""
+        from PIL import Image
 
-        pictures = _pictures(decoded)
-        if self.masks.keep_unmasked:
-            pictures = [
-                picture if picture is None else keep_unmasked(picture, job) for picture, job in zip(pictures, jobs)
-            ]
+        from library.draw.sources import Start
+
+        before: list[np.ndarray | None] | None = None
+        for turn in range(max(1, len(jobs[0].boxes))):
+            at_turn = [replace(job, turn=turn) for job in jobs]
+            starts = [Start(job, self.masks) for job in at_turn]
+            if before is not None:  # a picture that failed stays failed
+                starts = [
+                    start if picture is None else Start(job, self.masks, Image.fromarray(picture))
+                    for job, start, picture in zip(at_turn, starts, before)
+                ]
+            with self._on_device(self.vae):
+                originals = self.sources.of(starts)
+            decoded = self._decode(self._denoise(at_turn, originals, make_bar, starts))
+            finish = partial(_put_back, starts, decoded, before)
+            if turn + 1 < len(jobs[0].boxes):
+                before = finish()
+        return finish
+
+    def _remembered(self, jobs: Sequence[Job], pictures: list[np.ndarray | None]) -> list[np.ndarray | None]:
+        """The batch's pictures, which guidance may lead the next ones to."""
         if self.judges:
             self.judges.remember(jobs, pictures)
         return pictures
 
-    def _denoise(self, jobs: Sequence[Job], originals: torch.Tensor | None, make_bar: MakeBar) -> torch.Tensor:
-        """Latents (B, C, height / 8, width / 8), float32, denoised from noise alone or from noisy `originals`."""
+    def _denoise(
+        self,
+        jobs: Sequence[Job],
+        originals: torch.Tensor | None,
+        make_bar: MakeBar,
+        starts: Sequence[Start] | None = None,
+    ) -> torch.Tensor:
+        """Latents (B, C, height / 8, width / 8), float32, denoised from noise alone or from noisy `originals`.
+
+        Args:
+            jobs: to draw.
+            originals: latents, likewise, that are drawn over.
+            make_bar: shows a bar.
+            starts: the source pictures that `originals` are of, if they are of such.
+        """
         from library.draw.deep_shrink import Shrinker
         from library.draw.denoiser import Cfg, Denoiser
         from library.draw.guides import save_guides
@@ -538,10 +593,7 @@ class Pipeline:
         noise = draw_noise([job.seed for job in jobs], self._latent_shape(jobs[0]), jobs[0])
         step_arguments = noise.step_arguments
         texts = [text_of_step[step] for step in steps]
-        from library.draw.sources import Start
-
-        starts = [Start(job) for job in jobs] if jobs[0].source else None
-        latents, before_step, after_step = self._start(jobs, originals, scheduler, timesteps, noise)
+        latents, before_step, after_step = self._start(jobs, originals, starts, scheduler, timesteps, noise)
         if self.judges:
             prompts = [[text.rows(*cfg.prompt_of(place)) for place in range(len(jobs))] for text in texts]
             before_step.append(self.judges.guide(jobs, prompts, scheduler, timesteps))
@@ -575,8 +627,7 @@ class Pipeline:
         if self.inputs is PLAIN:
             return None
         with self._on_device(self.vae):
-            cells = self._latent_shape(jobs[0])[1:]
-            return read_beside(self.inputs, self.vae, starts, (len(jobs), *cells), self.cell_px)
+            return read_beside(self.inputs, self.sources, starts, jobs, self._latent_shape(jobs[0])[1:])
 
     def _texts(self, jobs: Sequence[Job], cfg: Cfg, regions: Regions | None) -> list[TextConditions]:
         """What the U-Net is told at each step: the same object from step to step while nothing changes."""
@@ -631,6 +682,7 @@ class Pipeline:
         self,
         jobs: Sequence[Job],
         originals: torch.Tensor | None,
+        starts: Sequence[Start] | None,
         scheduler: SchedulerMixin,
         timesteps: torch.Tensor,
         noise: Noise,
@@ -638,20 +690,25 @@ class Pipeline:
         """The latents that denoising starts from, and what is done before and after each step."""
         from library.draw.gradual_latent import shrink_start
         from library.draw.inpainting import Inpainting
-        from library.draw.sources import latent_masks
+        from library.draw.sources import fill_with_noise, latent_masks
 
         device = self.unet.device
         after_step: list[AfterStep] = []
         source_noise = noise.source.to(device)
+        masks = latent_masks(starts, self._latent_shape(jobs[0])[1:]) if starts else None
+        if masks is not None:
+            masks = masks.to(device)
+        if masks is not None and originals is not None and self.inputs is not INPAINTING:  # which see what is to stay
+            after_step.append(Inpainting(scheduler, timesteps, originals, source_noise, masks))
         # a model that reads the picture keeps to it from noise alone, too
-        reads_source = self.inputs is not PLAIN and jobs[0].source is not None
+        reads_source = self.inputs is not PLAIN and starts is not None
         if originals is None or (reads_source and jobs[0].steps_run == jobs[0].steps):
             latents = noise.start.to(device) * scheduler.init_noise_sigma
         else:
-            latents = scheduler.add_noise(originals, source_noise, timesteps[:1].expand(len(jobs)))
-        if originals is not None and jobs[0].mask is not None and self.inputs is not INPAINTING:
-            masks = latent_masks(jobs, self._latent_shape(jobs[0])[1:]).to(device)
-            after_step.append(Inpainting(scheduler, timesteps, originals, source_noise, masks))
+            beneath = originals
+            if masks is not None and self.masks.fill == "noise":
+                beneath = fill_with_noise(originals, masks, [job.seed for job in jobs])
+            latents = scheduler.add_noise(beneath, source_noise, timesteps[:1].expand(len(jobs)))
         if jobs[0].gradual_latent.timesteps is not None:
             latents = shrink_start(latents, jobs[0].gradual_latent)
         return latents, [], after_step
@@ -696,6 +753,17 @@ class Pipeline:
         malloc.give_back()  # the U-Net's memory is in pieces of other sizes
         with self._on_device(self.vae):
             return [Decoding(self.vae, part) for part in latents.split(self.vae_batch_size)]
+
+
+def _put_back(
+    starts: Sequence[Start], decoded: Sequence[Decoding], before: Sequence[np.ndarray | None] | None
+) -> list[np.ndarray | None]:
+    """What was drawn, in its place in the source pictures; None where this, or what was drawn before it, failed."""
+    failed = [before is not None and picture is None for picture in before or starts]
+    return [
+        None if drawn is None or lost else start.put_back(drawn)
+        for start, drawn, lost in zip(starts, _pictures(decoded), failed)
+    ]
 
 
 def _pictures(decoded: Sequence[Decoding]) -> list[np.ndarray | None]:
@@ -838,7 +906,7 @@ def run(options: Options, team: Team) -> int:
     facts = RunFacts(
         *(plan.record.model, plan.text.clip_skip, model_hash, plan.highres),
         *(plan.networks, plan.loss_guidance, plan.control_nets.specs, plan.cfg_interval),
-        *(plan.noise, plan.guidance_rescale, plan.text.normalization, plan.text.zero_empty_negative),
+        *(plan.noise, plan.guidance_rescale, plan.text.normalization, plan.text.zero_empty_negative, plan.masks),
         tells_sizes=plan.model.family.told_sizes,
     )
     if plan.keyboard is not None:

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 import gen_img_diffusers
-from library.draw.sources import encode, pixels_to_tensor
-from library.files.pictures import load_source
+from library.draw.sources import Start, encode, pixels_to_tensor
+from library.files.pictures import read_picture
 from library.plan.planning import make_plan
 
 WHOLE = ("--W", 64, "--H", 64)
@@ -154,8 +154,9 @@ def test_outside_the_mask_the_latent_is_the_sources(sd1, folder, half_mask, samp
     argv += ["--steps", 5, "--strength", 0.9, "--sampler", sampler]
     plan = make_plan(gen_img_diffusers.make_parser().parse([str(argument) for argument in argv]))
     pipeline = gen_img_diffusers.load_pipeline(plan)
-    latents = pipeline._denoise(plan.jobs, pipeline.sources.of(plan.jobs), iter)[0]
-    source = encode(pipeline.vae, load_source(folder / "p0.png", (64, 64)))
+    starts = [Start(job, plan.masks) for job in plan.jobs]
+    latents = pipeline._denoise(plan.jobs, pipeline.sources.of(starts), iter, starts)[0]
+    source = encode(pipeline.vae, read_picture(folder / "p0.png", ""))
     # the mask is soft where its border, resized, reaches across cells
     assert torch.equal(latents[:, :, :3], source[:, :, :3])
     assert (latents[:, :, 5:] - source[:, :, 5:]).abs().mean() > 0.1
@@ -193,6 +194,12 @@ def test_one_mask_for_each_picture(sd1, generate, folder, tmp_path):
     for number, colour in enumerate((0, 255)):
         Image.new("L", (64, 64), colour).save(masks / f"{number}.png")
     options = ("--prompt", "a --d 1", "--images_per_prompt", 2, "--batch_size", 2, "--keep_unmasked")
+    out_of_step = generate(sd1.folder, "--image_path", folder, "--mask_path", masks, *options)
+    assert (out_of_step.status, out_of_step.stderr) == (
+        2, f"error: --mask_path {masks}: 2 masks for 5 pictures; give one for all, or one for each\n",
+    )  # fmt: skip
+    for number in (2, 3, 4):
+        (folder / f"p{number}.png").unlink()
     result = generate(sd1.folder, "--image_path", folder, "--mask_path", masks, *options, "--sequential_file_name")
     sources = [np.asarray(Image.open(folder / f"p{number}.png")).astype(int) for number in (0, 1)]
     assert np.array_equal(result.pictures[0], sources[0])

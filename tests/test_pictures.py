@@ -11,7 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from library.errors import InputError
-from library.files.pictures import check_picture, find_pictures, load_mask, load_source, read_picture
+from library.files.pictures import check_picture, find_pictures, read_mask, read_picture
 from library.plan.picture_prompts import read_prompt
 
 OPTION = "--image_path"
@@ -135,7 +135,7 @@ def test_what_is_clear_in_a_mask_is_not_repainted(tmp_path, mode):
         picture.save(path, lossless=True, exact=True)
     else:
         (picture.quantize(6) if mode == "P" else picture.convert(mode)).save(path)
-    row = np.asarray(load_mask(path, (48, 8)))[4, 4::8]
+    row = np.asarray(read_mask(path))[4, 4::8]
     assert row.tolist() == pytest.approx([255, 128, 0, 128, 64, 0], abs=1)
 
 
@@ -151,7 +151,7 @@ def test_a_colour_that_a_png_means_by_clear(tmp_path, depth, kind, clear):
     chunks = [chunk(b"IHDR", struct.pack(">IIBBBBB", 16, 8, depth, kind, 0, 0, 0))]
     chunks += [chunk(b"tRNS", struct.pack(">H", clear) * channels), chunk(b"IDAT", zlib.compress(row * 8))]
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks) + chunk(b"IEND", b""))
-    assert np.asarray(load_mask(path, (16, 8))).max() == 0
+    assert np.asarray(read_mask(path)).max() == 0
     assert np.asarray(read_picture(path, OPTION))[0, ::15].tolist() == [[0] * 3, [255] * 3]
 
 
@@ -168,13 +168,6 @@ def test_of_an_animation_the_first_frame(tmp_path):
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "x.webp", save_all=True, append_images=frames[1:], lossless=True)
     assert np.asarray(read_picture(tmp_path / "x.webp", OPTION))[0, 0].tolist() == [255, 0, 0]
-
-
-def test_sizes(tmp_path):
-    gradient(50, 40).save(tmp_path / "x.png")
-    assert load_source(tmp_path / "x.png", (48, 40)).size == (48, 40)
-    mask = load_mask(tmp_path / "x.png", (6, 5))
-    assert (mask.size, mask.mode) == ((6, 5), "L")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from library.draw.denoiser import Cfg
 from library.draw.samplers import draw_noise, make_scheduler
 from library.draw.sources import encode
 from library.draw.text_conditions import TextConditions
-from library.files.pictures import load_source
+from library.files.pictures import read_picture
 from library.machine.attention import sdpa
 from library.machine.vae_slices import slice_resnets
 from library.plan.job import Job
@@ -172,7 +172,7 @@ def test_lcm_draws_as_its_paper_says(sd1, generate, tmp_path):
         if strength is not None:
             Image.effect_noise((128, 128), 90).convert("RGB").save(tmp_path / "source.png")
             options += ["--image_path", tmp_path / "source.png", "--strength", strength]
-            source = encode(pipeline.vae, load_source(tmp_path / "source.png", (128, 128)))
+            source = encode(pipeline.vae, read_picture(tmp_path / "source.png", ""))
             noise = torch.randn((1, 4, 16, 16), generator=generator)
             latents = shares[499].sqrt() * source + (1 - shares[499]).sqrt() * noise
         with torch.inference_mode():

@@ -12,10 +12,12 @@ import pytest
 
 import gen_img_diffusers
 from library.plan import run_record
+from library.plan.canvas import Box
 from library.plan.job import Job
 from library.plan.run_record import job_id
 from library.settings.deep_shrink import DeepShrink
 from library.settings.gradual_latent import GradualLatent, Unsharp
+from library.settings.masks import Margins
 from library.settings.options import CHOICE, COMMAND_LINE, COMPUTING, RUN, TELLING, Options
 from library.settings.sizes import ToldSizes
 from networks.strengths import Strength
@@ -194,8 +196,10 @@ def test_an_id_tells_every_field_that_changes_the_picture():
     changes |= {"prompt_syntax": "webui", "steps_before": 9}
     changes |= {"sampler": "lms", "schedule": "karras", "timesteps": (9,), "eta": 0.5, "s_churn": 1.0}
     changes |= {"image_guidance": 1.5}
+    changes |= {"extend": Margins(0, 0, 8, 0), "boxes": (Box(0, 0, 8, 8),)}
     changes |= {"follows": None, "sizes": ToldSizes(crop_top=1), "tags": (TAG,)}
     not_told = {"file", "file_name", "where"}
+    not_told |= {"canvas", "turn"}  # the size of the source, whose content is compared; what is drawn at the moment
     assert set(changes) | not_told == set(Job.__dataclass_fields__)  # a new field belongs here, and into the ids
     for kind, names in run_record._PARTS.items():
         later = {path.rpartition(".")[2] for path in run_record._LATER}
@@ -231,6 +235,7 @@ def test_what_pictures_of_a_batch_share_is_in_its_key():
         "follows",
         "sizes",
     }
+    own |= {"canvas", "turn"}  # its source's size; which box is drawn, alike in a batch
     own |= {"control_net", "stage"}  # those of Highres. fix's stages, alike in all pictures of a run
     shared = {
         "width": 64,
@@ -240,6 +245,7 @@ def test_what_pictures_of_a_batch_share_is_in_its_key():
         "network_multipliers": (Strength(),),
         "source": None,
     }
+    shared |= {"boxes": (Box(0, 0, 8, 8),), "extend": Margins(0, 0, 8, 0)}  # how many; whether there is a mask
     shared |= {"mask": Path("m"), "regions": Path("r"), "deep_shrink": DeepShrink(depth_1=1), **GROWING}
     shared |= {"sampler": "lms", "schedule": "karras", "timesteps": (9,), "eta": 0.5, "s_churn": 1.0}
     shared |= {"tags": (TAG,)}

@@ -1,13 +1,8 @@
 """Inpainting: outside a mask, what is drawn over stays as it was."""
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import SchedulerMixin
-from PIL import Image
-
-from library.files.pictures import load_mask, load_source
-from library.plan.job import Job
 
 
 class Inpainting:
@@ -36,12 +31,3 @@ class Inpainting:
             outside = F.interpolate(outside, size=size, mode="bicubic", align_corners=False)
             masks = F.interpolate(masks, size=size, mode="bilinear", align_corners=False)
         return latents * masks + outside * (1 - masks)
-
-
-def keep_unmasked(picture: np.ndarray, job: Job) -> np.ndarray:
-    """The picture (height, width, 3) inside the job's mask, if it has one, the source's own pixels outside it."""
-    if job.source is None or job.mask is None:
-        return picture
-    size = (job.width, job.height)
-    source, mask = load_source(job.source, size), load_mask(job.mask, size)
-    return np.asarray(Image.composite(Image.fromarray(picture), source, mask))

@@ -1,13 +1,18 @@
 """What inpainting and edit models read beside the noisy latents: masks and pictures (see `files.model_inputs`)."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from PIL import Image
 
-from library.draw.sources import Start, encode, encode_pixels, pixels_to_tensor
-from library.files.model_inputs import EDITING, PLAIN, ModelInputs
+from library.draw.sources import SourceLatents, Start, encode_pixels, pixels_to_tensor
+from library.files.model_inputs import EDITING, ModelInputs
+from library.plan.job import Job
 
 
 class Beside:
@@ -34,33 +39,59 @@ class Beside:
 
 
 def read_beside(
-    inputs: ModelInputs, vae: AutoencoderKL, starts: Sequence[Start] | None, shape: tuple[int, int, int], cell_px: int
-) -> Beside | None:
-    """What a model reads beside a batch's latents; None where it reads nothing.
+    inputs: ModelInputs,
+    sources: SourceLatents,
+    starts: Sequence[Start] | None,
+    jobs: Sequence[Job],
+    cells: tuple[int, int],
+) -> Beside:
+    """What a model that is not `PLAIN` reads beside a batch's latents.
 
     Args:
         inputs: of the model.
-        vae: encodes the pictures.
-        starts: what each picture starts from; None where there is noise alone, which an inpainting model draws as a
-            grey picture that is repainted everywhere.
-        shape: of the latents of all pictures, (B, h, w).
-        cell_px: pixels that a latent cell stands for, each way.
+        sources: encodes pictures.
+        starts: what the pictures are drawn over; None where that is noise or a picture that was drawn itself, which an
+            inpainting model takes for grey pictures that are repainted everywhere.
+        jobs: the pictures.
+        cells: (height, width) of their latents.
     """
-    if inputs is PLAIN:
-        return None
-    count, *size = shape
     if inputs is EDITING:
-        pictures = torch.stack([encode(vae, start.picture) for start in starts or ()])
-        # what training gave it were the latents as the VAE has them
-        return Beside(pictures.new_empty((count, 0, *size)), pictures / vae.config.scaling_factor)
-    pixels, masks = [], []
-    for start in starts or (None,):
-        mask = torch.ones(1, 1, *(cells * cell_px for cells in size))
-        if start is not None and start.mask is not None:
-            mask = (pixels_to_tensor(start.mask) >= 0.5).float()
-        picture = torch.zeros_like(mask) if start is None else pixels_to_tensor(start.picture) * 2 - 1
-        pixels.append((picture * (1 - mask)).expand(-1, 3, -1, -1))
-        masks.append(F.interpolate(mask, size=size, mode="nearest"))
-    pictures = torch.stack([encode_pixels(vae, each) for each in pixels])
-    beside = torch.cat(masks).to(pictures.device)
-    return Beside(beside.expand(count, -1, -1, -1), pictures.expand(count, -1, -1, -1))
+        pictures = sources.of(starts or ())
+        # their training read latents as the VAE has them
+        return Beside(pictures.new_empty((len(jobs), 0, *cells)), pictures / sources.vae.config.scaling_factor)
+    masked = [MaskedPicture.of(start) for start in starts or ()]
+    masked = masked or [MaskedPicture(("grey", cells), torch.ones(1, 1, jobs[0].height, jobs[0].width))] * len(jobs)
+    pictures = torch.stack([sources.kept(each.key, partial(each.encode, sources.vae)) for each in masked])
+    masks = torch.cat([F.interpolate(each.mask, size=cells, mode="nearest") for each in masked])
+    return Beside(masks.to(pictures.device), pictures)
+
+
+@dataclass(frozen=True)
+class MaskedPicture:
+    """A picture without what is to be repainted, as inpainting models read it.
+
+    Args:
+        key: what it is kept under, if it is.
+        mask: (1, 1, height, width), 1 is repainted.
+        picture: RGB; None where all is repainted.
+    """
+
+    key: Hashable | None
+    mask: torch.Tensor
+    picture: Image.Image | None = None
+
+    @classmethod
+    def of(cls, start: Start) -> Self:
+        """What a picture is drawn over; masks are black and white, from half bright on."""
+        key = None if start.key is None else ("masked", start.key)
+        width, height = start.picture.size
+        if start.mask is None:
+            return cls(key, torch.ones(1, 1, height, width))
+        return cls(key, (pixels_to_tensor(start.mask) >= 0.5).float(), start.picture)
+
+    def encode(self, vae: AutoencoderKL) -> torch.Tensor:
+        """Its latents (C, h, w), grey under the mask."""
+        pixels = torch.zeros(1, 3, *self.mask.shape[-2:])
+        if self.picture is not None:
+            pixels = (pixels_to_tensor(self.picture) * 2 - 1) * (1 - self.mask)
+        return encode_pixels(vae, pixels)

@@ -73,6 +73,13 @@ def check_picture(path: Path, option: str, *, any_size: bool = False) -> tuple[i
     return (height, width) if turned else (width, height)
 
 
+def picture_size(path: Path) -> tuple[int, int]:
+    """The upright (width, height) in pixels of a picture that was checked; only its header is read."""
+    with opened(path, str(path)) as picture:
+        width, height = picture.size
+        return (height, width) if _orientation(picture) in _SIDES_SWAPPED else (width, height)
+
+
 @contextmanager
 def opened(path: Path, subject: str) -> Iterator["Image"]:
     """Open a picture, of which only the pixels have to be whole; whatever goes wrong with them is an `InputError`."""
@@ -170,14 +177,6 @@ def _read_upright(path: Path, option: str) -> "Image":
         return picture.transpose(Image.Transpose[turn]) if turn else picture.copy()
 
 
-def load_source(path: Path, size: tuple[int, int]) -> "Image":
-    """Read an img2img picture at a size of (width, height) pixels."""
-    from PIL import Image
-
-    picture = read_picture(path, "--image_path")
-    return picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
-
-
 def load_guide(path: Path) -> "Image":
     """Read a guide picture, in its own size."""
     return read_picture(path, "--guide_image_path")
@@ -190,13 +189,6 @@ def region_color(part: int) -> tuple[int, int, int]:
     """
     red, green, blue = (255 * (part + 1 >> bit & 1) for bit in range(3))
     return red, green, blue
-
-
-def load_mask(path: Path, size: tuple[int, int]) -> "Image":
-    """Read an inpainting mask as grey at a size of (width, height); white is repainted, what is clear is not."""
-    from PIL import Image
-
-    return read_mask(path).resize(size, Image.Resampling.BILINEAR)
 
 
 def read_mask(path: Path) -> "Image":

@@ -5,10 +5,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
+from library.plan.canvas import Box, Size
 from library.plan.prompt_editing import Moment
 from library.plan.prompt_syntax import SD_SCRIPTS, Prompt, PromptPart, read_negative, read_prompt
 from library.settings.deep_shrink import DeepShrink
 from library.settings.gradual_latent import GradualLatent
+from library.settings.masks import Margins
 from library.settings.sizes import NOT_SAID, ToldSizes
 from networks.strengths import OFF, Strength
 from networks.tags import TagUse
@@ -62,6 +64,10 @@ class Job(JobSettings):
     height: int
     source: Path | None = None  # the picture that img2img starts from
     mask: Path | None = None  # where it is repainted
+    extend: Margins | None = None  # how far the source grows first; what is new is repainted
+    boxes: tuple[Box, ...] = ()  # the parts of the source that are drawn one after another; none to draw it whole
+    canvas: Size | None = None  # the source's size in pixels, where parts of it are drawn
+    turn: int = 0  # which of the boxes is drawn
     regions: Path | None = None  # the map of its parts' regions; without one they are all the whole picture
     guides: tuple[Path, ...] = ()  # pictures, one for each ControlNet; a loss's goal is the first of them
     control_net: bool = True  # whether ControlNets steer it, where there are any
@@ -79,6 +85,16 @@ class Job(JobSettings):
     def is_img2img(self) -> bool:
         """Whether it starts from a picture, not from noise alone."""
         return self.source is not None or self.stage == 2
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether it is drawn over in part."""
+        return self.source is not None and (self.mask is not None or self.extend is not None)
+
+    @property
+    def picture_size(self) -> Size:
+        """The finished picture's width and height in pixels."""
+        return self.canvas or (self.width, self.height)
 
     @property
     def steps_run(self) -> int:
@@ -188,7 +204,7 @@ class Job(JobSettings):
         """Jobs with equal keys can share a batch, if their texts have equally many chunks."""
         return (
             *(self.width, self.height, self.steps, self.steps_run, self.branches),
-            *(self.source is not None, self.mask is not None, self.gradual_latent, self.deep_shrink),
+            *(self.source is not None, self.is_masked, len(self.boxes), self.gradual_latent, self.deep_shrink),
             *(self.sampler, self.schedule, self.timesteps, self.eta, self.s_churn),
             *(self.network_multipliers, self.tag_strengths, len(self.parts), self.regions is not None),
         )

@@ -14,6 +14,7 @@ from library.files.families import Family
 from library.files.model_files import ModelFiles
 from library.files.picture_files import FORMATS, LONGEST_SIDE_PX
 from library.files.pictures import region_color
+from library.plan.canvas import Box, Canvas, Size, find_boxes
 from library.plan.dynamic_prompts import DynamicPrompt
 from library.plan.job import Job, JobSettings
 from library.plan.prompt_lines import PromptLine, parse_prompt_line, place_of
@@ -28,6 +29,7 @@ from library.settings.deep_shrink import USUAL_DEPTH
 from library.settings.gradual_latent import ancestral_timesteps
 from library.settings.highres import HighresFix
 from library.settings.loss_guidance import NO_LOSS_GUIDANCE, LossGuidanceSettings
+from library.settings.masks import NO_MASKS, MaskSettings
 from library.settings.samplers import SAMPLERS
 from library.settings.sizes import NOT_SAID
 from library.values import PIXELS_PER_CELL
@@ -59,6 +61,7 @@ class JobMaker:
         syntax: of the prompts.
         wildcards: that prompt lines may name.
         tagged: the networks that prompts' tags name; None where there are no tags.
+        masks: how masks are read, and what is drawn of pictures.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class JobMaker:
         syntax: str = SD_SCRIPTS,
         wildcards: Wildcards | None = None,
         tagged: TaggedNetworks | None = None,
+        masks: MaskSettings = NO_MASKS,
     ) -> None:
         self.defaults = defaults
         self.images_per_prompt = images_per_prompt
@@ -89,6 +93,7 @@ class JobMaker:
         self._warned_of_syntax = False
         self.wildcards = wildcards or Wildcards()
         self.tagged = tagged
+        self.masks = masks
         self._made = 0
         self._last_file: Path | None = None
 
@@ -138,7 +143,9 @@ class JobMaker:
         has_parts = len(read_prompt(parsed.prompt, self.syntax).parts) > 1
         self._check_syntax(parsed.prompt, settings.negative_prompt, line.where)
         tags = self._tags(parsed.prompt, line.where)
-        width, height = _size(settings, picture, self.family.size_px, line.where)
+        mask, regions = (None, mask) if has_parts else (mask if picture else None, None)
+        width, height = self._size(settings, picture, line.where)
+        boxes, canvas = self._boxes(picture, mask, regions, (width, height), line.where)
         common: dict[str, Any] = {each.name: getattr(settings, each.name) for each in fields(settings)}
         common |= {"width": width, "height": height}
         for_name = {**common, "prompt": parsed.prompt, "where": line.where}
@@ -151,8 +158,11 @@ class JobMaker:
             where=line.where,
             file=name_file(seed, picture.path if picture else None, for_name),
             source=picture.path if picture else None,
-            mask=None if has_parts or picture is None else mask,
-            regions=mask if has_parts else None,
+            mask=mask,
+            extend=self.masks.extend if picture else None,
+            boxes=boxes,
+            canvas=canvas,
+            regions=regions,
             guides=self.sources.guides_of(place),
             tags=tags,
             follows=self._last_file if self.loss_guidance.uses_goal_picture and not self.sources.guides else None,
@@ -167,6 +177,33 @@ class JobMaker:
             self._check_sizes(stage)
             _check_loss_guidance(stage, self.loss_guidance)
         return job
+
+    def _size(self, settings: JobSettings, picture: SourcePicture | None, where: str) -> tuple[int, int]:
+        """A job's width and height: what is said, else the canvas's, cut down to multiples of 8."""
+        if settings.width is not None and settings.height is not None:
+            return settings.width, settings.height
+        if picture is None or self.masks.masked_area:  # an area is drawn as large as the model draws
+            usual_px = self.family.size_px
+            return settings.width or usual_px, settings.height or usual_px
+        if settings.width is not None or settings.height is not None:
+            raise InputError("--W, --H", "img2img needs both to resize a picture; give both or neither", where)
+        across, down = picture.extended(self.masks.extend)
+        width, height = across - across % PIXELS_PER_CELL, down - down % PIXELS_PER_CELL
+        if (width, height) != (across, down):
+            logger.warning("source pictures whose sides are no multiples of %d are resized to such", PIXELS_PER_CELL)
+        return width, height
+
+    def _boxes(
+        self, picture: SourcePicture | None, mask: Path | None, regions: Path | None, size: Size, where: str
+    ) -> tuple[tuple[Box, ...], Size | None]:
+        """The parts of a source picture that are drawn, and its size where it is not drawn whole."""
+        if picture is None or not self.masks.masked_area:
+            return (), None
+        if regions is not None:
+            problem = "draws a part of the picture, and a prompt with AND has a map of the whole; leave one of them out"
+            raise InputError("--inpaint_area mask", problem, where)
+        canvas = Canvas(picture.path, mask, self.masks.extend, self.masks)
+        return find_boxes(canvas, size, where), canvas.size
 
     def _check_sizes(self, job: Job) -> None:
         """Refuse Gradual Latent and Deep Shrink where they cannot work, and sizes that the model is not told."""
@@ -229,20 +266,6 @@ def _with_implied(overrides: dict[str, object], defaults: JobSettings) -> dict[s
     return implied | overrides
 
 
-def _size(settings: JobSettings, picture: SourcePicture | None, usual_px: int, where: str) -> tuple[int, int]:
-    """A job's width and height: what is said, else the source picture's, cut down to multiples of 8."""
-    if picture is None:
-        return settings.width or usual_px, settings.height or usual_px
-    if settings.width is not None and settings.height is not None:
-        return settings.width, settings.height
-    if settings.width is not None or settings.height is not None:
-        raise InputError("--W, --H", "img2img needs both to resize a picture; give both or neither", where)
-    width, height = (side - side % PIXELS_PER_CELL for side in (picture.width, picture.height))
-    if (width, height) != (picture.width, picture.height):
-        logger.warning("source pictures whose sides are no multiples of %d are resized to such", PIXELS_PER_CELL)
-    return width, height
-
-
 def _warn_of_lacking_colors(job: Job, sources: Sources) -> None:
     """Warn of parts that are drawn everywhere because a map of pure colours lacks theirs."""
     for part in sources.lacking.get(job.regions, ()) if job.regions else ():
@@ -277,10 +300,11 @@ def _check_job(job: Job) -> None:
 def _check_format(job: Job) -> None:
     """Refuse pictures that are larger than their format takes."""
     longest = LONGEST_SIDE_PX.get(job.file.suffix)
-    if longest is not None and max(job.width, job.height) > longest:
+    width, height = job.picture_size
+    if longest is not None and max(width, height) > longest:
         problem = f"{FORMATS[job.file.suffix[1:]]} takes {longest} a side"
         advice = f"use {longest - longest % PIXELS_PER_CELL} or less, or --format png"
-        raise InputError(f"{job.width} x {job.height} pixels", f"{problem}; {advice}", job.where)
+        raise InputError(f"{width} x {height} pixels", f"{problem}; {advice}", job.where)
 
 
 def _check_loss_guidance(job: Job, guidance: LossGuidanceSettings) -> None:

@@ -30,7 +30,7 @@ _TOLD_OTHERWISE = (
     "clip_prompt",
     "guides",
 )
-_INNER = ("control_net", "follows", "stage", "steps_before")  # what jobs note for the way they are drawn
+_INNER = ("control_net", "follows", "stage", "steps_before", "turn")  # what jobs note for the way they are drawn
 
 
 def picture_facts(plan: RunPlan, job: Job, file: Path | None = None) -> dict[str, object]:
@@ -64,8 +64,7 @@ def picture_facts(plan: RunPlan, job: Job, file: Path | None = None) -> dict[str
         "gradual_latent": None if job.gradual_latent.timesteps is None else plain(job.gradual_latent),
         "deep_shrink": None if job.deep_shrink.depth_1 is None else plain(job.deep_shrink),
         "loss_guidance": _loss_guidance(plan, job),
-        "keep_unmasked": plan.masks.keep_unmasked,
-        "color_codes": plan.masks.color_codes,
+        **_masks(plan, job),
         "format": plan.output.suffix.removeprefix("."),
         "quality": None if plan.output.suffix == ".png" else plan.output.quality,
     }
@@ -93,6 +92,13 @@ def plain(value: object) -> object:
     if is_dataclass(value) and not isinstance(value, type):
         return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
     raise TypeError(f"{type(value).__name__} has no form in JSON; say in picture_facts.py how it is told")
+
+
+def _masks(plan: RunPlan, job: Job) -> dict[str, object]:
+    """How masks and maps of regions are read; of masks only where the picture has one."""
+    told = {each.name: plain(getattr(plan.masks, each.name)) for each in fields(plan.masks) if each.name != "extend"}
+    always = ("keep_unmasked", "color_codes")
+    return {name: value if job.is_masked or name in always else None for name, value in told.items()}
 
 
 def _model_facts(plan: RunPlan, sampler: Sampler) -> dict[str, object]:

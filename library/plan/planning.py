@@ -58,7 +58,8 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
     two_stages, interval = highres.from_options(options), cfg_interval.from_options(options)
     guidance = loss_guidance.from_options(options)
     out, counts = output.from_options(options), repeats.from_options(options)
-    sources = find_sources(options)
+    redrawn = masks.from_options(options)
+    sources = find_sources(options, redrawn)
     lines = source_lines(options, sources)
     check_folder(out.folder, "--outdir")
     earlier = earlier_runs.shared_run(shared) if shared else None
@@ -84,6 +85,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         syntax=options.prompt_syntax,
         wildcards=_wildcards(options),
         tagged=tagged,
+        masks=redrawn,
     )
     guides = len(options.control_net_models or ()) if options.control_net_save_guides else 0
     name_file = _file_names(out, begun, model.name, two_stages=two_stages is not None, guides=guides).next
@@ -112,7 +114,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         record=make_record(options, model, pictures, parts, begun, [*maker.wildcards.files, *tagged.files]),
         loss_guidance_files=loss_guidance.find_models(options, guidance),
         control_nets=control_net.from_options(options, model.family, model.unet),
-        masks=masks.from_options(options),
+        masks=redrawn,
         computing=computing.from_options(options, one_at_a_time=needs_one_before),
         output=out,
         repeats=counts,

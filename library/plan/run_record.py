@@ -113,7 +113,8 @@ _FIELDS = (
     *("source", "mask", "regions", "guides", "control_net", "follows", "stage"),
 )
 _LATER: dict[str, object] = {
-    **{"sizes": NOT_SAID, "image_guidance": None},
+    "sizes": NOT_SAID,
+    **{"image_guidance": None, "extend": None, "boxes": ()},
     **{"prompt_syntax": SD_SCRIPTS, "steps_before": 0},
     **{"sampler": "ddim", "schedule": "own", "timesteps": (), "eta": None, "s_churn": 0.0},
 }

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import TypeVar
 
 from library.errors import InputError
-from library.files.pictures import check_picture, find_pictures, read_drawn, read_mask, region_color
+from library.files.pictures import check_picture, find_pictures, read_drawn, region_color
 from library.files.text_files import LINE_END, read_text
+from library.plan.canvas import oriented_mask
 from library.plan.job_files import is_job_file, read_rows
 from library.plan.picture_prompts import read_prompt
 from library.plan.prompt_lines import Cell, PromptLine, one_line
 from library.plan.prompt_syntax import SD_SCRIPTS, WEB_UI, without_comments
 from library.settings.control_net import given_files
+from library.settings.masks import NO_MARGINS, Margins, MaskSettings
 from library.settings.options import Options
+from library.values import MAX_SIZE_PX
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +36,11 @@ class SourcePicture:
     path: Path
     width: int
     height: int
+
+    def extended(self, by: Margins | None) -> tuple[int, int]:
+        """Its width and height with borders."""
+        left, top, right, bottom = by or NO_MARGINS
+        return left + self.width + right, top + self.height + bottom
 
 
 @dataclass(frozen=True)
@@ -63,8 +71,12 @@ def in_turn(things: Sequence[Thing], place: int) -> Thing | None:
     return things[place % len(things)] if things else None
 
 
-def find_sources(options: Options) -> Sources:
+def find_sources(options: Options, settings: MaskSettings) -> Sources:
     """Find and check the pictures that img2img starts from, their masks, and the pictures that guide.
+
+    Args:
+        options: name them.
+        settings: how masks are read.
 
     Raises:
         InputError: for one that is not there or cannot be used.
@@ -75,21 +87,61 @@ def find_sources(options: Options) -> Sources:
             pictures.append(
                 SourcePicture(path, *check_picture(path, "--image_path", any_size=options.allow_large_pictures))
             )
-    masks = find_pictures(options.mask_path, "--mask_path") if options.mask_path is not None else []
-    codes, lacking = options.network_regional_mask_max_color_codes, {}
-    for mask in masks:
-        check_picture(mask, "--mask_path", any_size=options.allow_large_pictures)
-        _check_mask(mask)
-        if codes is not None:
-            lacking[mask] = _lacking_colors(mask, codes)
+    if settings.extend:
+        _check_canvas(pictures, settings.extend, any_size=options.allow_large_pictures)
+    masks, lacking = _find_masks(options, pictures, settings), {}
+    if (codes := options.network_regional_mask_max_color_codes) is not None:
+        lacking = {mask: _lacking_colors(mask, codes) for mask in masks}
     guides = _find_guides(options, pictures)
     return Sources(tuple(pictures), tuple(masks), guides, max(1, len(given_files(options))), lacking)
 
 
-def _check_mask(path: Path) -> None:
-    """Warn of a mask that repaints nothing."""
-    if read_mask(path).getextrema()[1] == 0:
-        what = "black" if read_drawn(path, "--mask_path").getchannel("A").getbbox() else "clear"
+def _check_canvas(pictures: Sequence[SourcePicture], extend: Margins, *, any_size: bool) -> None:
+    """Refuse borders that make pictures larger than any may be."""
+    for picture in pictures:
+        width, height = picture.extended(extend)
+        if max(width, height) > MAX_SIZE_PX and not any_size:
+            problem = f"makes {picture.path.name} {width} x {height} pixels, more than {MAX_SIZE_PX} a side; add less"
+            raise InputError(f"--extend {','.join(map(str, extend))}", problem)
+
+
+def _find_masks(options: Options, pictures: Sequence[SourcePicture], settings: MaskSettings) -> list[Path]:
+    """Find and check the masks: files, or the pictures themselves."""
+    if settings.from_alpha:
+        for picture in pictures:
+            if read_drawn(picture.path, "--image_path").getchannel("A").getextrema() == (255, 255):
+                problem = "has nothing transparent, so that --mask_from_alpha redraws nothing; give --mask_path"
+                raise InputError(f"--image_path {picture.path}", problem)
+        return [picture.path for picture in pictures]
+    masks = find_pictures(options.mask_path, "--mask_path") if options.mask_path is not None else []
+    if len(pictures) > 1 and len(masks) not in (0, 1, len(pictures)):
+        problem = f"{len(masks)} masks for {len(pictures)} pictures; give one for all, or one for each"
+        raise InputError(f"--mask_path {options.mask_path}", problem)
+    for place, mask in enumerate(masks):
+        size = check_picture(mask, "--mask_path", any_size=options.allow_large_pictures)
+        if picture := in_turn(pictures, place):
+            _check_shape(mask, size, picture)
+        _check_mask(mask, settings)
+    return masks
+
+
+def _check_shape(mask: Path, size: tuple[int, int], picture: SourcePicture) -> None:
+    """Warn of a mask that is stretched over its picture."""
+    stretched = size[0] * picture.height / (size[1] * picture.width)
+    if not 1 / _SAME_SHAPE < stretched < _SAME_SHAPE:
+        shapes = f"is {size[0]} x {size[1]} pixels and is stretched over {picture.path.name}"
+        logger.warning("--mask_path %s: %s, %d x %d", mask, shapes, picture.width, picture.height)
+
+
+_SAME_SHAPE = 1.05  # how far shapes may differ that are meant to be the same
+
+
+def _check_mask(path: Path, settings: MaskSettings) -> None:
+    """Warn of a mask that redraws nothing."""
+    if oriented_mask(path, settings).getextrema()[1] == 0:
+        what = "white" if settings.invert else "black"
+        if not settings.invert and not read_drawn(path, "--mask_path").getchannel("A").getbbox():
+            what = "clear"
         problem = f"is {what} all over, so that nothing is repainted, and every region is the whole picture"
         logger.warning("--mask_path %s: %s", path, problem)
 

@@ -19,6 +19,7 @@ from library.settings.emphasis import ORIGINAL, Normalization
 from library.settings.gradual_latent import GradualLatent
 from library.settings.highres import HighresFix
 from library.settings.loss_guidance import NO_LOSS_GUIDANCE, LossGuidanceSettings
+from library.settings.masks import FILLS, NO_MASKS, MaskSettings
 from library.settings.noise_schedule import USUAL_NOISE, NoiseSchedule
 from library.settings.sampler_names import a1111_name
 from library.settings.samplers import NOISE_LEVELS, SAMPLERS
@@ -43,6 +44,7 @@ class RunFacts:
     guidance_rescale: float = 0.0
     normalization: Normalization = ORIGINAL
     zero_empty_negative: bool = False
+    masks: MaskSettings = NO_MASKS
     tells_sizes: bool = False  # the model is told sizes
 
 
@@ -136,6 +138,7 @@ def shown_settings(job: Job, facts: RunFacts) -> dict[str, str]:
         settings["Deep Shrink"] = _parts(job.deep_shrink)
     for name, file in (("Source image", job.source), ("Mask", job.mask), ("Regions", job.regions)):
         settings[name] = None if file is None else file.name
+    settings |= _mask_parameters(job, facts.masks)
     if facts.control_nets and job.guides:
         used = zip(facts.control_nets, job.guides)
         settings["ControlNet"] = "; ".join(f"{spec.describe()}, guide {guide.name}" for spec, guide in used)
@@ -167,6 +170,27 @@ def _schedule_parameters(job: Job) -> dict[str, object]:
         settings["Eta"] = _number(job.eta)
     if job.s_churn:
         settings["Sigma churn"] = _number(job.s_churn)
+    return settings
+
+
+def _mask_parameters(job: Job, masks: MaskSettings) -> dict[str, object]:
+    """What was redrawn and how, by the web UI's names where it has any."""
+    if not job.is_masked:
+        return {}
+    settings: dict[str, object] = {"Extend": ",".join(map(str, job.extend)) if job.extend else None}
+    if masks.from_alpha:
+        settings["Mask"] = "transparency"
+    if masks.invert and job.mask:
+        settings["Mask mode"] = "Inpaint not masked"
+    if masks.blur_px:
+        settings["Mask blur"] = _number(masks.blur_px)
+    if masks.fill != FILLS[0]:
+        settings["Masked content"] = masks.fill
+    if job.canvas:
+        settings["Inpaint area"] = "Only masked"
+        settings["Masked area padding"] = masks.padding_px
+        settings["Regions in turn"] = len(job.boxes) if masks.each_region else None
+        settings["Picture size"] = f"{job.canvas[0]}x{job.canvas[1]}"
     return settings
 
 

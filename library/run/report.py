@@ -77,7 +77,7 @@ def save_failed(plan: RunPlan, failed: Sequence[Job]) -> Path | None:
     lines = ["# Pictures that failed; --resume tries them again, or the same command with --from_file and this file"]
     for job in failed:
         if job.source is not None:
-            mask = f" --mask_path {shell_word(str(job.mask))}" if job.mask else ""
+            mask = f" --mask_path {shell_word(str(job.mask))}" if job.mask and not plan.masks.from_alpha else ""
             lines.append(one_line(f"# --image_path {shell_word(str(job.source))}{mask}"))
         lines.append(prompt_line(job, plan.defaults, plan.model.family.size_px))
     name = f"failed_{datetime.now():%Y%m%d%H%M%S}.txt"
