@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from library import console, values
 from library.errors import InputError, Interrupted, ProgramError
 from library.files.control_net import CONTROL_TYPES
+from library.files.model_inputs import INPAINTING, PLAIN
 from library.files.picture_files import DEFAULT_QUALITY, FORMATS
 from library.machine import devices, malloc
 from library.machine.compiling import compile_fault, keep_compiled
@@ -76,6 +77,7 @@ if TYPE_CHECKING:  # torch and what needs it are imported once every option and 
     from library.draw.denoiser import Cfg, Said
     from library.draw.lllite import LLLites
     from library.draw.loss_guidance import Judges
+    from library.draw.model_inputs import Beside
     from library.draw.regions import Regions
     from library.draw.samplers import Noise
     from library.draw.sources import Start
@@ -188,6 +190,8 @@ def _picture_options(group: OptionGroup) -> None:
               help="guidance scale; up to 1 is without guidance (default 7.5)")  # fmt: skip
     group.add("--negative_scale", use=PICTURE, metavar="SCALE", convert=values.number_or_none,
               help="guidance scale of the negative prompt alone")  # fmt: skip
+    group.add("--image_guidance", use=PICTURE, metavar="SCALE", convert=values.image_guidance,
+              help="edit models: how closely to keep to the picture, 1 or more (default 1.5)")  # fmt: skip
     group.add("--guidance_start", use=PICTURE, metavar="SHARE", convert=values.share, default=0.0,
               help="approximate, faster: guide after this share of the steps only (default 0)")  # fmt: skip
     group.add("--guidance_end", use=PICTURE, metavar="SHARE", convert=values.share, default=1.0,
@@ -486,7 +490,7 @@ class Pipeline:
             *(text.tokens, models.texts, text.clip_skip, text.embeddings, networks.use, text.normalization)
         )
         self.zero_empty_negative = text.zero_empty_negative
-        self.family = plan.model.family
+        self.family, self.inputs = plan.model.family, plan.model.inputs
         self.noise = plan.noise
         self.cfg_interval, self.guidance_rescale = plan.cfg_interval, plan.guidance_rescale
         self.vae_batch_size = plan.computing.vae_batch_size
@@ -612,7 +616,7 @@ class Pipeline:
             self.lllites.attached(self.unet, jobs, len(timesteps)),
             self._in_regions(regions),
         ):
-            denoiser = Denoiser(self.unet, texts, cfg, guided, followers, steering)
+            denoiser = Denoiser(self.unet, texts, cfg, guided, followers, steering, self._beside(jobs, starts))
             for index, timestep in enumerate(make_bar(timesteps)):
                 sample = scheduler.scale_model_input(latents, timestep).to(dtype)
                 prediction = denoiser(sample, timestep, index)
@@ -622,6 +626,15 @@ class Pipeline:
                 for hook in after_step:
                     latents = hook(latents, index)
         return latents
+
+    def _beside(self, jobs: Sequence[Job], starts: Sequence[Start] | None) -> Beside | None:
+        """What the U-Net reads beside the latents, if anything."""
+        from library.draw.model_inputs import read_beside
+
+        if self.inputs is PLAIN:
+            return None
+        with self._on_device(self.vae):
+            return read_beside(self.inputs, self.sources, starts, jobs, self._latent_shape(jobs[0])[1:])
 
     def _texts(self, jobs: Sequence[Job], cfg: Cfg, regions: Regions | None) -> list[TextConditions]:
         """What the U-Net is told at each step: the same object from step to step while nothing changes."""
@@ -654,7 +667,7 @@ class Pipeline:
             yield
 
     def _latent_shape(self, job: Job) -> tuple[int, int, int]:
-        return self.unet.config.in_channels, job.height // self.cell_px, job.width // self.cell_px
+        return self.vae.config.latent_channels, job.height // self.cell_px, job.width // self.cell_px
 
     def _schedule(self, job: Job) -> tuple[SchedulerMixin, torch.Tensor]:
         """A scheduler, and the timesteps it is run for: with a picture to start from the last `steps_run` steps.
@@ -688,17 +701,20 @@ class Pipeline:
 
         device = self.unet.device
         after_step: list[AfterStep] = []
-        if originals is None:
+        source_noise = noise.source.to(device)
+        masks = latent_masks(starts, self._latent_shape(jobs[0])[1:]) if starts else None
+        if masks is not None:
+            masks = masks.to(device)
+        if masks is not None and originals is not None and self.inputs is not INPAINTING:  # which see what is to stay
+            after_step.append(Inpainting(scheduler, timesteps, originals, source_noise, masks))
+        # a model that reads the picture keeps to it from noise alone, too
+        reads_source = self.inputs is not PLAIN and starts is not None
+        if originals is None or (reads_source and jobs[0].steps_run == jobs[0].steps):
             latents = noise.start.to(device) * scheduler.init_noise_sigma
         else:
-            source_noise = noise.source.to(device)
-            masks = latent_masks(starts, self._latent_shape(jobs[0])[1:]) if starts else None
             beneath = originals
-            if masks is not None:
-                masks = masks.to(device)
-                after_step.append(Inpainting(scheduler, timesteps, originals, source_noise, masks))
-                if self.masks.fill == "noise":
-                    beneath = fill_with_noise(originals, masks, [job.seed for job in jobs])
+            if masks is not None and self.masks.fill == "noise":
+                beneath = fill_with_noise(originals, masks, [job.seed for job in jobs])
             latents = scheduler.add_noise(beneath, source_noise, timesteps[:1].expand(len(jobs)))
         if jobs[0].gradual_latent.timesteps is not None:
             latents = shrink_start(latents, jobs[0].gradual_latent)

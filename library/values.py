@@ -97,6 +97,7 @@ def not_empty(text: str) -> str:
 steps = whole_number(1, MAX_STEPS)
 seed = whole_number(0, MAX_SEED)
 guidance_scale = number(0, MAX_SCALE)
+image_guidance = number(1, MAX_SCALE)
 multiplier = number(-MAX_SCALE, MAX_SCALE)
 loss_scale = number(0)
 share = number(0, 1)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 # The tiny models gain nothing from threads, and many small parallel regions crawl on a machine that does other work.
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 import gen_img_diffusers
+from library.files.model_inputs import PLAIN, ModelInputs
 from library.texts import readable
 from tools import random_model
 
@@ -35,8 +37,10 @@ class Models:
     options: list[str]  # what --ckpt needs beside it
 
 
-def _write_model(root: Path, family: str, prediction_type: str, options: list[str]) -> Models:
-    networks = random_model.random_networks(family, tiny=True, seed=0)
+def _write_model(
+    root: Path, family: str, prediction_type: str, options: list[str], inputs: ModelInputs = PLAIN
+) -> Models:
+    networks = random_model.random_networks(family, tiny=True, seed=0, inputs=inputs)
     random_model.write_folder(networks, root / family, prediction_type, variant=None)
     state = random_model.original_state_dict(networks, ema=True)
     for suffix in (".safetensors", ".ckpt"):
@@ -61,6 +65,20 @@ def sd2(tmp_path_factory: pytest.TempPathFactory) -> Models:
 def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Models:
     """A tiny SDXL model."""
     return _write_model(tmp_path_factory.mktemp("sdxl"), "sdxl", "epsilon", [])
+
+
+WriteModel = Callable[[str, ModelInputs], Models]
+
+
+@pytest.fixture(scope="session")
+def with_inputs(tmp_path_factory: pytest.TempPathFactory) -> WriteModel:
+    """Write a tiny model that reads more than the noisy latents, once for all tests: `with_inputs("sd1", EDITING)`."""
+
+    @cache
+    def write(family: str, inputs: ModelInputs) -> Models:
+        return _write_model(tmp_path_factory.mktemp(f"{family}-{inputs.kind}"), family, "epsilon", [], inputs)
+
+    return write
 
 
 @dataclass

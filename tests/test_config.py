@@ -208,7 +208,7 @@ TOLD_AS = {
     **{"fp16": "precision", "bf16": "precision", "keep_unmasked": "keep_unmasked"},
     **{name: name for name in ("zero_terminal_snr", "emb_normalize_mode", "zero_empty_negative", "guidance_rescale")},
     **{name: name for name in ("schedule", "timesteps", "eta", "s_churn", "prompt_syntax")},
-    **{"no_half_vae": "vae_in_float32"},
+    **{"no_half_vae": "vae_in_float32", "image_guidance": "image_guidance"},
     **dict.fromkeys(ToldSizes.__dataclass_fields__, "sizes"),
     **{"network_regional_mask_max_color_codes": "color_codes", "network_pre_calc": "network_pre_calc"},
     **{

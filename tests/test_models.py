@@ -201,9 +201,9 @@ def test_a_schedule_that_is_not_followed_is_warned_of(sd1, sd2, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"in_channels": 9}, "an inpainting model"),
-        ({"in_channels": 8}, "an instruct-pix2pix model"),
-        ({"in_channels": 5}, "a depth model"),
+        ({"in_channels": 5}, r"a depth model \(a U-Net with 5 input channels\); use one with 4, 9 or 8"),
+        ({"in_channels": 7}, "an upscaler"),
+        ({"in_channels": 12}, "a model of another kind"),
         ({"cross_attention_dim": 1280}, "an SDXL refiner"),
         ({"addition_embed_type": "text_time"}, "is a Stable Diffusion XL model without its text_encoder_2"),
         ({"addition_embed_type": "text_time", "cross_attention_dim": 768}, "is told other things than its family's"),
@@ -243,12 +243,20 @@ def test_files_of_other_kinds_are_named(sd1, tmp_path, keys, message):
         find(sd1, tmp_path / "x.safetensors")
 
 
-def test_an_inpainting_checkpoint_is_refused_from_its_header(sd1, tmp_path):
+def test_a_depth_checkpoint_is_refused_from_its_header(sd1, tmp_path):
     state = load_file(sd1.safetensors)
-    state["model.diffusion_model.input_blocks.0.0.weight"] = torch.ones(32, 9, 3, 3)
+    state["model.diffusion_model.input_blocks.0.0.weight"] = torch.ones(32, 5, 3, 3)
     save_file(state, tmp_path / "x.safetensors")
-    with pytest.raises(InputError, match="inpainting model \\(a U-Net with 9 input channels"):
+    with pytest.raises(InputError, match="depth model \\(a U-Net with 5 input channels"):
         find(sd1, tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("pipeline", ["StableDiffusionLatentUpscalePipeline", "MarigoldDepthPipeline"])
+def test_folders_of_other_uses_of_eight_channels_are_refused(sd1, tmp_path, pipeline):
+    shutil.copytree(sd1.folder, tmp_path / "model")
+    (tmp_path / "model" / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
+    with pytest.raises(InputError, match="an upscaler of latents|a Marigold model"):
+        find(sd1, tmp_path / "model")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -195,6 +195,7 @@ def test_an_id_tells_every_field_that_changes_the_picture():
     changes |= {"mask": Path("m"), "regions": Path("r"), "guides": (), "control_net": False}
     changes |= {"prompt_syntax": "webui", "steps_before": 9}
     changes |= {"sampler": "lms", "schedule": "karras", "timesteps": (9,), "eta": 0.5, "s_churn": 1.0}
+    changes |= {"image_guidance": 1.5}
     changes |= {"extend": Margins(0, 0, 8, 0), "boxes": (Box(0, 0, 8, 8),)}
     changes |= {"follows": None, "sizes": ToldSizes(crop_top=1), "tags": (TAG,)}
     not_told = {"file", "file_name", "where"}
@@ -248,7 +249,8 @@ def test_what_pictures_of_a_batch_share_is_in_its_key():
     shared |= {"mask": Path("m"), "regions": Path("r"), "deep_shrink": DeepShrink(depth_1=1), **GROWING}
     shared |= {"sampler": "lms", "schedule": "karras", "timesteps": (9,), "eta": 0.5, "s_churn": 1.0}
     shared |= {"tags": (TAG,)}
-    shared |= {"guidance_scale": 1, "negative_scale": 2}  # whether there are one, two or three branches
+    # whether there are one, two or three branches
+    shared |= {"guidance_scale": 1, "negative_scale": 2, "image_guidance": 1.5}
     assert own | set(shared) == set(Job.__dataclass_fields__)
     for name, value in shared.items():
         assert replace(JOB, **{name: value}).batch_key != JOB.batch_key, name

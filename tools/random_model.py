@@ -3,6 +3,7 @@
 
     python tools/random_model.py /tmp/model --family sd1                  # a Diffusers folder and one checkpoint file
     python tools/random_model.py /tmp/small --family sd2 --tiny --layout folder
+    python tools/random_model.py /tmp/repaint --family sdxl --inputs inpainting
 
 The same seed gives the same weights in every layout. The pictures they draw are noise.
 """
@@ -26,6 +27,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from library.files import checkpoint_layout as layout
 from library.files.families import FAMILIES, Family, TextEncoderKind
+from library.files.model_inputs import DRAWN, EDITING, INPAINTING, PLAIN, ModelInputs
 from library.files.tokenizers import SHIPPED_TOKENIZER
 
 BY_NAME = {family.configs: family for family in FAMILIES}
@@ -37,12 +39,14 @@ TINY = {
     "text_encoder": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 1},
     "text_encoder_2": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 1},
 }
+# What Diffusers' pipelines are called for
+PIPELINES = {PLAIN.channels: "", INPAINTING.channels: "Inpaint", EDITING.channels: "InstructPix2Pix"}
 _TINY_DEPTHS = [1, 1, 2]  # of transformers, where a family's levels differ in them
 StateDict = dict[str, torch.Tensor]
 Networks = dict[str, Any]  # diffusers' and transformers' models, by their folders' names
 
 
-def configurations(family: Family, *, tiny: bool) -> dict[str, dict[str, Any]]:
+def configurations(family: Family, *, tiny: bool, inputs: ModelInputs = PLAIN) -> dict[str, dict[str, Any]]:
     """The configurations of a family's components, by their parts."""
     text_parts = [kind.part for kind in family.encoders]
     configs = {part: family.config(part) for part in ("unet", "vae", *text_parts)}
@@ -60,12 +64,13 @@ def configurations(family: Family, *, tiny: bool) -> dict[str, dict[str, Any]]:
         unet["cross_attention_dim"] = sum(configs[part]["hidden_size"] for part in text_parts)
         if family.head_size is not None:
             unet["attention_head_dim"] = [max(1, w // family.head_size) for w in unet["block_out_channels"]]
+    configs["unet"]["in_channels"] = inputs.channels
     return configs
 
 
-def random_networks(family: str, *, tiny: bool, seed: int) -> Networks:
+def random_networks(family: str, *, tiny: bool, seed: int, inputs: ModelInputs = PLAIN) -> Networks:
     """A family's components with the random weights their classes start from, by their parts."""
-    configs = configurations(BY_NAME[family], tiny=tiny)
+    configs = configurations(BY_NAME[family], tiny=tiny, inputs=inputs)
     texts = {
         kind.part: CLIPTextModelWithProjection if kind.pooled else CLIPTextModel for kind in BY_NAME[family].encoders
     }
@@ -88,7 +93,9 @@ def write_folder(networks: Networks, folder: Path, prediction_type: str, variant
     for part, network in networks.items():
         network.save_pretrained(folder / part, variant=variant)
     classes = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "scheduler": "DDIMScheduler"}
-    index: dict[str, Any] = {"_class_name": f"StableDiffusion{'XL' if family.told_sizes else ''}Pipeline"}
+    use = PIPELINES[networks["unet"].config.in_channels]
+    index: dict[str, Any] = {"_class_name": f"StableDiffusion{'XL' if family.told_sizes else ''}{use}Pipeline"}
+    index["_diffusers_version"] = diffusers.__version__
     index |= {part: ["diffusers", name] for part, name in classes.items()}
     index |= {kind.part: ["transformers", type(networks[kind.part]).__name__] for kind in family.encoders}
     tokenizers = {kind.part.replace("text_encoder", "tokenizer"): kind.pad_token for kind in family.encoders}
@@ -186,13 +193,15 @@ def main() -> None:
     parser.add_argument("--layout", choices=["folder", "safetensors", "ckpt", "both"], default="both")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32")
     parser.add_argument("--prediction_type", choices=["epsilon", "v_prediction"], default="epsilon")
+    parser.add_argument("--inputs", choices=[each.kind for each in DRAWN], default=PLAIN.kind)
     parser.add_argument("--variant", help="variant in the folder's file names, for instance fp16")
     parser.add_argument("--ema", action="store_true", help="put averaged weights into the file too")
     parser.add_argument("--tiny", action="store_true", help="widths of 32 and 64")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     diffusers.utils.logging.set_verbosity_error()
-    networks = random_networks(args.family, tiny=args.tiny, seed=args.seed)
+    inputs = next(each for each in DRAWN if each.kind == args.inputs)
+    networks = random_networks(args.family, tiny=args.tiny, seed=args.seed, inputs=inputs)
     networks = {part: network.to(DTYPES[args.dtype]) for part, network in networks.items()}
     if args.layout in ("folder", "both"):
         write_folder(networks, args.path, args.prediction_type, args.variant)

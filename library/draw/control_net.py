@@ -56,7 +56,7 @@ class ControlNet:
         """What it adds to the U-Net's skip connections and to its middle block; None where it has no part in the step.
 
         Args:
-            sample: the U-Net's input (R, 4, h, w); R is a multiple of the number of pictures.
+            sample: the U-Net's input (R, C, h, w); R is a multiple of the number of pictures.
             timestep: the U-Net's.
             text: the U-Net's.
             guides: the embedded guides (pictures, channels, h', w'), by their places.
@@ -65,6 +65,7 @@ class ControlNet:
         at_work = {place: spec for place, spec in self.specs.items() if spec.control.works_at(progress)}
         if not at_work:
             return None
+        sample = sample[:, : self.model.config.in_channels]  # what stands beside the latents is for the U-Net
         features = [_to_rows(guides[place], sample) for place in at_work]
         weights = [spec.control.weight for spec in at_work.values()]
         told = text.unet_arguments()
@@ -157,7 +158,7 @@ class Steering:
         """What the ControlNets of a step add inside the U-Net; empty when none works at it.
 
         Args:
-            sample: the U-Net's input (R, 4, h, w); R is a multiple of B.
+            sample: the U-Net's input (R, C, h, w); R is a multiple of B.
             timestep: the U-Net's.
             text: the U-Net's.
             index: the step's place, from 0.
@@ -218,5 +219,8 @@ def load_control_net(file: ControlNetFile, unet: UNet2DConditionModel) -> Contro
         shared = dict(unet.named_parameters())
         for name, parameter in model.named_parameters():
             if name in shared:
-                parameter.copy_(parameter.float() + shared[name].float())
+                base = shared[name]
+                if base.shape != parameter.shape:  # the first convolution of a U-Net that reads more than it
+                    base = base[:, : parameter.shape[1]]
+                parameter.copy_(parameter.float() + base.float())
     return model

@@ -8,6 +8,7 @@ from diffusers import UNet2DConditionModel
 
 from library.draw.attention import keep_text
 from library.draw.control_net import Steering
+from library.draw.model_inputs import Beside
 from library.draw.text_conditions import TextConditions
 from library.plan.job import Job
 from networks.strengths import Strength
@@ -47,6 +48,8 @@ class Cfg:
         self._has_negative, self._has_empty = first.has_negative, first.has_empty
         self._scale = column([job.guidance_scale for job in jobs])
         self._negative_scale = column([job.negative_scale or 0.0 for job in jobs])
+        self._drops_picture = first.drops_picture
+        self._image_scale = column([job.image_guidance or 0.0 for job in jobs])
         parts = len(first.parts)
         self._weights = [column([job.parts[part].weight for job in jobs]) for part in range(parts)]
         before, texts = len(jobs) * first.has_negative, len(jobs) * len(first.texts_at(0))
@@ -92,6 +95,13 @@ class Cfg:
         """(B, C, h, w) → (branches * B, C, h, w)"""
         return latents.repeat(self.branches, 1, 1, 1)
 
+    def expand_inputs(self, inputs: torch.Tensor) -> torch.Tensor:
+        """What stands beside the latents (B, c, h, w), for each branch; zeros for the one that sees no picture."""
+        rows = self.expand(inputs)
+        if self._drops_picture:
+            rows[-len(inputs) :] = 0
+        return rows
+
     def join(self, prediction: torch.Tensor) -> torch.Tensor:
         """(branches * B, C, h, w) → (B, C, h, w)"""
         joined = self._joined(prediction, self._scale, self._negative_scale)
@@ -112,6 +122,9 @@ class Cfg:
         negative, *prompts = branches
         base = prompts.pop() if self._has_empty else negative
         joined = base
+        if self._drops_picture:  # Brooks et al. 2023 (https://arxiv.org/abs/2211.09800), equation 3
+            without_picture = prompts.pop()
+            joined = without_picture + self._image_scale * (negative - without_picture)
         for prompt, weight in zip(prompts, self._weights if self.composes else [1.0]):
             joined = joined + weight * scale * (prompt - base)
         return joined - negative_scale * (negative - base) if self._has_empty else joined
@@ -127,6 +140,7 @@ class Denoiser:
         guided: for each evaluation whether it does; the prompt's branch alone is evaluated where not.
         followers: what else is told which step begins, by its place, before the text of the step is looked at.
         steering: the ControlNets.
+        beside: what the U-Net reads beside the latents, if anything.
 
     Networks that change how the U-Net sees the first text have to be attached already.
     """
@@ -139,9 +153,10 @@ class Denoiser:
         guided: Sequence[bool],
         followers: Sequence[Callable[[int], None]],
         steering: Steering,
+        beside: Beside | None = None,
     ) -> None:
         self._unet, self._followers, self._steering = unet, followers, steering
-        self._cfg, self._guided, self._texts = cfg, guided, texts
+        self._cfg, self._guided, self._texts, self._beside = cfg, guided, texts, beside
         self._models = (unet, *steering.models)
         self._take(texts[0])
 
@@ -159,9 +174,18 @@ class Denoiser:
         if self._texts[index] is not self._taken:
             self._take(self._texts[index])
         if not self._guided[index] and not self._cfg.composes:
-            return self._predict(sample, timestep, self._prompt_text, index)
-        prediction = self._predict(self._cfg.expand(sample), timestep, self._text, index)
+            return self._predict(self._rows(sample, all_branches=False), timestep, self._prompt_text, index)
+        prediction = self._predict(self._rows(sample, all_branches=True), timestep, self._text, index)
         return self._cfg.join(prediction) if self._guided[index] else self._cfg.join_prompts(prediction)
+
+    def _rows(self, sample: torch.Tensor, *, all_branches: bool) -> torch.Tensor:
+        """The U-Net's input: the latents and what stands beside them, for all branches or the prompt's alone."""
+        rows = self._cfg.expand(sample) if all_branches else sample
+        if self._beside is None:
+            return rows
+        height, width = sample.shape[-2:]
+        beside = self._beside.at((height, width)).to(rows.dtype)
+        return torch.cat([rows, self._cfg.expand_inputs(beside) if all_branches else beside], dim=1)
 
     def _predict(self, rows: torch.Tensor, timestep: torch.Tensor, text: TextConditions, index: int) -> torch.Tensor:
         timestep = timestep.to(rows.device, non_blocking=True)

@@ -1,7 +1,7 @@
 """Pictures that are drawn over: the part of them that is drawn, as latents, and put back."""
 
-from collections.abc import Hashable, Sequence
-from functools import cached_property
+from collections.abc import Callable, Hashable, Sequence
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -122,8 +122,12 @@ def pixels_to_tensor(picture: Image.Image) -> torch.Tensor:
 
 def encode(vae: AutoencoderKL, picture: Image.Image) -> torch.Tensor:
     """The latent mean of a picture, scaled: (C, h, w) float32."""
-    pixels = pixels_to_tensor(picture).to(vae.device, vae.dtype)
-    mean = vae.encode(pixels * 2 - 1).latent_dist.mean
+    return encode_pixels(vae, pixels_to_tensor(picture).to(vae.device, vae.dtype) * 2 - 1)
+
+
+def encode_pixels(vae: AutoencoderKL, pixels: torch.Tensor) -> torch.Tensor:
+    """The latent mean of pixels (1, 3, height, width) from -1 to 1, scaled: (C, h, w) float32."""
+    mean = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mean
     return mean[0].float() * vae.config.scaling_factor
 
 
@@ -131,20 +135,20 @@ class SourceLatents:
     """The latents of source pictures; those of pictures used lately are kept."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
-        self._vae = vae
+        self.vae = vae
         self._kept: dict[Hashable, torch.Tensor] = {}  # least lately used first
 
     def of(self, starts: Sequence[Start]) -> torch.Tensor:
         """What pictures are drawn over, as latents (B, C, h, w) float32."""
-        return torch.stack([self._encode(start) for start in starts])
+        return torch.stack([self.kept(start.key, partial(encode, self.vae, start.picture)) for start in starts])
 
-    def _encode(self, start: Start) -> torch.Tensor:
-        key = start.key
+    def kept(self, key: Hashable | None, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """The latents (C, h, w) of a key, made where they are not kept; None for what is not to be kept."""
         if key is None:
-            return encode(self._vae, start.picture)
+            return make()
         kept = self._kept.pop(key, None)
         if kept is None:
-            kept = encode(self._vae, start.picture)
+            kept = make()
         self._kept[key] = kept
         if len(self._kept) > _KEPT_SOURCES:
             del self._kept[next(iter(self._kept))]

@@ -13,6 +13,7 @@ from library.errors import InputError
 from library.files import checkpoint_layout as layout
 from library.files.families import ANY_FAMILY, SDXL, name_of_width
 from library.files.model_files import Component, folder_component, name_kind, resolve
+from library.files.model_inputs import PLAIN
 from library.files.weight_files import Shape, WeightFile, open_weights
 from library.files.weight_types import check_types, in_modules
 
@@ -21,8 +22,8 @@ _HINT_BLOCKS = 6  # convolutions between the hint block's first and last one, in
 _HINT_CHANNELS = 3
 # What a ControlNet takes over from the configuration of the U-Net that it belongs to
 _SHARED_CONFIG = (
-    *("in_channels", "block_out_channels", "layers_per_block", "cross_attention_dim", "attention_head_dim"),
-    *("num_attention_heads", "norm_num_groups", "use_linear_projection", "upcast_attention"),
+    *("block_out_channels", "layers_per_block", "cross_attention_dim", "attention_head_dim", "num_attention_heads"),
+    *("norm_num_groups", "use_linear_projection", "upcast_attention"),
     *("addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim"),
 )
 # Kinds of guides that a ControlNet Union is told by their numbers
@@ -111,7 +112,7 @@ class _Names:
         return next((shape[-1] for place in places if (shape := self.shape(f"{place}.{ending}"))), None)
 
     def encoder_config(self, unet_config: Mapping[str, Any]) -> dict[str, Any]:
-        """What attentions it has: as many as the U-Net's encoder, or fewer."""
+        """How many channels it reads, and what attentions it has: as many as the U-Net's encoder, or fewer."""
         count = len(unet_config["block_out_channels"])
         depths = [self.depth(f"down_blocks.{level}.attentions.0") for level in range(count)]
         middle = self.depth("mid_block.attentions.0")
@@ -119,6 +120,7 @@ class _Names:
         if middle is not None and depths[-1] is None:
             levels[-1] = middle
         return {
+            "in_channels": (self.shape("conv_in.weight") or (0, PLAIN.channels))[1],
             "down_block_types": ["DownBlock2D" if depth is None else "CrossAttnDownBlock2D" for depth in depths],
             "mid_block_type": "UNetMidBlock2D" if middle is None else "UNetMidBlock2DCrossAttn",
             "transformer_layers_per_block": levels,
@@ -163,6 +165,9 @@ def _check_shapes(names: _Names, unet_config: Mapping[str, Any], subject: str) -
         if (width := shape(f"down_blocks.{level}.resnets.0.conv1.weight")[0]) != wanted:
             problem = f"its level {level} is {width} wide, the model's {wanted}; use a ControlNet made for this model"
             raise InputError(subject, problem)
+    # of a model with more inputs it sees the latents, or as much as the U-Net does
+    if (channels := shape("conv_in.weight")[1]) not in (PLAIN.channels, unet_config.get("in_channels")):
+        raise InputError(subject, f"reads {channels} channels, which the model does not have; use another ControlNet")
     if (channels := shape("controlnet_cond_embedding.conv_in.weight")[1]) != _HINT_CHANNELS:
         raise InputError(subject, f"wants guides of {channels} channels; this program has pictures of {_HINT_CHANNELS}")
 

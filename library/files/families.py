@@ -288,6 +288,9 @@ FOREIGN_FAMILIES = (
     ForeignFamily("an EDM model, as Playground 2.5 is", scheduler="EDM"),
     ForeignFamily("a Stable Diffusion 3 model", "Diffusion3", ("joint_blocks_",)),
     ForeignFamily("a Flux model", "Flux", ("double_blocks_", "single_transformer_blocks_")),
+    # of as many input channels as edit models
+    ForeignFamily("an upscaler of latents", "LatentUpscale"),
+    ForeignFamily("a Marigold model, which sees depth and its like", "Marigold"),
 )
 
 

@@ -28,6 +28,7 @@ from library.files.families import (
 from library.files.globs import is_glob, matching
 from library.files.hub import fetch_model
 from library.files.json_files import read_json
+from library.files.model_inputs import DRAWN, OTHERS, PLAIN, ModelInputs, inputs_of
 from library.files.prediction import Prediction, decide, read_statements
 from library.files.shards import ShardedWeights, choose_index
 from library.files.tokenizers import SHIPPED_TOKENIZER, check_tokenizer
@@ -71,6 +72,11 @@ class ModelFiles:
     def parts(self) -> dict[str, Component]:
         """The components by their names in a Diffusers folder."""
         return {"unet": self.unet, "vae": self.vae} | {text.kind.part: text for text in self.texts}
+
+    @property
+    def inputs(self) -> ModelInputs:
+        """What it reads beside the noisy latents."""
+        return inputs_of(self.unet.config.get("in_channels", PLAIN.channels)) or PLAIN  # others were refused
 
 
 def find_model(
@@ -414,14 +420,16 @@ def _check_text_encoders(texts: Sequence[TextComponent], unet: Mapping[str, Any]
 
 
 _SIZE_NUMBERS = 6  # see `settings.sizes`
-_OTHER_INPUTS = {9: "an inpainting model", 8: "an instruct-pix2pix model", 5: "a depth model", 7: "an upscaler"}
 
 
 def _check_unet(unet: Mapping[str, object], subject: str) -> None:
-    """Refuse U-Nets that are conditioned on more than text."""
-    if (channels := unet.get("in_channels", 4)) != 4:
-        what = _OTHER_INPUTS.get(channels, "a model of another kind")
-        raise InputError(subject, f"is {what} (a U-Net with {channels} input channels); use one with 4")
+    """Refuse U-Nets that are conditioned on what this program does not give them."""
+    channels = unet.get("in_channels", PLAIN.channels)
+    if inputs_of(channels) is None:
+        what = OTHERS.get(channels, "a model of another kind")
+        drawn = ", ".join(str(inputs.channels) for inputs in DRAWN[:-1])
+        advice = f"use one with {drawn} or {DRAWN[-1].channels}"
+        raise InputError(subject, f"is {what} (a U-Net with {channels} input channels); {advice}")
     if unet.get("cross_attention_dim") == REFINER.text_width:
         raise InputError(subject, f"is {REFINER.name}; use the base model, this program draws with {ALL_FAMILIES}")
     if unet.get("class_embed_type"):

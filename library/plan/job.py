@@ -26,6 +26,7 @@ class JobSettings:
     steps: int = 50
     guidance_scale: float = 7.5
     negative_scale: float | None = None
+    image_guidance: float | None = None  # how closely an edit model keeps to its picture; None with other models
     strength: float = 0.8
     network_multipliers: tuple[Strength, ...] = ()  # one for each network that options name and is not merged
     gradual_latent: GradualLatent = field(default_factory=GradualLatent)
@@ -124,11 +125,13 @@ class Job(JobSettings):
     def branches(self) -> int:
         """How many predictions classifier-free guidance joins at each step: prompt, negative prompt, empty prompt.
 
-        Parts that compose have a prediction each, beside the negative prompt's at any scale.
+        Parts that compose have a prediction each, beside the negative prompt's at any scale. An edit model's third
+        one is the negative prompt's without the picture (Brooks et al. 2023, https://arxiv.org/abs/2211.09800).
         """
         if self.guidance_scale <= 1 and not self.composes:
             return 1
-        return (len(self.parts) if self.composes else 1) + (1 if self.negative_scale is None else 2)
+        two = self.negative_scale is None and self.image_guidance is None
+        return (len(self.parts) if self.composes else 1) + (1 if two else 2)
 
     @property
     def has_negative(self) -> bool:
@@ -140,12 +143,17 @@ class Job(JobSettings):
         """Whether the last of the branches is an empty prompt's, for a scale of the negative prompt alone."""
         return self.has_negative and self.negative_scale is not None
 
+    @property
+    def drops_picture(self) -> bool:
+        """Whether the last of the branches is the negative prompt's again, for which an edit model sees no picture."""
+        return self.has_negative and self.image_guidance is not None
+
     def texts_at(self, step: int) -> tuple[str, ...]:
         """The texts of the branches at a step, from 0, in the order they are put into a batch."""
         moment = Moment(step + 1, self.steps_run, self.steps_before)
         parts = [part.text.at(moment) for part in self.parts]
         negative = [read_negative(self.negative_prompt, self.prompt_syntax).at(moment)] if self.has_negative else []
-        return (*negative, *parts, *[""] * self.has_empty)
+        return (*negative, *parts, *[""] * self.has_empty, *negative * self.drops_picture)
 
     @property
     def last_moment(self) -> Moment:

@@ -108,6 +108,7 @@ def _model_facts(plan: RunPlan, sampler: Sampler) -> dict[str, object]:
     return {
         "model": plan.record.model,
         "family": plan.model.family.name,
+        "model_kind": plan.model.inputs.kind,
         "prediction_type": plan.noise.prediction_type,
         "zero_terminal_snr": plan.noise.zero_snr_for(sampler),
         "vae": plan.record.options.get("vae"),

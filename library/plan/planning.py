@@ -7,9 +7,10 @@ from functools import partial
 
 from library.errors import InputError
 from library.files.model_files import ModelFiles, find_model
+from library.files.model_inputs import PLAIN
 from library.files.textual_inversion import find_embeddings
 from library.files.weight_types import check_model
-from library.plan import earlier_runs, sampling
+from library.plan import earlier_runs, model_inputs, sampling
 from library.plan.file_names import FileNames, check_folder, guide_name, sheet_name
 from library.plan.job import Job, JobSettings
 from library.plan.job_maker import JobMaker, check_networks
@@ -68,11 +69,12 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
     begun = earlier.record if earlier else None
     model = _find_model(options)
     highres.check_family(two_stages, model.family)
+    model_inputs.check_run(options, model, guidance)
     networks = plan_networks(options, model)
     tagged = TaggedNetworks(options.network_dir, model)
     seed = options.seed if options.seed is not None else random_seed()
     maker = JobMaker(
-        _job_defaults(options, networks),
+        _job_defaults(options, model, networks),
         counts.images_per_prompt,
         model.family,
         sources,
@@ -128,9 +130,10 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
 
 
 def _check_job(preps: Sequence[Preprocess | None], networks: NetworkPlan, model: ModelFiles, job: Job) -> None:
-    """Refuse what a job's networks and guides cannot do."""
+    """Refuse what the run's model, networks and guides cannot do for a job."""
     check_networks(networks, model, job)
-    if job.mask is None and any(how is not None and how.by.by_mask for how in preps):
+    model_inputs.check_job(model, job)
+    if not job.is_masked and any(how is not None and how.by.by_mask for how in preps):
         problem = "needs the picture's mask; give --image_path and --mask_path, and no prompt with AND"
         raise InputError("--control_net_preps inpaint", problem, job.where)
 
@@ -146,6 +149,8 @@ def _find_model(options: Options) -> ModelFiles:
     )
     check_model(model)
     _tell(model.prediction.notes, model.prediction.warnings)
+    if model.inputs is not PLAIN:
+        logger.info("the model is %s (a U-Net with %d input channels)", model.inputs.name, model.inputs.channels)
     if options.zero_empty_negative and not model.family.told_sizes:
         problem = f"is for models that were trained so, as those of SDXL were; leave it out with {model.family.name}"
         raise InputError("--zero_empty_negative", problem)
@@ -195,19 +200,19 @@ def _max_chunks(options: Options) -> int:
     return options.max_embeddings_multiples
 
 
-def _job_defaults(options: Options, networks: NetworkPlan) -> JobSettings:
+def _job_defaults(options: Options, model: ModelFiles, networks: NetworkPlan) -> JobSettings:
     """What holds for pictures whose prompt line says nothing else."""
     return JobSettings(
         width=options.W,
         height=options.H,
         guidance_scale=options.scale,
         negative_scale=options.negative_scale,
-        strength=options.strength,
         gradual_latent=gradual_latent.from_options(options),
         deep_shrink=deep_shrink.from_options(options),
         network_multipliers=networks.multipliers,
         sizes=sizes.from_options(options),
         **sampling.settings_of(options),
+        **model_inputs.settings_of(options, model),
     )
 
 

@@ -55,6 +55,7 @@ PROMPT_OPTIONS = {
         PromptOption(
             "nl", "negative_scale", "SCALE", values.number_or_none, "guidance scale of the negative prompt, or none"
         ),
+        PromptOption("ig", "image_guidance", "SCALE", values.image_guidance, "edit models: guidance by the picture"),
         *_part(
             "gradual_latent",
             ("glt", "timesteps", "TIMESTEP", gradual_latent.timesteps_or_none, "Gradual Latent: timestep, or none"),

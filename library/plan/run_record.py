@@ -115,7 +115,7 @@ _FIELDS = (
 )
 _LATER: dict[str, object] = {
     "sizes": NOT_SAID,
-    **{"extend": None, "boxes": ()},
+    **{"image_guidance": None, "extend": None, "boxes": ()},
     **{"prompt_syntax": SD_SCRIPTS, "steps_before": 0},
     **{"sampler": "ddim", "schedule": "own", "timesteps": (), "eta": None, "s_churn": 0.0},
 }

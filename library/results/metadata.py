@@ -77,6 +77,7 @@ def metadata(job: Job, facts: RunFacts) -> dict[str, str]:
         "steps": job.steps,
         "scale": job.guidance_scale,
         "negative-scale": job.negative_scale if job.has_empty else None,
+        "image-guidance": job.image_guidance if job.drops_picture else None,
         "networks": facts.networks.describe(job.all_strengths),
         "clip-prompt": job.clip_prompt if facts.loss_guidance.clip_scale else None,
         "raw-prompt": job.raw_prompt,
@@ -112,6 +113,8 @@ def shown_settings(job: Job, facts: RunFacts) -> dict[str, str]:
         settings["Clip skip"] = facts.clip_skip
     if job.negative_scale is not None and job.has_empty:
         settings["Negative scale"] = _number(job.negative_scale)
+    if job.image_guidance is not None and job.drops_picture:
+        settings["Image CFG scale"] = _number(job.image_guidance)
     if job.has_negative and (start := facts.cfg_interval.start) > 0:
         settings["Guidance start"] = _number(start)
     if job.has_negative and (end := facts.cfg_interval.end) < 1:

@@ -90,6 +90,8 @@ class _HintBlock(_Module):
 
 class ControlNetModel(_ModelWithText):
     @property
+    def config(self) -> _ControlNetConfig: ...
+    @property
     def controlnet_cond_embedding(self) -> _HintBlock: ...
     @controlnet_cond_embedding.setter
     def controlnet_cond_embedding(self, block: torch.nn.Module) -> None: ...
@@ -120,7 +122,10 @@ class ControlNetModel(_ModelWithText):
         added_cond_kwargs: dict[str, torch.Tensor] | None = ...,
     ) -> object: ...
 
-class _UnionConfig(Mapping[str, Any]):
+class _ControlNetConfig(Mapping[str, Any]):
+    in_channels: int
+
+class _UnionConfig(_ControlNetConfig):
     num_control_type: int
 
 class ControlNetUnionModel(_ModelWithText):
@@ -147,6 +152,7 @@ class ControlNetUnionModel(_ModelWithText):
 class _AutoencoderConfig(Mapping[str, Any]):
     block_out_channels: Sequence[int]
     scaling_factor: float
+    latent_channels: int
 
 class _AutoencoderHalf(_Module):
     conv_in: torch.nn.Conv2d
