@@ -40,7 +40,7 @@ from library.run.manifest import Manifest, recover
 from library.run.processes import Others, Team, outlive_others
 from library.run.report import Tally, save_failed
 from library.run.runs import run_jobs
-from library.settings import deep_shrink, gradual_latent, samplers, sizes
+from library.settings import deep_shrink, gradual_latent, samplers, sizes, tiling
 from library.settings.computing import vae_batch_size
 from library.settings.control_net import control_type, preprocessing
 from library.settings.emphasis import ORIGINAL, normalization
@@ -116,6 +116,9 @@ _GUIDED = Needs(
 )
 # what takes the U-Net to pieces: compiled, or run once more for gradients
 _NOT_WITH_LLLITE = ("compile", "clip_guidance_scale", "clip_image_guidance_scale", "vgg16_guidance_scale")
+_TILES = Needs(("tile",), "is for tiles; give --tile too, or leave it out")
+# what would be compiled for each tile, or sees the picture as a whole
+_NOT_WITH_TILES = ("compile", "clip_guidance_scale", "clip_image_guidance_scale", "vgg16_guidance_scale")
 _LOOP = ("interactive",)  # where one line is known at a time
 _REGION_MAP = Needs(("mask_path",), "reads a map of regions; give --mask_path too")
 _UPSCALER = Needs(("highres_fix_upscaler",), "has no upscaler; give --highres_fix_upscaler too")
@@ -312,6 +315,13 @@ def _highres_options(group: OptionGroup) -> None:
               help="arguments of the upscaler, for instance weights=upscaler.safetensors")  # fmt: skip
 
 
+def _tile_options(group: OptionGroup) -> None:
+    group.add("--tile", use=PICTURE, metavar="PIXELS", convert=tiling.size_px, not_with=_NOT_WITH_TILES,
+              help="draw what is larger in overlapping tiles of this side: 512, XL: 1024")  # fmt: skip
+    group.add("--tile_overlap", use=PICTURE, metavar="PIXELS", convert=tiling.overlap_px, needs=_TILES,
+              help="how far tiles overlap at least (default: a quarter of a tile)")  # fmt: skip
+
+
 def _gradual_latent_options(group: OptionGroup) -> None:
     group.add("--gradual_latent_timesteps", use=PICTURE, metavar="TIMESTEP", convert=values.whole_number(1, 1000),
               help="draw with euler_a on small latents that grow from this timestep on; 750 is a good "
@@ -417,6 +427,7 @@ _OPTION_GROUPS = {
     "the run": _run_options,
     "img2img, inpainting and regions": _img2img_options,
     "Highres. fix": _highres_options,
+    "tiles": _tile_options,
     "Gradual Latent": _gradual_latent_options,
     "Deep Shrink": _deep_shrink_options,
     "networks and embeddings": _network_options,
@@ -460,7 +471,8 @@ class Pipeline:
         self.masks = plan.masks
         self.highres, self.upscaler = plan.highres, upscaler
         self.judges = judges
-        self.sources = SourceLatents(models.vae)
+        self.tiling = plan.tiling
+        self.sources = SourceLatents(models.vae, plan.tiling)
         self.cell_px = 2 ** (len(self.vae.config.block_out_channels) - 1)  # pixels a latent cell stands for, each way
 
     @property
@@ -541,15 +553,16 @@ class Pipeline:
         guided = self.cfg_interval.guided(len(timesteps), scheduler.order)
         if self.control_nets.settings.save_guides:
             save_guides(jobs, self.control_nets.settings.specs)
-        steering = self.control_nets.steer(jobs, len(timesteps))
+        steering = self.control_nets.steer(jobs, len(timesteps), self.tiling)
         strengths = [jobs[0].strengths_at(step) for step in steps]
         followers = (shrinker.begin_step, self.lllites.begin_step, lambda index: self.networks.use(strengths[index]))
+        placed = (self.lllites.begin_tile, *([regions.begin_tile] if regions is not None else []))
         with (
             shrinker.attached(self.unet, *self.control_nets.models),
-            self.lllites.attached(self.unet, jobs, len(timesteps)),
+            self.lllites.attached(self.unet, jobs, len(timesteps), self.tiling),
             self._in_regions(regions),
         ):
-            denoiser = Denoiser(self.unet, texts, cfg, guided, followers, steering)
+            denoiser = Denoiser(self.unet, texts, cfg, guided, followers, steering, self.tiling, placed)
             for index, timestep in enumerate(make_bar(timesteps)):
                 sample = scheduler.scale_model_input(latents, timestep).to(dtype)
                 prediction = denoiser(sample, timestep, index)
@@ -655,7 +668,7 @@ class Pipeline:
         if self.upscaler is None:
             large = [picture.resize(size, Image.Resampling.LANCZOS) for picture in small]
             with self._on_device(self.vae):
-                return torch.stack([encode(self.vae, picture) for picture in large])
+                return torch.stack([encode(self.vae, picture, self.tiling) for picture in large])
         with self._on_device(self.vae):
             enlarged = self.upscaler.upscale(
                 self.vae,
@@ -675,7 +688,7 @@ class Pipeline:
 
         malloc.give_back()  # the U-Net's memory is in pieces of other sizes
         with self._on_device(self.vae):
-            return [Decoding(self.vae, part) for part in latents.split(self.vae_batch_size)]
+            return [Decoding(self.vae, part, self.tiling) for part in latents.split(self.vae_batch_size)]
 
 
 def _pictures(decoded: Sequence[Decoding]) -> list[np.ndarray | None]:
@@ -819,6 +832,7 @@ def run(options: Options, team: Team) -> int:
         *(plan.record.model, plan.text.clip_skip, model_hash, plan.highres),
         *(plan.networks, plan.loss_guidance, plan.control_nets.specs, plan.cfg_interval),
         *(plan.noise, plan.guidance_rescale, plan.text.normalization, plan.text.zero_empty_negative),
+        tiling=plan.tiling,
         tells_sizes=plan.model.family.told_sizes,
     )
     if plan.keyboard is not None:

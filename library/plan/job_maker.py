@@ -30,6 +30,7 @@ from library.settings.highres import HighresFix
 from library.settings.loss_guidance import NO_LOSS_GUIDANCE, LossGuidanceSettings
 from library.settings.samplers import SAMPLERS
 from library.settings.sizes import NOT_SAID
+from library.settings.tiling import WHOLE, Tiling
 from library.values import PIXELS_PER_CELL
 from networks.files import OWN_MODULE, NetworkPlan, check_strength
 from networks.strengths import Strength, parse_tag
@@ -59,6 +60,7 @@ class JobMaker:
         syntax: of the prompts.
         wildcards: that prompt lines may name.
         tagged: the networks that prompts' tags name; None where there are no tags.
+        tiling: what of a picture the model sees at once.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class JobMaker:
         syntax: str = SD_SCRIPTS,
         wildcards: Wildcards | None = None,
         tagged: TaggedNetworks | None = None,
+        tiling: Tiling = WHOLE,
     ) -> None:
         self.defaults = defaults
         self.images_per_prompt = images_per_prompt
@@ -89,6 +92,7 @@ class JobMaker:
         self._warned_of_syntax = False
         self.wildcards = wildcards or Wildcards()
         self.tagged = tagged
+        self.tiling = tiling
         self._made = 0
         self._last_file: Path | None = None
 
@@ -182,6 +186,7 @@ class JobMaker:
             timesteps = ancestral_timesteps(job.steps, spacing)[job.steps - job.steps_run :]
             if problem := job.gradual_latent.check(timesteps, height, width):
                 raise InputError("Gradual Latent", problem, job.where)
+        height, width = (self.tiling.within_tile(side) // PIXELS_PER_CELL for side in (job.height, job.width))
         if problem := job.deep_shrink.check(height, width, self.shrink_points):
             raise InputError("Deep Shrink", problem, job.where)
 
