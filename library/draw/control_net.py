@@ -63,7 +63,7 @@ class ControlNet:
             features, whole = self.embed(guide[top:bottom, left:right]), (seen.height, seen.width)
             return Tile(tile.top - seen.top, tile.left - seen.left, tile.height, tile.width, whole).cut(features)
 
-        return join(tiles, map(embed, tiles))
+        return join(tiles, map(embed, tiles)).to(self.model.dtype)
 
     def residuals(
         self,

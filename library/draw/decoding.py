@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from library.draw.tiles import fading, strips, vae_tiles
+from library.draw.tiles import strips, vae_tiles
 from library.draw.vae_memory import decode
 from library.settings.tiling import WHOLE, Tiling
 from library.values import PIXELS_PER_CELL
@@ -54,7 +54,7 @@ def _decode(vae: AutoencoderKL, latents: torch.Tensor, tiling: Tiling) -> tuple[
     if len(tiles) == 1:
         return _as_shown(decode(vae, latents))
     in_pixels = [tile.at(height * PIXELS_PER_CELL, width * PIXELS_PER_CELL) for tile in tiles]
-    decoded = strips(in_pixels, (decode(vae, tile.cut(latents)) for tile in tiles), fading)
+    decoded = strips(in_pixels, (decode(vae, tile.cut(latents)) for tile in tiles))
     finite, shown = zip(*map(_as_shown, decoded))
     return torch.stack(finite).all(0), torch.cat(shown, dim=1)
 

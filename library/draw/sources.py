@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from library.draw.tiles import fading, join, vae_tiles
+from library.draw.tiles import join, vae_tiles
 from library.files.pictures import load_mask, load_source
 from library.plan.job import Job
 from library.settings.tiling import WHOLE, Tiling
@@ -29,7 +29,7 @@ def encode(vae: AutoencoderKL, picture: Image.Image, tiling: Tiling = WHOLE) -> 
     tiles = vae_tiles(tiling, cells)
     if len(tiles) > 1:
         boxes = (tile.at(picture.height, picture.width).box for tile in tiles)
-        return join(tiles, (encode(vae, picture.crop(box)) for box in boxes), fading)
+        return join(tiles, (encode(vae, picture.crop(box)) for box in boxes))
     pixels = pixels_to_tensor(picture).to(vae.device, vae.dtype)
     mean = vae.encode(pixels * 2 - 1).latent_dist.mean
     return mean[0].float() * vae.config.scaling_factor

@@ -1,10 +1,11 @@
 """Tiles of a picture: where they lie, and how what was made of each becomes a whole again.
 
 The U-Net's predictions of overlapping tiles are averaged at each step (MultiDiffusion, Bar-Tal et al. 2023,
-https://arxiv.org/abs/2302.08113); the VAE's tiles, which see only themselves, fade into one another.
+https://arxiv.org/abs/2302.08113, equation 5), by weights that fall towards a tile's borders: where tiles disagree, even
+ones would show where they end. What the VAE makes of tiles is joined in the same way.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -80,12 +81,7 @@ def vae_tiles(tiling: Tiling, whole: tuple[int, int]) -> list[Tile]:
     return tiles_over(whole, tiling.size, max(tiling.overlap, (tiling.size or 0) // 4))
 
 
-def even(tile: Tile) -> torch.Tensor:
-    """The weights of a tile that counts alike everywhere: (1, 1)."""
-    return torch.ones(1, 1)
-
-
-def fading(tile: Tile) -> torch.Tensor:
+def tile_weights(tile: Tile) -> torch.Tensor:
     """Weights (height, width) that fall towards those borders of a tile beyond which there are others."""
 
     def along(first: int, length: int, whole: int) -> torch.Tensor:
@@ -98,24 +94,22 @@ def fading(tile: Tile) -> torch.Tensor:
     return rows[:, None] * columns
 
 
-def strips(
-    tiles: Sequence[Tile], parts: Iterable[torch.Tensor], weigh: Callable[[Tile], torch.Tensor] = even
-) -> Iterator[torch.Tensor]:
-    """Join what was made of tiles, their weighted mean where they overlap: strips (…, rows, width), from the top.
+def strips(tiles: Sequence[Tile], parts: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Join what was made of tiles, by `tile_weights` where they overlap: strips (…, rows, width), from the top.
 
     Only the strip that further tiles reach into is kept, so that no whole need stand in memory in float32.
 
     Args:
         tiles: as `tiles_over` gives them.
-        parts: of each tile, (…, height, width) float32.
-        weigh: gives a tile's weights.
+        parts: of each tile, (…, height, width); they are joined in float32.
     """
     total = weights = torch.empty(0)
     for place, (tile, part) in enumerate(zip(tiles, parts, strict=True)):
         if place == 0:
-            total = part.new_zeros(*part.shape[:-2], tile.height, tile.whole[1])
+            shape = (*part.shape[:-2], tile.height, tile.whole[1])
+            total = torch.zeros(shape, device=part.device)
             weights = total.new_zeros(tile.height, tile.whole[1])
-        weight, columns = weigh(tile).to(part), slice(tile.left, tile.left + tile.width)
+        weight, columns = tile_weights(tile).to(total), slice(tile.left, tile.left + tile.width)
         total[..., columns] += part * weight
         weights[..., columns] += weight
         following = tiles[place + 1].top if place + 1 < len(tiles) else tile.top + tile.height
@@ -124,8 +118,6 @@ def strips(
             total, weights = (F.pad(x[..., finished:, :], (0, 0, 0, finished)) for x in (total, weights))
 
 
-def join(
-    tiles: Sequence[Tile], parts: Iterable[torch.Tensor], weigh: Callable[[Tile], torch.Tensor] = even
-) -> torch.Tensor:
-    """As `strips`, all of them: (…, *whole)"""
-    return torch.cat(list(strips(tiles, parts, weigh)), dim=-2)
+def join(tiles: Sequence[Tile], parts: Iterable[torch.Tensor]) -> torch.Tensor:
+    """As `strips`, all of them: (…, *whole) float32"""
+    return torch.cat(list(strips(tiles, parts)), dim=-2)
