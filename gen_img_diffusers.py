@@ -41,7 +41,7 @@ from library.run.manifest import Manifest, recover
 from library.run.processes import Others, Team, outlive_others
 from library.run.report import Tally, save_failed
 from library.run.runs import run_jobs
-from library.settings import deep_shrink, gradual_latent, masks, samplers, sizes
+from library.settings import deep_shrink, gradual_latent, masks, samplers, sizes, tiling
 from library.settings.computing import vae_batch_size
 from library.settings.control_net import control_type
 from library.settings.emphasis import ORIGINAL, normalization
@@ -129,6 +129,9 @@ _GUIDED = Needs(
 )
 # what takes the U-Net to pieces: compiled, or run once more for gradients
 _NOT_WITH_LLLITE = ("compile", "clip_guidance_scale", "clip_image_guidance_scale", "vgg16_guidance_scale")
+_TILES = Needs(("tile",), "is for tiles; give --tile too, or leave it out")
+# what would be compiled for each tile, or sees the picture as a whole
+_NOT_WITH_TILES = ("compile", "clip_guidance_scale", "clip_image_guidance_scale", "vgg16_guidance_scale")
 _LOOP = ("interactive",)  # where one line is known at a time
 _REGION_MAP = Needs(("mask_path",), "reads a map of regions; give --mask_path too")
 _UPSCALER = Needs(("highres_fix_upscaler",), "has no upscaler; give --highres_fix_upscaler too")
@@ -350,6 +353,13 @@ def _highres_options(group: OptionGroup) -> None:
               help="arguments of the upscaler, for instance weights=upscaler.safetensors")  # fmt: skip
 
 
+def _tile_options(group: OptionGroup) -> None:
+    group.add("--tile", use=PICTURE, metavar="PIXELS", convert=tiling.size_px, not_with=_NOT_WITH_TILES,
+              help="draw what is larger in overlapping tiles of this side: 512, XL: 1024")  # fmt: skip
+    group.add("--tile_overlap", use=PICTURE, metavar="PIXELS", convert=tiling.overlap_px, needs=_TILES,
+              help="how far tiles overlap at least (default: a quarter of a tile)")  # fmt: skip
+
+
 def _gradual_latent_options(group: OptionGroup) -> None:
     group.add("--gradual_latent_timesteps", use=PICTURE, metavar="TIMESTEP", convert=values.whole_number(1, 1000),
               help="draw with euler_a on small latents that grow from this timestep on; 750 is a good "
@@ -455,6 +465,7 @@ _OPTION_GROUPS = {
     "the run": _run_options,
     "img2img, inpainting and regions": _img2img_options,
     "Highres. fix": _highres_options,
+    "tiles": _tile_options,
     "Gradual Latent": _gradual_latent_options,
     "Deep Shrink": _deep_shrink_options,
     "networks and embeddings": _network_options,
@@ -498,7 +509,8 @@ class Pipeline:
         self.masks = plan.masks
         self.highres, self.upscaler = plan.highres, upscaler
         self.judges = judges
-        self.sources = SourceLatents(models.vae)
+        self.tiling = plan.tiling
+        self.sources = SourceLatents(models.vae, plan.tiling)
         self.cell_px = 2 ** (len(self.vae.config.block_out_channels) - 1)  # pixels a latent cell stands for, each way
 
     @property
@@ -546,21 +558,22 @@ class Pipeline:
 
         from library.draw.sources import Start
 
-        before: list[np.ndarray | None] | None = None
-        for turn in range(max(1, len(jobs[0].boxes))):
+        before: list[np.ndarray | None] = [None] * len(jobs)
+        lost = [False] * len(jobs)  # a picture that failed stays failed
+        for turn in range(turns := max(1, len(jobs[0].boxes))):
             at_turn = [replace(job, turn=turn) for job in jobs]
-            starts = [Start(job, self.masks) for job in at_turn]
-            if before is not None:  # a picture that failed stays failed
-                starts = [
-                    start if picture is None else Start(job, self.masks, Image.fromarray(picture))
-                    for job, start, picture in zip(at_turn, starts, before)
-                ]
+            views = [view for job in at_turn if (view := job.view(self.masks))]
+            starts = [
+                Start(view, None if picture is None else Image.fromarray(picture))
+                for view, picture in zip(views, before)
+            ]
             with self._on_device(self.vae):
                 originals = self.sources.of(starts)
             decoded = self._decode(self._denoise(at_turn, originals, make_bar, starts))
-            finish = partial(_put_back, starts, decoded, before)
-            if turn + 1 < len(jobs[0].boxes):
+            finish = partial(_put_back, starts, decoded, lost)
+            if turn + 1 < turns:
                 before = finish()
+                lost = [picture is None for picture in before]
         return finish
 
     def _remembered(self, jobs: Sequence[Job], pictures: list[np.ndarray | None]) -> list[np.ndarray | None]:
@@ -607,16 +620,18 @@ class Pipeline:
         shrinker = Shrinker(jobs[0].deep_shrink, self.family.shrink_points(self.unet.config), timesteps.tolist())
         guided = self.cfg_interval.guided(len(timesteps), scheduler.order)
         if self.control_nets.settings.save_guides:
-            save_guides(jobs, self.control_nets.settings.specs)
-        steering = self.control_nets.steer(jobs, len(timesteps))
+            save_guides(jobs, self.control_nets.settings.specs, self.masks)
+        steering = self.control_nets.steer(jobs, len(timesteps), self.tiling)
         strengths = [jobs[0].strengths_at(step) for step in steps]
         followers = (shrinker.begin_step, self.lllites.begin_step, lambda index: self.networks.use(strengths[index]))
+        placed = (self.lllites.begin_tile, *([regions.begin_tile] if regions is not None else []))
         with (
             shrinker.attached(self.unet, *self.control_nets.models),
-            self.lllites.attached(self.unet, jobs, len(timesteps)),
+            self.lllites.attached(self.unet, jobs, len(timesteps), self.tiling),
             self._in_regions(regions),
         ):
-            denoiser = Denoiser(self.unet, texts, cfg, guided, followers, steering, self._beside(jobs, starts))
+            beside = self._beside(jobs, starts)
+            denoiser = Denoiser(self.unet, texts, cfg, guided, followers, steering, beside, self.tiling, placed)
             for index, timestep in enumerate(make_bar(timesteps)):
                 sample = scheduler.scale_model_input(latents, timestep).to(dtype)
                 prediction = denoiser(sample, timestep, index)
@@ -739,7 +754,7 @@ class Pipeline:
         if self.upscaler is None:
             large = [picture.resize(size, Image.Resampling.LANCZOS) for picture in small]
             with self._on_device(self.vae):
-                return torch.stack([encode(self.vae, picture) for picture in large])
+                return torch.stack([encode(self.vae, picture, self.tiling) for picture in large])
         with self._on_device(self.vae):
             enlarged = self.upscaler.upscale(
                 self.vae,
@@ -759,17 +774,14 @@ class Pipeline:
 
         malloc.give_back()  # the U-Net's memory is in pieces of other sizes
         with self._on_device(self.vae):
-            return [Decoding(self.vae, part) for part in latents.split(self.vae_batch_size)]
+            return [Decoding(self.vae, part, self.tiling) for part in latents.split(self.vae_batch_size)]
 
 
-def _put_back(
-    starts: Sequence[Start], decoded: Sequence[Decoding], before: Sequence[np.ndarray | None] | None
-) -> list[np.ndarray | None]:
-    """What was drawn, in its place in the source pictures; None where this, or what was drawn before it, failed."""
-    failed = [before is not None and picture is None for picture in before or starts]
+def _put_back(starts: Sequence[Start], decoded: Sequence[Decoding], lost: Sequence[bool]) -> list[np.ndarray | None]:
+    """What was drawn, in its place in the source pictures; None where this failed, or what was drawn before it."""
     return [
-        None if drawn is None or lost else start.put_back(drawn)
-        for start, drawn, lost in zip(starts, _pictures(decoded), failed)
+        None if drawn is None or failed else start.put_back(drawn)
+        for start, drawn, failed in zip(starts, _pictures(decoded), lost)
     ]
 
 
@@ -819,7 +831,7 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
     network_weights = [read_state(spec.weights) for spec in plan.networks.specs]
     merge_networks(plan.networks, network_weights, models)
     # differences are to the U-Net that networks were merged into, and to nothing that only hangs on it
-    control_nets = load_control_nets(plan.control_nets, models.unet)
+    control_nets = load_control_nets(plan.control_nets, models.unet, plan.masks)
     kernel = devices.choose_attention(machine, xformers=computing.xformers, gradients=gradients)
     for model in (models.unet, *control_nets.models):
         use_kernel(model, kernel)
@@ -839,7 +851,7 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
         from library.draw.loss_guidance import load_judges
 
         judges = load_judges(plan.loss_guidance, plan.loss_guidance_files, models)
-    lllites = load_lllites(plan.control_nets, models.unet)
+    lllites = load_lllites(plan.control_nets, models.unet, plan.masks)
     return Pipeline(models, networks, control_nets, lllites, plan, upscaler, judges)
 
 
@@ -914,6 +926,7 @@ def run(options: Options, team: Team) -> int:
         *(plan.record.model, plan.text.clip_skip, model_hash, plan.highres),
         *(plan.networks, plan.loss_guidance, plan.control_nets.specs, plan.cfg_interval),
         *(plan.noise, plan.guidance_rescale, plan.text.normalization, plan.text.zero_empty_negative, plan.masks),
+        tiling=plan.tiling,
         tells_sizes=plan.model.family.told_sizes,
     )
     if plan.keyboard is not None:

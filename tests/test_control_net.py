@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from library.draw import control_net
 from library.draw.attention import use_kernel
+from library.draw.guides import Guide
 from library.draw.samplers import make_scheduler
 from library.draw.text_conditions import TextConditions
 from library.files import checkpoint_layout as layout
@@ -232,10 +233,8 @@ def test_a_guide_is_embedded_once(sd1, net1, generate, guides, monkeypatch):
 
 def test_each_control_net_has_its_guides(sd1, net1, generate, guides, monkeypatch):
     prepared = []
-    real = control_net.prepare_guide
-    monkeypatch.setattr(
-        control_net, "prepare_guide", lambda path, *rest: prepared.append(path.stem) or real(path, *rest)
-    )
+    real = Guide.prepare
+    monkeypatch.setattr(Guide, "prepare", lambda guide: prepared.append(guide.file.stem) or real(guide))
     options = ("--control_net_models", *[net1 / "bare.safetensors"] * 2, "--prompt", "a", "--images_per_prompt", 2)
     assert generate(sd1.folder, *options, "--guide_image_path", guides, "--batch_size", 1).status == 0
     assert prepared == ["0", "1", "2", "3"]

@@ -1,13 +1,18 @@
 """Redrawing parts of pictures: the masked area alone, new borders, and how masks are read, as a user runs them."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
+from library.draw.guides import Guide
 from library.draw.sources import filled
 from library.plan.canvas import Box, _in_shape, cut
+from library.plan.job import Job
+from library.settings.masks import MaskSettings
+from library.settings.preprocessing import preprocessing
 
 BOX = (60, 10, 80, 26)  # what the mask marks of a picture of 160 × 96
 ALONE = ("--inpaint_area", "mask", "--inpaint_padding", 6)
@@ -143,6 +148,34 @@ def test_beyond_the_picture_its_outermost_pixels_go_on():
     shown = np.asarray(cut(picture, (-2, -1, 6, 5), (8, 6), Image.Resampling.BILINEAR))
     assert shown[0].tolist() == shown[1].tolist() == [0, 0, 0, 1, 2, 3, 3, 3]
     assert shown[:, 0].tolist() == [0, 0, 4, 8, 8, 8]
+
+
+def test_a_guide_is_cut_alike(folder):
+    """Also one of another size than the picture, and its mask for `inpaint`."""
+    large = Image.open(folder / "p.png").resize((320, 192), Image.Resampling.NEAREST)
+    large.save(folder / "guide.png")
+    box = (54, 2, 86, 34)
+    masks = MaskSettings(masked_area=True)
+    job = Job(
+        prompt="",
+        seed=1,
+        raw_prompt="",
+        where="",
+        file=Path("x.png"),
+        width=64,
+        height=64,
+        canvas=(160, 96),
+        source=folder / "p.png",
+        mask=folder / "one.png",
+        guides=(folder / "guide.png",),
+        boxes=(Box(*box),),
+    )
+    part = large.resize((64, 64), Image.Resampling.LANCZOS, box=tuple(2 * side for side in box))
+    assert np.array_equal(Guide.of(0, job, None, masks).prepare(), np.asarray(part))
+    hidden = Guide.of(0, job, preprocessing("inpaint"), masks).prepare()
+    marked = np.asarray(Image.open(folder / "one.png").crop(box).resize((64, 64), Image.Resampling.BILINEAR)) >= 128
+    assert (hidden[marked] == -255).all()
+    assert np.array_equal(hidden[~marked], np.asarray(part)[~marked])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from PIL import Image
 
 from library.draw import control_net
+from library.draw.guides import Guide
 from library.draw.preprocessing import preprocessed
 from library.settings.preprocessing import PREPROCESSORS, preprocessing
 
@@ -129,10 +130,8 @@ def test_shuffled_guides_depend_on_their_own_seed_alone(sd1, net, photo, generat
 
 def test_both_stages_of_highres_fix_see_one_shuffled_guide(sd1, net, photo, generate, monkeypatch):
     seeds = []
-    real = control_net.prepare_guide
-    monkeypatch.setattr(
-        control_net, "prepare_guide", lambda path, size, how, seed, mask: seeds.append(seed) or real(path, size, how, 5)
-    )
+    real = Guide.prepare
+    monkeypatch.setattr(Guide, "prepare", lambda guide: seeds.append(guide.seed) or real(guide))
     steered = ("--control_net_models", net, "--guide_image_path", photo, "--control_net_preps", "shuffle")
     result = generate(
         sd1.folder, *steered, "--W", 128, "--H", 128, "--highres_fix_scale", 0.5, "--steps", 2, "--prompt", "a --d 5"

@@ -11,17 +11,23 @@ import torch
 import torch.nn.functional as F
 from diffusers import ControlNetModel, ControlNetUnionModel, UNet2DConditionModel
 
-from library.draw.guides import GuideKey, guide_key, prepare_guide
+from library.draw.guides import Guide
 from library.draw.text_conditions import TextConditions
+from library.draw.tiles import Tile, join, tiles_over
 from library.files import checkpoint_layout as layout
 from library.files.control_net import ControlNetFile, control_net_names
 from library.models.models import Source, build, fill
 from library.models.weight_reading import CastWeights
 from library.plan.job import Job
 from library.settings.control_net import ControlNetSettings, ControlNetSpec, kinds_of
+from library.settings.masks import NO_MASKS, MaskSettings
+from library.settings.tiling import WHOLE, Tiling
+from library.values import PIXELS_PER_CELL
 
 # What ControlNets add inside the U-Net, as its keyword arguments
 Residuals = dict[str, torch.Tensor | list[torch.Tensor]]
+
+_REACH = 3  # latent cells: farther away, a guide's pixels have no part in what hint blocks make of it
 
 
 class ControlNet:
@@ -41,9 +47,24 @@ class ControlNet:
         model.controlnet_cond_embedding = torch.nn.Identity()
 
     def embed(self, guide: np.ndarray) -> torch.Tensor:
-        """Embed a guide that `prepare_guide` made: (1, channels, height / 8, width / 8)."""
+        """Embed a guide that was prepared: (1, channels, height / 8, width / 8)."""
         pixels = torch.tensor(guide, device=self.model.device).permute(2, 0, 1)[None]
         return self._hint_block((pixels.float() / 255).to(self.model.dtype))
+
+    def embed_in_tiles(self, guide: np.ndarray, tiling: Tiling) -> torch.Tensor:
+        """As `embed`, tile by tile where a guide is larger, each with as much around it as has a part in it."""
+        size = guide.shape[0] // PIXELS_PER_CELL, guide.shape[1] // PIXELS_PER_CELL
+        tiles = tiles_over(size, tiling.size, overlap=0)
+        if len(tiles) == 1:
+            return self.embed(guide)
+
+        def embed(tile: Tile) -> torch.Tensor:
+            seen = tile.widened(_REACH)
+            left, top, right, bottom = (PIXELS_PER_CELL * border for border in seen.box)
+            features, whole = self.embed(guide[top:bottom, left:right]), (seen.height, seen.width)
+            return Tile(tile.top - seen.top, tile.left - seen.left, tile.height, tile.width, whole).cut(features)
+
+        return join(tiles, map(embed, tiles)).to(self.model.dtype)
 
     def residuals(
         self,
@@ -94,9 +115,14 @@ class ControlNet:
 
 def _to_rows(features: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
     """Embedded guides at the size of the U-Net's input, for each of its rows."""
-    if features.shape[-2:] != sample.shape[-2:]:
-        features = F.interpolate(features.float(), sample.shape[-2:], mode="bicubic").to(features.dtype)
+    features = _to_size(features, (sample.shape[-2], sample.shape[-1]))
     return features.repeat(len(sample) // len(features), 1, 1, 1)
+
+
+def _to_size(features: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    if features.shape[-2:] == size:
+        return features
+    return F.interpolate(features.float(), size, mode="bicubic").to(features.dtype)
 
 
 class ControlNets:
@@ -105,35 +131,39 @@ class ControlNets:
     Args:
         nets: may be none.
         settings: how they work together.
+        masks: how the masks of pictures are read, for guides that have a part in them.
     """
 
-    def __init__(self, nets: Sequence[ControlNet], settings: ControlNetSettings) -> None:
+    def __init__(
+        self, nets: Sequence[ControlNet], settings: ControlNetSettings, masks: MaskSettings = NO_MASKS
+    ) -> None:
         self.nets = nets
         self.settings = settings
-        self._embedded: dict[GuideKey, torch.Tensor] = {}  # of the last batch
+        self._masks = masks
+        self._embedded: dict[Guide, torch.Tensor] = {}  # of the last batch
 
     @property
     def models(self) -> list[ControlNetModel | ControlNetUnionModel]:
         """The models themselves."""
         return [net.model for net in self.nets]
 
-    def steer(self, jobs: Sequence[Job], steps: int) -> "Steering":
-        """Embed the guides of a batch's jobs, for so many steps."""
+    def steer(self, jobs: Sequence[Job], steps: int, tiling: Tiling = WHOLE) -> "Steering":
+        """Embed the guides of a batch's jobs, for so many steps, in the memory of a tile."""
         last, self._embedded = self._embedded, {}
         guides = {}
         for net in self.nets if jobs[0].control_net else ():
             for place, spec in net.specs.items():
-                keys = [guide_key(place, job, spec.control.preprocess) for job in jobs]
-                guides[place] = torch.cat([self._embed(net, key, last) for key in keys])
+                of_jobs = [Guide.of(place, job, spec.control.preprocess, self._masks) for job in jobs]
+                guides[place] = torch.cat([self._embed(net, guide, last, tiling) for guide in of_jobs])
         return Steering(self.nets if guides else (), guides, steps, together=self.settings.together)
 
-    def _embed(self, net: ControlNet, key: GuideKey, last: Mapping[GuideKey, torch.Tensor]) -> torch.Tensor:
-        if key not in self._embedded:
-            embedded = last.get(key)
+    def _embed(self, net: ControlNet, guide: Guide, last: Mapping[Guide, torch.Tensor], tiling: Tiling) -> torch.Tensor:
+        if guide not in self._embedded:
+            embedded = last.get(guide)
             if embedded is None:
-                embedded = net.embed(prepare_guide(*key[1:]))
-            self._embedded[key] = embedded
-        return self._embedded[key]
+                embedded = net.embed_in_tiles(guide.prepare(), tiling)
+            self._embedded[guide] = embedded
+        return self._embedded[guide]
 
 
 class Steering:
@@ -153,8 +183,11 @@ class Steering:
         self.models = [net.model for net in nets]
         self._steps = steps
         self._together = together
+        self._resized: dict[int, torch.Tensor] = {}  # the guides at the size of latents that tiles were last cut from
 
-    def residuals(self, sample: torch.Tensor, timestep: torch.Tensor, text: TextConditions, index: int) -> Residuals:
+    def residuals(
+        self, sample: torch.Tensor, timestep: torch.Tensor, text: TextConditions, index: int, tile: Tile
+    ) -> Residuals:
         """What the ControlNets of a step add inside the U-Net; empty when none works at it.
 
         Args:
@@ -162,12 +195,14 @@ class Steering:
             timestep: the U-Net's.
             text: the U-Net's.
             index: the step's place, from 0.
+            tile: the part of the latents that the U-Net's input is.
         """
+        guides = self._guides if tile.is_whole else self._cut(tile)
         down, middle = [], None
         for place, net in enumerate(self._nets):
             if not self._together and index % len(self._nets) != place:
                 continue
-            added = net.residuals(sample, timestep, text, self._guides, index / self._steps)
+            added = net.residuals(sample, timestep, text, guides, index / self._steps)
             if added is not None:
                 down = [a + b for a, b in zip(down, added[0])] if down else added[0]
                 middle = added[1] if middle is None else middle + added[1]
@@ -175,8 +210,18 @@ class Steering:
             return {}
         return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
 
+    def _cut(self, tile: Tile) -> dict[int, torch.Tensor]:
+        """The guides of a tile, cut from the whole ones at the latents' size."""
+        for place, features in self._guides.items():
+            resized = self._resized.get(place)
+            if resized is None or resized.shape[-2:] != tile.whole:
+                self._resized[place] = _to_size(features, tile.whole)
+        return {place: tile.cut(features) for place, features in self._resized.items()}
 
-def load_control_nets(settings: ControlNetSettings, unet: UNet2DConditionModel) -> ControlNets:
+
+def load_control_nets(
+    settings: ControlNetSettings, unet: UNet2DConditionModel, masks: MaskSettings = NO_MASKS
+) -> ControlNets:
     """Load a run's ControlNets beside the U-Net that they steer; networks that are merged are in that, others not yet.
 
     A ControlNet Union that is given for several guides is one ControlNet.
@@ -196,7 +241,7 @@ def load_control_nets(settings: ControlNetSettings, unet: UNet2DConditionModel) 
         if spec.file.control_types:
             unions[spec.path] = specs
         nets.append(ControlNet(load_control_net(spec.file, unet), specs))
-    return ControlNets(nets, settings)
+    return ControlNets(nets, settings, masks)
 
 
 def load_control_net(file: ControlNetFile, unet: UNet2DConditionModel) -> ControlNetModel | ControlNetUnionModel:

@@ -6,7 +6,10 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
+from library.draw.tiles import strips, vae_tiles
 from library.draw.vae_memory import decode
+from library.settings.tiling import WHOLE, Tiling
+from library.values import PIXELS_PER_CELL
 
 logger = logging.getLogger(__name__)
 
@@ -17,12 +20,13 @@ class Decoding:
     Args:
         vae: decodes, on the device of the latents.
         latents: (B, C, h, w), scaled.
+        tiling: pictures that are larger than a tile are decoded in tiles.
     """
 
-    def __init__(self, vae: AutoencoderKL, latents: torch.Tensor) -> None:
-        self._vae, self._latents = vae, latents
+    def __init__(self, vae: AutoencoderKL, latents: torch.Tensor, tiling: Tiling = WHOLE) -> None:
+        self._vae, self._latents, self._tiling = vae, latents, tiling
         ahead = latents.device.type == "cuda"  # elsewhere nothing tells when a copy has arrived
-        self._finite, self._pictures = (part.to("cpu", non_blocking=ahead) for part in _decode(vae, latents))
+        self._finite, self._pictures = (part.to("cpu", non_blocking=ahead) for part in _decode(vae, latents, tiling))
         self._arrived = torch.cuda.current_stream(latents.device).record_event() if ahead else None
 
     @torch.no_grad()
@@ -36,15 +40,26 @@ class Decoding:
             logger.warning("the VAE overflows in %s; such pictures are decoded again in float32", self._vae.dtype)
             try:
                 self._vae.to(self._latents.device, torch.float32)
-                again = _decode(self._vae, self._latents[torch.from_numpy(failed)])
+                again = _decode(self._vae, self._latents[torch.from_numpy(failed)], self._tiling)
             finally:
                 self._vae.to(*before)
             finite[failed], pictures[failed] = (part.cpu().numpy() for part in again)
         return [picture if ok else None for picture, ok in zip(pictures, finite)]
 
 
-def _decode(vae: AutoencoderKL, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _decode(vae: AutoencoderKL, latents: torch.Tensor, tiling: Tiling) -> tuple[torch.Tensor, torch.Tensor]:
     """Which pictures have finite values only (B), and all of them (B, 8h, 8w, 3) uint8."""
-    pixels = decode(vae, latents)
+    height, width = latents.shape[-2:]
+    tiles = vae_tiles(tiling, (height, width))
+    if len(tiles) == 1:
+        return _as_shown(decode(vae, latents))
+    in_pixels = [tile.at(height * PIXELS_PER_CELL, width * PIXELS_PER_CELL) for tile in tiles]
+    decoded = strips(in_pixels, (decode(vae, tile.cut(latents)) for tile in tiles))
+    finite, shown = zip(*map(_as_shown, decoded))
+    return torch.stack(finite).all(0), torch.cat(shown, dim=1)
+
+
+def _as_shown(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which of pictures (B, 3, H, W) have finite values only (B), and all of them (B, H, W, 3) uint8."""
     shown = ((pixels / 2 + 0.5).clamp(0, 1) * 255).nan_to_num().round().byte().permute(0, 2, 3, 1)
     return pixels.isfinite().flatten(1).all(1), shown

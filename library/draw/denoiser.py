@@ -10,7 +10,9 @@ from library.draw.attention import keep_text
 from library.draw.control_net import Steering
 from library.draw.model_inputs import Beside
 from library.draw.text_conditions import TextConditions
+from library.draw.tiles import Tile, join, model_tiles
 from library.plan.job import Job
+from library.settings.tiling import WHOLE, Tiling
 from networks.strengths import Strength
 
 
@@ -141,6 +143,8 @@ class Denoiser:
         followers: what else is told which step begins, by its place, before the text of the step is looked at.
         steering: the ControlNets.
         beside: what the U-Net reads beside the latents, if anything.
+        tiling: the tiles that the U-Net sees one by one.
+        placed: what is told which tile comes next, before the U-Net is called for it.
 
     Networks that change how the U-Net sees the first text have to be attached already.
     """
@@ -154,9 +158,12 @@ class Denoiser:
         followers: Sequence[Callable[[int], None]],
         steering: Steering,
         beside: Beside | None = None,
+        tiling: Tiling = WHOLE,
+        placed: Sequence[Callable[[Tile], None]] = (),
     ) -> None:
         self._unet, self._followers, self._steering = unet, followers, steering
         self._cfg, self._guided, self._texts, self._beside = cfg, guided, texts, beside
+        self._tiling, self._placed = tiling, placed
         self._models = (unet, *steering.models)
         self._take(texts[0])
 
@@ -189,6 +196,15 @@ class Denoiser:
 
     def _predict(self, rows: torch.Tensor, timestep: torch.Tensor, text: TextConditions, index: int) -> torch.Tensor:
         timestep = timestep.to(rows.device, non_blocking=True)
-        residuals = self._steering.residuals(rows, timestep, text, index)
+        tiles = model_tiles(self._tiling, (rows.shape[-2], rows.shape[-1]))
+        predictions = (self._predict_tile(tile, tile.cut(rows), timestep, text, index) for tile in tiles)
+        return next(predictions) if len(tiles) == 1 else join(tiles, predictions)
+
+    def _predict_tile(
+        self, tile: Tile, rows: torch.Tensor, timestep: torch.Tensor, text: TextConditions, index: int
+    ) -> torch.Tensor:
+        for place in self._placed:
+            place(tile)
+        residuals = self._steering.residuals(rows, timestep, text, index, tile)
         prediction = self._unet(rows, timestep, **text.unet_arguments(), **residuals).sample
         return prediction.to(torch.float32, copy=True)  # a compiled U-Net may write over what it returned

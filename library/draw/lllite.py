@@ -14,11 +14,14 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from library.draw.feature_sizes import followed
-from library.draw.guides import GuideKey, guide_key, prepare_guide
+from library.draw.guides import Guide
+from library.draw.tiles import Tile
 from library.files.lllite import LLLiteFile, convolution_names
 from library.models.weight_reading import CastWeights
 from library.plan.job import Job
 from library.settings.control_net import Control, ControlNetSettings
+from library.settings.masks import NO_MASKS, MaskSettings
+from library.settings.tiling import WHOLE, Tiling
 
 _LARGEST_CELL_PX = 32  # of the U-Net's deepest features
 
@@ -78,9 +81,11 @@ class LLLite:
 class LLLites:
     """The ControlNet-LLLites of a run, which all work at every step of their ranges; there may be none."""
 
-    def __init__(self, nets: Sequence[LLLite]) -> None:
-        self._nets = nets
-        self._read: dict[GuideKey, dict[str, torch.Tensor]] = {}  # of the last batch
+    def __init__(self, nets: Sequence[LLLite], masks: MaskSettings = NO_MASKS) -> None:
+        self._nets, self._masks = nets, masks
+        self._read: dict[Guide, dict[str, torch.Tensor]] = {}  # of the last batch, where it was drawn whole
+        self._guides: list[torch.Tensor] = []  # else for each the batch's guides (pictures, 3, height, width) uint8,
+        self._in_tile: list[torch.Tensor] = []  # and what of them is in the tile that the U-Net is working on
         self._size = (0, 0)  # height and width of the feature map that the U-Net is working on
         self._progress = 0.0
         self._steps = 1
@@ -89,21 +94,34 @@ class LLLites:
         """Say which step the U-Net's next evaluations belong to."""
         self._progress = index / self._steps
 
+    def begin_tile(self, tile: Tile) -> None:
+        """Say which tile of the latents the U-Net's next evaluation is for."""
+        self._in_tile = [tile.at(*guides.shape[-2:]).cut(guides).float() / 127.5 - 1 for guides in self._guides]
+
     @contextmanager
-    def attached(self, unet: UNet2DConditionModel, jobs: Sequence[Job], steps: int) -> Iterator[None]:
+    def attached(
+        self, unet: UNet2DConditionModel, jobs: Sequence[Job], steps: int, tiling: Tiling = WHOLE
+    ) -> Iterator[None]:
         """Steer a batch of jobs for so many steps, for the length of the block."""
-        self._steps = steps
+        self._steps, self._guides = steps, []
         nets = self._nets if jobs[0].control_net else ()
         last, self._read = self._read, {}
+        in_tiles = tiling.splits(jobs[0].width, jobs[0].height)
         with ExitStack() as stack:
             if nets:
                 stack.enter_context(followed(self._note_size, unet))
             for place, net in enumerate(nets):
-                keys = [guide_key(place, job, net.control.preprocess) for job in jobs]
-                for key in keys:
-                    self._read[key] = last.get(key) or self._read.get(key) or _read_guide(net, key, unet)
+                of_jobs = [Guide.of(place, job, net.control.preprocess, self._masks) for job in jobs]
+                if in_tiles:
+                    self._guides.append(torch.cat([_load_guide(guide, unet) for guide in of_jobs]))
+                    for path, network in net.networks.items():
+                        hook = self._tile_hook(net.control, network, place)
+                        stack.callback(unet.get_submodule(path).register_forward_pre_hook(hook).remove)
+                    continue
+                for guide in of_jobs:
+                    self._read[guide] = last.get(guide) or self._read.get(guide) or _read_guide(net, guide, unet)
                 for path, network in net.networks.items():
-                    read = torch.cat([self._read[key][path] for key in keys])  # (pictures, channels, h, w)
+                    read = torch.cat([self._read[guide][path] for guide in of_jobs])  # (pictures, channels, h, w)
                     hook = self._hook(net.control, network, read)
                     stack.callback(unet.get_submodule(path).register_forward_pre_hook(hook).remove)
             yield
@@ -124,6 +142,18 @@ class LLLites:
 
         return hook
 
+    def _tile_hook(self, control: Control, network: LayerNetwork, place: int) -> Callable:
+        """As `_hook`, but guides are read anew for each tile: what is read of all tiles would fill much memory."""
+
+        def hook(_layer: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor] | None:
+            if not control.works_at(self._progress):
+                return None
+            (x,) = inputs
+            read = network.read(self._in_tile[place].to(x.dtype))
+            return (x + control.weight * network.change(x, network.share(_to_size(read, self._size))),)
+
+        return hook
+
 
 def _to_size(read: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """What was read of guides, at a feature map's size: another than a guide's where that is shrunk."""
@@ -132,21 +162,28 @@ def _to_size(read: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return F.interpolate(read.float(), size, mode="bilinear", align_corners=False).to(read.dtype)
 
 
-def _read_guide(net: LLLite, key: GuideKey, unet: UNet2DConditionModel) -> dict[str, torch.Tensor]:
+def _read_guide(net: LLLite, guide: Guide, unet: UNet2DConditionModel) -> dict[str, torch.Tensor]:
     """What each of the small networks makes of a guide."""
-    pixels = torch.from_numpy(np.array(prepare_guide(*key[1:]))).permute(2, 0, 1)[None]
-    guide = (pixels.to(unet.device).float() / 127.5 - 1).to(unet.dtype)
-    return {path: network.read(guide) for path, network in net.networks.items()}
+    pixels = (_load_guide(guide, unet).float() / 127.5 - 1).to(unet.dtype)
+    return {path: network.read(pixels) for path, network in net.networks.items()}
 
 
-def load_lllites(settings: ControlNetSettings, unet: UNet2DConditionModel) -> LLLites:
+def _load_guide(guide: Guide, unet: UNet2DConditionModel) -> torch.Tensor:
+    """A prepared guide: (1, 3, height, width) uint8."""
+    pixels = torch.from_numpy(np.array(guide.prepare())).permute(2, 0, 1)[None]
+    return pixels.to(unet.device)
+
+
+def load_lllites(settings: ControlNetSettings, unet: UNet2DConditionModel, masks: MaskSettings = NO_MASKS) -> LLLites:
     """Load a run's ControlNet-LLLites beside the U-Net that they steer.
 
     Raises:
         InputError: when tensors hold NaN or infinite values.
     """
     files = ((spec.file, spec.control) for spec in settings.specs)
-    return LLLites([LLLite(_load(file, unet), control) for file, control in files if isinstance(file, LLLiteFile)])
+    return LLLites(
+        [LLLite(_load(file, unet), control) for file, control in files if isinstance(file, LLLiteFile)], masks
+    )
 
 
 def _load(file: LLLiteFile, unet: UNet2DConditionModel) -> dict[str, LayerNetwork]:

@@ -7,7 +7,6 @@ from typing import Self
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
 from PIL import Image
 
 from library.draw.sources import SourceLatents, Start, encode_pixels, pixels_to_tensor
@@ -61,7 +60,7 @@ def read_beside(
         return Beside(pictures.new_empty((len(jobs), 0, *cells)), pictures / sources.vae.config.scaling_factor)
     masked = [MaskedPicture.of(start) for start in starts or ()]
     masked = masked or [MaskedPicture(("grey", cells), torch.ones(1, 1, jobs[0].height, jobs[0].width))] * len(jobs)
-    pictures = torch.stack([sources.kept(each.key, partial(each.encode, sources.vae)) for each in masked])
+    pictures = torch.stack([sources.kept(each.key, partial(each.encode, sources)) for each in masked])
     masks = torch.cat([F.interpolate(each.mask, size=cells, mode="nearest") for each in masked])
     return Beside(masks.to(pictures.device), pictures)
 
@@ -89,9 +88,9 @@ class MaskedPicture:
             return cls(key, torch.ones(1, 1, height, width))
         return cls(key, (pixels_to_tensor(start.mask) >= 0.5).float(), start.picture)
 
-    def encode(self, vae: AutoencoderKL) -> torch.Tensor:
+    def encode(self, sources: SourceLatents) -> torch.Tensor:
         """Its latents (C, h, w), grey under the mask."""
         pixels = torch.zeros(1, 3, *self.mask.shape[-2:])
         if self.picture is not None:
             pixels = (pixels_to_tensor(self.picture) * 2 - 1) * (1 - self.mask)
-        return encode_pixels(vae, pixels)
+        return encode_pixels(sources.vae, pixels, sources.tiling)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from library.draw.feature_sizes import followed
+from library.draw.tiles import Tile
 from library.files.pictures import read_drawn, region_color
 from library.plan.job import Job
 
@@ -71,12 +72,29 @@ class Regions:
         self.networks = networks
         self.token_size = (0, 0)  # height and width of the feature map that attention is in
         self._at_size: dict[tuple[int, int], torch.Tensor] = {}
+        self._tile: Tile | None = None  # that the U-Net is working on, where that is not the whole picture
+        self._in_tiles: dict[tuple[Tile, tuple[int, int]], torch.Tensor] = {}
+
+    def begin_tile(self, tile: Tile) -> None:
+        """Say which tile of the latents the U-Net's next evaluation is for."""
+        self._tile = None if tile.is_whole else tile
 
     def masks(self, size: tuple[int, int]) -> torch.Tensor:
         """The shares of the parts at a height and width: (parts, pictures, height, width) float32."""
+        tile = self._tile
+        if tile is None:
+            return self._of_whole(size)
+        if (tile, size) not in self._in_tiles:
+            self._in_tiles[tile, size] = F.interpolate(tile.cut(self._of_whole(tile.whole)), size, mode="bilinear")
+        return self._in_tiles[tile, size]
+
+    def _of_whole(self, size: tuple[int, int]) -> torch.Tensor:
         if size not in self._at_size:
-            resized = [F.interpolate(mask[None].float(), size, mode="bilinear") for mask in self._masks]
-            self._at_size[size] = torch.cat(resized).transpose(0, 1) / 255
+            resized = [  # part by part: maps can be large
+                torch.cat([F.interpolate(part[None, None].float(), size, mode="bilinear") for part in mask])
+                for mask in self._masks
+            ]
+            self._at_size[size] = torch.cat(resized, dim=1) / 255
             if self.networks:
                 self._at_size[size][self.networks :] = 0
         return self._at_size[size]

@@ -1,6 +1,7 @@
 """Pictures that are drawn over: the part of them that is drawn, as latents, and put back."""
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 
 import numpy as np
@@ -8,9 +9,10 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from library.plan.canvas import Canvas, Size, cut
-from library.plan.job import Job
-from library.settings.masks import MaskSettings
+from library.draw.tiles import Tile, join, vae_tiles
+from library.plan.canvas import Size, View
+from library.settings.tiling import WHOLE, Tiling
+from library.values import PIXELS_PER_CELL
 
 _KEPT_SOURCES = 64  # source pictures whose latents are kept for later batches
 
@@ -19,66 +21,50 @@ class Start:
     """What a picture is drawn over.
 
     Args:
-        job: the picture; its `turn` says which of its boxes is drawn.
-        settings: how masks are read.
+        view: the part of a canvas that is drawn.
         before: the whole picture as earlier turns left it.
     """
 
-    def __init__(self, job: Job, settings: MaskSettings, before: Image.Image | None = None) -> None:
-        assert job.source is not None
-        self._job, self._before = job, before
-        self._canvas = Canvas(job.source, job.mask, job.extend, settings)
-        self._size: Size = (job.width, job.height)
-        self._box = job.boxes[job.turn] if job.boxes else None
+    def __init__(self, view: View, before: Image.Image | None = None) -> None:
+        self._view, self._before = view, before
 
     @property
     def key(self) -> Hashable | None:
-        """Starts of one run with equal keys have equal pictures; None for one that has no equal."""
-        return None if self._before else (self._canvas, self._size, self._box, self._job.turn)
+        """Starts with equal keys have equal pictures; None for one that has no equal."""
+        if self._before:
+            return None
+        return replace(self._view, canvas=replace(self._view.canvas))  # copies hold no pictures, and keys are kept
 
     @cached_property
     def picture(self) -> Image.Image:
-        """RGB, of the job's width and height, filled under the mask."""
-        return filled(self._source, self.mask, self._canvas.settings.fill) if self.mask else self._source
+        """RGB, of the width and height that are drawn, filled under the mask."""
+        return filled(self._source, self.mask, self._view.canvas.settings.fill) if self.mask else self._source
 
-    @cached_property
+    @property
     def mask(self) -> Image.Image | None:
-        """Grey, of the job's width and height; 255 is redrawn. None to redraw all."""
-        return self.mask_at(self._size)
+        """Grey, of the same size; 255 is redrawn. None to redraw all."""
+        return self._view.mask
 
     def mask_at(self, size: Size) -> Image.Image | None:
         """The mask at another (width, height)."""
-        return self._mask and self._mask.resize(size, Image.Resampling.BILINEAR)
-
-    @cached_property
-    def _mask(self) -> Image.Image | None:
-        """The mask of what is drawn, at the canvas's size or its own."""
-        if self._box is None:
-            return self._canvas.mask
-        mask = self._canvas.mask_of(self._job.turn)
-        return mask and cut(mask, self._box, self._box.size, Image.Resampling.BILINEAR)
+        return self._view.mask_at(size)
 
     @cached_property
     def _whole(self) -> Image.Image:
-        return self._before or self._canvas.picture
+        return self._before or self._view.canvas.picture
 
     @cached_property
     def _source(self) -> Image.Image:
-        """What is drawn, at the job's width and height, as it is in the source."""
-        if self._box is not None:
-            return cut(self._whole, self._box, self._size, Image.Resampling.LANCZOS)
-        return (
-            self._whole if self._whole.size == self._size else self._whole.resize(self._size, Image.Resampling.LANCZOS)
-        )
+        return self._view.of(self._whole)
 
     def put_back(self, drawn: np.ndarray) -> np.ndarray:
         """The finished picture (H, W, 3) of what was drawn (height, width, 3)."""
-        picture = Image.fromarray(drawn)
-        if self._box is not None:
+        picture, box = Image.fromarray(drawn), self._view.box
+        if box is not None:
             whole = self._whole.copy()
-            whole.paste(picture.resize(self._box.size, Image.Resampling.LANCZOS), self._box[:2], self._mask)
+            whole.paste(picture.resize(box.size, Image.Resampling.LANCZOS), box[:2], self._view.own_mask)
             return np.asarray(whole)
-        if self.mask is not None and self._canvas.settings.keep_unmasked:
+        if self.mask is not None and self._view.canvas.settings.keep_unmasked:
             return np.asarray(Image.composite(picture, self._source, self.mask))
         return drawn
 
@@ -120,27 +106,45 @@ def pixels_to_tensor(picture: Image.Image) -> torch.Tensor:
     return pixels.reshape(1, picture.height, picture.width, -1).permute(0, 3, 1, 2)
 
 
-def encode(vae: AutoencoderKL, picture: Image.Image) -> torch.Tensor:
-    """The latent mean of a picture, scaled: (C, h, w) float32."""
-    return encode_pixels(vae, pixels_to_tensor(picture).to(vae.device, vae.dtype) * 2 - 1)
+def encode(vae: AutoencoderKL, picture: Image.Image, tiling: Tiling = WHOLE) -> torch.Tensor:
+    """The latent mean of a picture, scaled: (C, h, w) float32. One that is larger than a tile is encoded in tiles."""
+
+    def pixels(tile: Tile) -> torch.Tensor:  # made for a tile at a time, as floats of the whole are large
+        return pixels_to_tensor(picture if tile.is_whole else picture.crop(tile.box)) * 2 - 1
+
+    return _encode(vae, picture.size, tiling, pixels)
 
 
-def encode_pixels(vae: AutoencoderKL, pixels: torch.Tensor) -> torch.Tensor:
-    """The latent mean of pixels (1, 3, height, width) from -1 to 1, scaled: (C, h, w) float32."""
-    mean = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mean
-    return mean[0].float() * vae.config.scaling_factor
+def encode_pixels(vae: AutoencoderKL, pixels: torch.Tensor, tiling: Tiling = WHOLE) -> torch.Tensor:
+    """As `encode`, of pixels (1, 3, height, width) from -1 to 1."""
+    return _encode(vae, (pixels.shape[-1], pixels.shape[-2]), tiling, lambda tile: tile.cut(pixels))
+
+
+def _encode(vae: AutoencoderKL, size: Size, tiling: Tiling, pixels: Callable[[Tile], torch.Tensor]) -> torch.Tensor:
+    width, height = size
+
+    def mean(tile: Tile) -> torch.Tensor:
+        encoded = vae.encode(pixels(tile.at(height, width)).to(vae.device, vae.dtype))
+        return encoded.latent_dist.mean[0].float() * vae.config.scaling_factor
+
+    tiles = vae_tiles(tiling, (height // PIXELS_PER_CELL, width // PIXELS_PER_CELL))
+    means = map(mean, tiles)
+    return next(means) if len(tiles) == 1 else join(tiles, means)
 
 
 class SourceLatents:
     """The latents of source pictures; those of pictures used lately are kept."""
 
-    def __init__(self, vae: AutoencoderKL) -> None:
-        self.vae = vae
+    def __init__(self, vae: AutoencoderKL, tiling: Tiling = WHOLE) -> None:
+        self.vae, self.tiling = vae, tiling
         self._kept: dict[Hashable, torch.Tensor] = {}  # least lately used first
 
     def of(self, starts: Sequence[Start]) -> torch.Tensor:
         """What pictures are drawn over, as latents (B, C, h, w) float32."""
-        return torch.stack([self.kept(start.key, partial(encode, self.vae, start.picture)) for start in starts])
+        return torch.stack([self.kept(start.key, partial(self._encode, start)) for start in starts])
+
+    def _encode(self, start: Start) -> torch.Tensor:
+        return encode(self.vae, start.picture, self.tiling)
 
     def kept(self, key: Hashable | None, make: Callable[[], torch.Tensor]) -> torch.Tensor:
         """The latents (C, h, w) of a key, made where they are not kept; None for what is not to be kept."""

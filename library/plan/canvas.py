@@ -161,6 +161,53 @@ def cut(picture: "Image", part: tuple[float, float, float, float], size: Size, r
     return picture.resize(size, Image.Resampling(resampling), box=part)
 
 
+@dataclass(frozen=True)
+class View:
+    """What of a canvas is drawn at once.
+
+    Args:
+        canvas: what is drawn over.
+        size: the width and height that it is drawn at.
+        box: the part that is drawn; None for all of it.
+        region: which of the mask's regions it is drawn for, where there is a box.
+    """
+
+    canvas: Canvas
+    size: Size
+    box: Box | None = None
+    region: int = 0
+
+    @cached_property
+    def mask(self) -> "Image | None":
+        """Grey, of its size; 255 is redrawn. None to redraw all."""
+        return self.mask_at(self.size)
+
+    def mask_at(self, size: Size) -> "Image | None":
+        """The mask at another (width, height)."""
+        from PIL import Image
+
+        return self.own_mask and self.own_mask.resize(size, Image.Resampling.BILINEAR)
+
+    @cached_property
+    def own_mask(self) -> "Image | None":
+        """The mask at the box's size, or for all of the canvas at its own."""
+        from PIL import Image
+
+        if self.box is None:
+            return self.canvas.mask
+        mask = self.canvas.mask_of(self.region)
+        return mask and cut(mask, self.box, self.box.size, Image.Resampling.BILINEAR)
+
+    def of(self, picture: "Image") -> "Image":
+        """This part of a picture, that may be of another size than the canvas, at the size that is drawn."""
+        from PIL import Image
+
+        if self.box is None:
+            return picture if picture.size == self.size else picture.resize(self.size, Image.Resampling.LANCZOS)
+        part = self.box.scaled(self.canvas.size, picture.size)
+        return cut(picture, part, self.size, Image.Resampling.LANCZOS)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Masked areas
 

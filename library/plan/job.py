@@ -5,12 +5,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from library.plan.canvas import Box, Size
+from library.plan.canvas import Box, Canvas, Size, View
 from library.plan.prompt_editing import Moment
 from library.plan.prompt_syntax import SD_SCRIPTS, Prompt, PromptPart, read_negative, read_prompt
 from library.settings.deep_shrink import DeepShrink
 from library.settings.gradual_latent import GradualLatent
-from library.settings.masks import Margins
+from library.settings.masks import Margins, MaskSettings
 from library.settings.sizes import NOT_SAID, ToldSizes
 from networks.strengths import OFF, Strength
 from networks.tags import TagUse
@@ -95,6 +95,13 @@ class Job(JobSettings):
     def picture_size(self) -> Size:
         """The finished picture's width and height in pixels."""
         return self.canvas or (self.width, self.height)
+
+    def view(self, masks: MaskSettings) -> View | None:
+        """What of its source picture is drawn; None without one."""
+        if self.source is None:
+            return None
+        canvas = Canvas(self.source, self.mask, self.extend, masks)
+        return View(canvas, (self.width, self.height), self.boxes[self.turn] if self.boxes else None, self.turn)
 
     @property
     def steps_run(self) -> int:

@@ -32,6 +32,7 @@ from library.settings.loss_guidance import NO_LOSS_GUIDANCE, LossGuidanceSetting
 from library.settings.masks import NO_MASKS, MaskSettings
 from library.settings.samplers import SAMPLERS
 from library.settings.sizes import NOT_SAID
+from library.settings.tiling import WHOLE, Tiling
 from library.values import PIXELS_PER_CELL
 from networks.files import OWN_MODULE, NetworkPlan, check_strength
 from networks.strengths import Strength, parse_tag
@@ -62,6 +63,7 @@ class JobMaker:
         wildcards: that prompt lines may name.
         tagged: the networks that prompts' tags name; None where there are no tags.
         masks: how masks are read, and what is drawn of pictures.
+        tiling: what of a picture the model sees at once.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class JobMaker:
         wildcards: Wildcards | None = None,
         tagged: TaggedNetworks | None = None,
         masks: MaskSettings = NO_MASKS,
+        tiling: Tiling = WHOLE,
     ) -> None:
         self.defaults = defaults
         self.images_per_prompt = images_per_prompt
@@ -94,6 +97,7 @@ class JobMaker:
         self.wildcards = wildcards or Wildcards()
         self.tagged = tagged
         self.masks = masks
+        self.tiling = tiling
         self._made = 0
         self._last_file: Path | None = None
 
@@ -219,6 +223,7 @@ class JobMaker:
             timesteps = ancestral_timesteps(job.steps, spacing)[job.steps - job.steps_run :]
             if problem := job.gradual_latent.check(timesteps, height, width):
                 raise InputError("Gradual Latent", problem, job.where)
+        height, width = (self.tiling.within_tile(side) // PIXELS_PER_CELL for side in (job.height, job.width))
         if problem := job.deep_shrink.check(height, width, self.shrink_points):
             raise InputError("Deep Shrink", problem, job.where)
 

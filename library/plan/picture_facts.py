@@ -65,6 +65,7 @@ def picture_facts(plan: RunPlan, job: Job, file: Path | None = None) -> dict[str
         "gradual_latent": None if job.gradual_latent.timesteps is None else plain(job.gradual_latent),
         "deep_shrink": None if job.deep_shrink.depth_1 is None else plain(job.deep_shrink),
         "loss_guidance": _loss_guidance(plan, job),
+        "tile": None if plan.tiling.size_px is None else plain(plan.tiling),
         **_masks(plan, job),
         "format": plan.output.suffix.removeprefix("."),
         "quality": None if plan.output.suffix == ".png" else plan.output.quality,

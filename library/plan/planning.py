@@ -35,10 +35,12 @@ from library.settings import (
     output,
     repeats,
     sizes,
+    tiling,
 )
 from library.settings.cfg_interval import WHOLE_RUN, CfgInterval
 from library.settings.options import Options
 from library.settings.preprocessing import Preprocess
+from library.settings.tiling import Tiling
 from networks.files import NetworkPlan, plan_networks
 from networks.tags import TaggedNetworks
 
@@ -59,7 +61,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
     two_stages, interval = highres.from_options(options), cfg_interval.from_options(options)
     guidance = loss_guidance.from_options(options)
     out, counts = output.from_options(options), repeats.from_options(options)
-    redrawn = masks.from_options(options)
+    redrawn, tiles = masks.from_options(options), tiling.from_options(options)
     sources = find_sources(options, redrawn)
     lines = source_lines(options, sources)
     check_folder(out.folder, "--outdir")
@@ -87,6 +89,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         wildcards=_wildcards(options),
         tagged=tagged,
         masks=redrawn,
+        tiling=tiles,
     )
     guides = len(options.control_net_models or ()) if options.control_net_save_guides else 0
     name_file = _file_names(out, begun, model.name, two_stages=two_stages is not None, guides=guides).next
@@ -97,6 +100,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
     text = _text_plan(options, model, networks)  # files of networks may hold embeddings
     if lines:
         _check_use(options, interval, sources, jobs)
+        _warn_of_tiles(tiles, jobs)
         warn_of_unused(text.embeddings, jobs)
     needs_one_before = guidance.uses_goal_picture and not sources.guides
     if needs_one_before:
@@ -116,6 +120,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         loss_guidance_files=loss_guidance.find_models(options, guidance),
         control_nets=control_net.from_options(options, model.family, model.unet),
         masks=redrawn,
+        tiling=tiles,
         computing=computing.from_options(options, one_at_a_time=needs_one_before),
         output=out,
         repeats=counts,
@@ -250,3 +255,9 @@ def _check_use(options: Options, interval: CfgInterval, sources: Sources, jobs: 
     if sources.masks and not any(job.mask or job.regions for job in jobs):
         problem = "is for inpainting or for prompts with AND; give --image_path or such a prompt, or leave it out"
         raise InputError(f"--mask_path {options.mask_path}", problem)
+
+
+def _warn_of_tiles(tiles: Tiling, jobs: Sequence[Job]) -> None:
+    """Warn of tiles that no picture is larger than."""
+    if tiles.size_px is not None and not any(tiles.splits(job.width, job.height) for job in jobs):
+        logger.warning("--tile %d does nothing: no picture is larger", tiles.size_px)

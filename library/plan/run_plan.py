@@ -26,6 +26,7 @@ from library.settings.masks import MaskSettings
 from library.settings.noise_schedule import NoiseSchedule
 from library.settings.output import OutputSettings
 from library.settings.repeats import Repeats
+from library.settings.tiling import Tiling
 from networks.files import NetworkPlan
 
 
@@ -75,6 +76,7 @@ class RunPlan:
     loss_guidance: LossGuidanceSettings
     loss_guidance_files: LossGuidanceFiles
     masks: MaskSettings
+    tiling: Tiling
     computing: Computing
     output: OutputSettings
     repeats: Repeats

@@ -24,6 +24,7 @@ from library.settings.noise_schedule import USUAL_NOISE, NoiseSchedule
 from library.settings.sampler_names import a1111_name
 from library.settings.samplers import NOISE_LEVELS, SAMPLERS
 from library.settings.sizes import NOT_SAID, ToldSizes
+from library.settings.tiling import WHOLE, Tiling
 from library.texts import readable
 from networks.files import NetworkPlan
 
@@ -45,6 +46,7 @@ class RunFacts:
     normalization: Normalization = ORIGINAL
     zero_empty_negative: bool = False
     masks: MaskSettings = NO_MASKS
+    tiling: Tiling = WHOLE
     tells_sizes: bool = False  # the model is told sizes
 
 
@@ -132,6 +134,8 @@ def shown_settings(job: Job, facts: RunFacts) -> dict[str, str]:
         settings["Zero terminal SNR"] = True
     if job.sizes != NOT_SAID:
         settings["Told sizes"] = _parts(job.sizes)
+    if facts.tiling.splits(job.width, job.height):
+        settings["Tile"] = f"{facts.tiling.size_px}, overlap {facts.tiling.overlap_px}"
     if job.gradual_latent.timesteps is not None:
         settings["Gradual Latent"] = _parts(job.gradual_latent)
     if job.deep_shrink.depth_1 is not None:
