@@ -207,7 +207,7 @@ TOLD_AS = {
     **{"guidance_start": "guidance_start", "guidance_end": "guidance_end", "format": "format", "quality": "quality"},
     **{"fp16": "precision", "bf16": "precision", "keep_unmasked": "keep_unmasked"},
     **{name: name for name in ("zero_terminal_snr", "emb_normalize_mode", "zero_empty_negative", "guidance_rescale")},
-    **{name: name for name in ("schedule", "timesteps", "eta", "s_churn", "prompt_syntax")},
+    **{name: name for name in ("schedule", "timesteps", "eta", "s_churn", "prompt_syntax", "tile", "tile_overlap")},
     **{"no_half_vae": "vae_in_float32"},
     **dict.fromkeys(ToldSizes.__dataclass_fields__, "sizes"),
     **{"network_regional_mask_max_color_codes": "color_codes", "network_pre_calc": "network_pre_calc"},

@@ -155,7 +155,20 @@ def test_control_nets_see_the_tiles_part_of_their_guide(sd1, generate, predicted
     torch.testing.assert_close(prediction, expected, rtol=1e-3, atol=1e-3)  # another attention kernel
 
 
-APART = ("--W", 128, "--H", 64, "--tile", 64, "--tile_overlap", 0, "--scale", 1, "--steps", 1)  # a left and a right tile
+APART = (
+    "--W",
+    128,
+    "--H",
+    64,
+    "--tile",
+    64,
+    "--tile_overlap",
+    0,
+    "--scale",
+    1,
+    "--steps",
+    1,
+)  # a left and a right tile
 LEFT, RIGHT = (..., slice(None, 8)), (..., slice(8, None))
 
 
@@ -242,7 +255,7 @@ def test_it_is_told(sd1, generate, source):
     options = (sd1.folder, *TILED[:6], "--image_path", source, *LINE)
     assert 'Tile: "64, overlap 16"' in Image.open(drawn(generate, *options).files[0]).info["parameters"]
     told = json.loads(drawn(generate, *options, "--dry_run", "--json").stdout)
-    assert told["tile"] == {"size_px": 64, "overlap_px": 16}
+    assert (told["tile"], told["tile_overlap"]) == (64, 16)
 
 
 @pytest.mark.parametrize(
