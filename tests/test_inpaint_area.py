@@ -106,7 +106,7 @@ def test_what_programs_are_told(sd1, generate, folder):
     told = json.loads(draw(generate, sd1, folder, "two.png", *options).stdout)
     assert (told["width"], told["height"], told["canvas"]) == (64, 64, [160, 96])
     assert len(told["boxes"]) == 2
-    assert (told["blur_px"], told["padding_px"], told["fill"]) == (1.5, 6, "original")
+    assert (told["mask_blur"], told["inpaint_padding"], told["inpaint_regions"]) == (1.5, 6, "each")
 
 
 def test_an_area_is_as_large_as_the_model_draws_where_nothing_else_is_said(sd1, folder, run_plan_sizes):

@@ -17,6 +17,7 @@ from library.plan.run_record import FORMAT_VERSION
 from library.plan.stages import stages
 from library.settings.highres import HighresFix
 from library.settings.preprocessing import Preprocess
+from library.settings.masks import AREAS, REGIONS, MaskSettings
 from library.settings.samplers import SAMPLERS, Sampler
 
 # Fields of a job that are told under other names, or of which only a part is told
@@ -65,8 +66,9 @@ def picture_facts(plan: RunPlan, job: Job, file: Path | None = None) -> dict[str
         "gradual_latent": None if job.gradual_latent.timesteps is None else plain(job.gradual_latent),
         "deep_shrink": None if job.deep_shrink.depth_1 is None else plain(job.deep_shrink),
         "loss_guidance": _loss_guidance(plan, job),
-        "tile": None if plan.tiling.size_px is None else plain(plan.tiling),
-        **_masks(plan, job),
+        "tile": plan.tiling.size_px,
+        "tile_overlap": None if plan.tiling.size_px is None else plan.tiling.overlap_px,
+        **_masks(plan.masks, job),
         "format": plan.output.suffix.removeprefix("."),
         "quality": None if plan.output.suffix == ".png" else plan.output.quality,
     }
@@ -96,11 +98,20 @@ def plain(value: object) -> object:
     raise TypeError(f"{type(value).__name__} has no form in JSON; say in picture_facts.py how it is told")
 
 
-def _masks(plan: RunPlan, job: Job) -> dict[str, object]:
-    """How masks and maps of regions are read; of masks only where the picture has one."""
-    told = {each.name: plain(getattr(plan.masks, each.name)) for each in fields(plan.masks) if each.name != "extend"}
-    always = ("keep_unmasked", "color_codes")
-    return {name: value if job.is_masked or name in always else None for name, value in told.items()}
+def _masks(masks: MaskSettings, job: Job) -> dict[str, object]:
+    """How maps of regions are read, and masks where the picture has one."""
+    told: dict[str, object] = {
+        "mask_from_alpha": masks.from_alpha,
+        "mask_invert": masks.invert,
+        "mask_blur": masks.blur_px,
+        "fill": masks.fill,
+        "inpaint_area": AREAS[masks.masked_area],
+        "inpaint_padding": masks.padding_px if masks.masked_area else None,
+        "inpaint_regions": REGIONS[masks.each_region] if masks.masked_area else None,
+    }
+    if not job.is_masked:
+        told = dict.fromkeys(told)
+    return {"keep_unmasked": masks.keep_unmasked, "color_codes": masks.color_codes, **told}
 
 
 def _model_facts(plan: RunPlan, sampler: Sampler) -> dict[str, object]:
