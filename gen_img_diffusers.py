@@ -45,7 +45,6 @@ from library.settings.computing import vae_batch_size
 from library.settings.control_net import control_type, preprocessing
 from library.settings.emphasis import ORIGINAL, normalization
 from library.settings.file_names import FIELDS, name_pattern
-from library.settings.highres import upscaler_arguments
 from library.settings.options import (
     CHOICE,
     COMMAND_LINE,
@@ -61,6 +60,7 @@ from library.settings.options import (
 from library.settings.output import picture_format
 from library.settings.sampler_names import NamedSampler, sampler_lines, sampler_name, schedule_name, schedule_names
 from library.settings.samplers import SAMPLERS, SECOND_NAMES
+from library.settings.upscaler import factor, upscaler_arguments
 from library.version import VERSION
 from networks.strengths import parse_strength
 
@@ -118,6 +118,9 @@ _GUIDED = Needs(
 _NOT_WITH_LLLITE = ("compile", "clip_guidance_scale", "clip_image_guidance_scale", "vgg16_guidance_scale")
 _LOOP = ("interactive",)  # where one line is known at a time
 _REGION_MAP = Needs(("mask_path",), "reads a map of regions; give --mask_path too")
+_ENLARGING = Needs(
+    ("highres_fix_scale", "upscale"), "is for Highres. fix; give --highres_fix_scale or --upscale too, or leave it out"
+)
 _UPSCALER = Needs(("highres_fix_upscaler",), "has no upscaler; give --highres_fix_upscaler too")
 
 
@@ -304,12 +307,16 @@ def _highres_options(group: OptionGroup) -> None:
     group.switch("--highres_fix_save_1st", use=PICTURE, needs=_HIGHRES, help="save the first stage's pictures too")
     group.switch("--highres_fix_latents_upscaling", use=PICTURE, needs=_HIGHRES, alternative=enlarging,
                  help="enlarge the latents (bilinear) instead of the picture (LANCZOS)")  # fmt: skip
-    group.add("--highres_fix_upscaler", use=PICTURE, metavar="MODULE", convert=values.not_empty, needs=_HIGHRES,
+    group.add("--highres_fix_upscaler", use=PICTURE, metavar="MODULE", convert=values.not_empty, needs=_ENLARGING,
               alternative=enlarging,
-              help="enlarge with this Python module, for instance tools.latent_upscaler")  # fmt: skip
+              help="enlarge with this Python module, here and by --upscale: tools.esrgan for models of pictures, "
+              "tools.latent_upscaler for one of latents")  # fmt: skip
     group.add("--highres_fix_upscaler_args", use=PICTURE, metavar="KEY=VALUE;...", convert=upscaler_arguments,
-              needs=(_HIGHRES, _UPSCALER),
+              needs=(_ENLARGING, _UPSCALER),
               help="arguments of the upscaler, for instance weights=upscaler.safetensors")  # fmt: skip
+    group.add("--upscale", use=PICTURE, metavar="FACTOR", convert=factor,
+              help="enlarge the finished pictures, without diffusion: by LANCZOS, or by a --highres_fix_upscaler "
+              "that gives pictures")  # fmt: skip
 
 
 def _gradual_latent_options(group: OptionGroup) -> None:
@@ -416,7 +423,7 @@ _OPTION_GROUPS = {
     "output": _output_options,
     "the run": _run_options,
     "img2img, inpainting and regions": _img2img_options,
-    "Highres. fix": _highres_options,
+    "Highres. fix and enlarging": _highres_options,
     "Gradual Latent": _gradual_latent_options,
     "Deep Shrink": _deep_shrink_options,
     "networks and embeddings": _network_options,
@@ -444,6 +451,7 @@ class Pipeline:
     ) -> None:
         from library.draw.sources import SourceLatents
         from library.draw.text_encoding import PromptEncoder
+        from library.models.upscaler import Lanczos
 
         self.unet, self.vae, self.texts = models.unet, models.vae, models.texts
         self.networks, self.control_nets, self.lllites = networks, control_nets, lllites
@@ -458,7 +466,7 @@ class Pipeline:
         self.vae_batch_size = plan.computing.vae_batch_size
         self.low_vram = plan.computing.low_vram
         self.masks = plan.masks
-        self.highres, self.upscaler = plan.highres, upscaler
+        self.highres, self.upscaler = plan.highres, upscaler or Lanczos()
         self.judges = judges
         self.sources = SourceLatents(models.vae)
         self.cell_px = 2 ** (len(self.vae.config.block_out_channels) - 1)  # pixels a latent cell stands for, each way
@@ -511,9 +519,23 @@ class Pipeline:
             pictures = [
                 picture if picture is None else keep_unmasked(picture, job) for picture, job in zip(pictures, jobs)
             ]
+        if jobs[0].upscale != 1:
+            pictures = self._upscale(pictures, jobs[0].file_size)
         if self.judges:
             self.judges.remember(jobs, pictures)
         return pictures
+
+    def _upscale(self, pictures: Sequence[np.ndarray | None], size: tuple[int, int]) -> list[np.ndarray | None]:
+        """Finished pictures enlarged to (width, height); those that failed stay failed."""
+        import numpy as np
+        from PIL import Image
+
+        from library.models.upscaler import PictureUpscaler
+
+        assert isinstance(self.upscaler, PictureUpscaler)  # others are refused before
+        small = [Image.fromarray(picture) for picture in pictures if picture is not None]
+        large = iter(self.upscaler.enlarge(small, *size))
+        return [picture if picture is None else np.asarray(next(large)) for picture in pictures]
 
     def _denoise(self, jobs: Sequence[Job], originals: torch.Tensor | None, make_bar: MakeBar) -> torch.Tensor:
         """Latents (B, C, height / 8, width / 8), float32, denoised from noise alone or from noisy `originals`."""
@@ -645,6 +667,7 @@ class Pipeline:
         from PIL import Image
 
         from library.draw.sources import encode
+        from library.models.upscaler import PictureUpscaler
 
         size = (stage[0].width, stage[0].height)
         if self.highres is not None and self.highres.enlarge_latents:
@@ -652,8 +675,8 @@ class Pipeline:
         small = [  # a picture that failed stays failed; black takes its place among its neighbours
             Image.new("RGB", size) if picture is None else Image.fromarray(picture) for picture in pictures
         ]
-        if self.upscaler is None:
-            large = [picture.resize(size, Image.Resampling.LANCZOS) for picture in small]
+        if isinstance(self.upscaler, PictureUpscaler):
+            large = self.upscaler.enlarge(small, *size)
             with self._on_device(self.vae):
                 return torch.stack([encode(self.vae, picture) for picture in large])
         with self._on_device(self.vae):
@@ -690,7 +713,14 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
     if computing.compile:
         keep_compiled()
     machine = devices.choose_machine(computing, process)
+    devices.check_torchvision()
+    from library.models.upscaler import make_upscaler
     from library.models.weight_reading import read_ahead
+
+    upscaler = None
+    if plan.upscaler:  # before the model, which may take minutes
+        pictures = plan.defaults.upscale != 1
+        upscaler = make_upscaler(plan.upscaler, machine.device, machine.dtype, pictures=pictures)
 
     with devices.single_threaded():
         vae_dtype = devices.choose_vae_dtype(machine, plan.model, no_half=computing.no_half_vae)
@@ -713,14 +743,10 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
     from library.draw.control_net import load_control_nets
     from library.draw.lllite import load_lllites
     from library.machine.prepare import make_fast, set_layout
-    from library.models.upscaler import make_upscaler
     from networks.attach import Networks, merge_networks
     from networks.states import read_state
 
     gradients = plan.loss_guidance.uses_anything
-    upscaler = None
-    if plan.highres and plan.highres.upscaler:
-        upscaler = make_upscaler(plan.highres.upscaler, machine.device, machine.dtype)
     network_weights = [read_state(spec.weights) for spec in plan.networks.specs]
     merge_networks(plan.networks, network_weights, models)
     # differences are to the U-Net that networks were merged into, and to nothing that only hangs on it
@@ -820,6 +846,7 @@ def run(options: Options, team: Team) -> int:
         *(plan.networks, plan.loss_guidance, plan.control_nets.specs, plan.cfg_interval),
         *(plan.noise, plan.guidance_rescale, plan.text.normalization, plan.text.zero_empty_negative),
         tells_sizes=plan.model.family.told_sizes,
+        upscaler=plan.upscaler,
     )
     if plan.keyboard is not None:
         announce_here = partial(announce, plan=plan)

@@ -191,7 +191,7 @@ def test_an_id_tells_every_field_that_changes_the_picture():
     changes |= {"strength": 0.5, "network_multipliers": (Strength(),), **GROWING, "deep_shrink": DeepShrink(depth_1=1)}
     changes |= {"clip_prompt": "c", "prompt": "p", "seed": 4, "raw_prompt": "r", "source": None, "stage": 2}
     changes |= {"mask": Path("m"), "regions": Path("r"), "guides": (), "control_net": False}
-    changes |= {"prompt_syntax": "webui", "steps_before": 9}
+    changes |= {"prompt_syntax": "webui", "steps_before": 9, "upscale": 2.0}
     changes |= {"sampler": "lms", "schedule": "karras", "timesteps": (9,), "eta": 0.5, "s_churn": 1.0}
     changes |= {"follows": None, "sizes": ToldSizes(crop_top=1), "tags": (TAG,)}
     not_told = {"file", "file_name", "where"}
@@ -231,6 +231,7 @@ def test_what_pictures_of_a_batch_share_is_in_its_key():
         "sizes",
     }
     own |= {"control_net", "stage"}  # those of Highres. fix's stages, alike in all pictures of a run
+    own |= {"upscale"}  # likewise
     shared = {
         "width": 64,
         "height": 64,

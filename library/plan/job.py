@@ -35,6 +35,7 @@ class JobSettings:
     eta: float | None = None  # share of noise in a step's change; None is the sampler's own
     s_churn: float = 0.0  # how much noise is stirred in, over all steps
     sizes: ToldSizes = NOT_SAID  # what an XL model is told
+    upscale: float = 1.0  # factor by which the finished picture is enlarged without diffusion
     file_name: str = ""  # that its line gives the picture, without an ending; empty for that of the run's way
 
     def override(self, settings: Mapping[str, Any]) -> Self:
@@ -73,6 +74,11 @@ class Job(JobSettings):
     def described(self) -> str:
         """Which picture it is, for messages: its file, where its line stands, and its seed."""
         return f"{self.file.name} ({f'{self.where}, ' if self.where else ''}seed {self.seed})"
+
+    @property
+    def file_size(self) -> tuple[int, int]:
+        """Width and height in pixels of the picture's file; `width` and `height` are those that it is drawn at."""
+        return round(self.width * self.upscale), round(self.height * self.upscale)
 
     @property
     def is_img2img(self) -> bool:

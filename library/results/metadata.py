@@ -23,6 +23,7 @@ from library.settings.noise_schedule import USUAL_NOISE, NoiseSchedule
 from library.settings.sampler_names import a1111_name
 from library.settings.samplers import NOISE_LEVELS, SAMPLERS
 from library.settings.sizes import NOT_SAID, ToldSizes
+from library.settings.upscaler import UpscalerSpec
 from library.texts import readable
 from networks.files import NetworkPlan
 
@@ -44,6 +45,7 @@ class RunFacts:
     normalization: Normalization = ORIGINAL
     zero_empty_negative: bool = False
     tells_sizes: bool = False  # the model is told sizes
+    upscaler: UpscalerSpec | None = None  # of finished pictures; None is LANCZOS
 
 
 class FileHash:
@@ -104,6 +106,9 @@ def shown_settings(job: Job, facts: RunFacts) -> dict[str, str]:
         settings["First stage"] = f"{first.width}x{first.height}"
         settings["First stage steps"] = first.steps
         settings["Upscaler"] = facts.highres.method
+    if job.upscale != 1:  # the size above is the one that it was drawn at, as with the web UI, whose names these are
+        settings["Postprocess upscale by"] = _number(job.upscale)
+        settings["Postprocess upscaler"] = facts.upscaler.name if facts.upscaler else "Lanczos"
     if job.prompt_syntax != SD_SCRIPTS:
         settings["Prompt syntax"] = job.prompt_syntax
     if facts.clip_skip > 1:

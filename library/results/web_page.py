@@ -101,10 +101,11 @@ def make_page(pictures: Sequence[MadePicture], title: str, command: Command, mar
 def _figures(pictures: Iterable[MadePicture], command: Command) -> Iterable[str]:
     for picture in pictures:
         job, address = picture.job, quote(os.fsencode(picture.file.name))
+        width, height = job.file_size
         rows = "".join(f"<dt>{html.escape(n)}<dd>{html.escape(v)}" for n, v in picture.settings.items())
         negative = f"<p>− {html.escape(job.negative_prompt)}</p>" if job.negative_prompt else ""
         yield (
-            f'<figure><a href="{address}"><img loading=lazy width={job.width} height={job.height} '
+            f'<figure><a href="{address}"><img loading=lazy width={width} height={height} '
             f'src="{address}" alt="{html.escape(job.prompt)}"></a><figcaption><p>{html.escape(job.prompt)}</p>'
             f"{negative}<dl>{rows}</dl><details><summary>Command</summary>"
             f"<pre>{html.escape(command.for_job(job))}</pre></details></figcaption></figure>\n"
