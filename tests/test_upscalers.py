@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from library.errors import InputError
 from tools import esrgan
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")  # SwinIR's way of calling it
@@ -137,6 +138,26 @@ def test_half_precision_is_for_gpus_and_for_models_that_stand_it():
     upscaler.to(gpu, torch.bfloat16)
     half, single = torch.float16, torch.float32
     assert kinds == [half, half, single, single, torch.bfloat16, single]
+
+
+def test_numbers_that_half_precision_does_not_hold(photo):
+    """Such a tile is enlarged again in float32; a model that gives none there either is named."""
+
+    class Doubling:
+        scale, device, dtype, factor = 2, torch.device("cpu"), torch.float16, 1e5
+
+        def to(self, dtype: torch.dtype) -> None:
+            self.dtype = dtype
+
+        def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.interpolate((pixels + 1) * self.factor / self.factor - 1, scale_factor=2)
+
+    upscaler = esrgan.ModelUpscaler(Doubling(), 64, "x.pth")
+    (large,) = upscaler.enlarge([photo], 200, 144)
+    assert np.abs(_levels(large) - _levels(photo.resize((200, 144), Image.Resampling.NEAREST))).max() <= ONE_LEVEL
+    upscaler._model.factor = 1e39
+    with pytest.raises(InputError, match=r"x.pth: gives NaN or infinite values"):
+        upscaler.enlarge([photo], 200, 144)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

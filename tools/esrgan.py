@@ -110,11 +110,11 @@ class ModelUpscaler:
             half = min(self._tile_px, max(picture.shape)) // 2
             self._tile_px = max(half // OVERLAP_PX * OVERLAP_PX, SMALLEST_TILE_PX)
             logger.warning("out of memory in the upscaler; enlarging in tiles of %d pixels", self._tile_px)
-        return (large[0].permute(1, 2, 0) * 255).round().byte().numpy()
+        return large.numpy()
 
     @torch.inference_mode()
     def _in_tiles(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(1, 3, H, W) → (1, 3, scale × H, scale × W), float32 on the CPU; one tile passes into the other gradually."""
+        """(1, 3, H, W) float32 → (scale × H, scale × W, 3) uint8 on the CPU; tiles pass into each other gradually."""
         scale = self._model.scale
         height, width = pixels.shape[-2:]
         large = torch.zeros(1, 3, scale * height, scale * width)
@@ -124,7 +124,7 @@ class ModelUpscaler:
                 part = self._run(pixels[..., top:bottom, left:right])
                 part *= down[:, None] * _share(left, right, width, scale)
                 large[..., scale * top : scale * bottom, scale * left : scale * right] += part
-        return large
+        return large[0].mul_(255).round_().byte().permute(1, 2, 0)
 
     def _run(self, pixels: torch.Tensor) -> torch.Tensor:
         """What the model makes of pixels; once more in float32 where half precision does not hold it."""
