@@ -46,7 +46,6 @@ from library.settings.computing import vae_batch_size
 from library.settings.control_net import control_type
 from library.settings.emphasis import ORIGINAL, normalization
 from library.settings.file_names import FIELDS, name_pattern
-from library.settings.highres import upscaler_arguments
 from library.settings.options import (
     CHOICE,
     COMMAND_LINE,
@@ -63,6 +62,7 @@ from library.settings.output import picture_format
 from library.settings.preprocessing import PREPROCESSORS, preprocessing, written
 from library.settings.sampler_names import NamedSampler, sampler_lines, sampler_name, schedule_name, schedule_names
 from library.settings.samplers import SAMPLERS, SECOND_NAMES
+from library.settings.upscaler import factor, upscaler_arguments
 from library.version import VERSION
 from networks.strengths import parse_strength
 
@@ -134,6 +134,9 @@ _TILES = Needs(("tile",), "is for tiles; give --tile too, or leave it out")
 _NOT_WITH_TILES = ("compile", "clip_guidance_scale", "clip_image_guidance_scale", "vgg16_guidance_scale")
 _LOOP = ("interactive",)  # where one line is known at a time
 _REGION_MAP = Needs(("mask_path",), "reads a map of regions; give --mask_path too")
+_ENLARGING = Needs(
+    ("highres_fix_scale", "upscale"), "is for Highres. fix; give --highres_fix_scale or --upscale too, or leave it out"
+)
 _UPSCALER = Needs(("highres_fix_upscaler",), "has no upscaler; give --highres_fix_upscaler too")
 
 
@@ -345,12 +348,16 @@ def _highres_options(group: OptionGroup) -> None:
     group.switch("--highres_fix_save_1st", use=PICTURE, needs=_HIGHRES, help="save the first stage's pictures too")
     group.switch("--highres_fix_latents_upscaling", use=PICTURE, needs=_HIGHRES, alternative=enlarging,
                  help="enlarge the latents (bilinear) instead of the picture (LANCZOS)")  # fmt: skip
-    group.add("--highres_fix_upscaler", use=PICTURE, metavar="MODULE", convert=values.not_empty, needs=_HIGHRES,
+    group.add("--highres_fix_upscaler", use=PICTURE, metavar="MODULE", convert=values.not_empty, needs=_ENLARGING,
               alternative=enlarging,
-              help="enlarge with this Python module, for instance tools.latent_upscaler")  # fmt: skip
+              help="enlarge with this Python module, here and by --upscale: tools.esrgan for models of pictures, "
+              "tools.latent_upscaler for one of latents")  # fmt: skip
     group.add("--highres_fix_upscaler_args", use=PICTURE, metavar="KEY=VALUE;...", convert=upscaler_arguments,
-              needs=(_HIGHRES, _UPSCALER),
+              needs=(_ENLARGING, _UPSCALER),
               help="arguments of the upscaler, for instance weights=upscaler.safetensors")  # fmt: skip
+    group.add("--upscale", use=PICTURE, metavar="FACTOR", convert=factor,
+              help="enlarge the finished pictures, without diffusion: by LANCZOS, or by a --highres_fix_upscaler "
+              "that gives pictures")  # fmt: skip
 
 
 def _tile_options(group: OptionGroup) -> None:
@@ -464,7 +471,7 @@ _OPTION_GROUPS = {
     "output": _output_options,
     "the run": _run_options,
     "img2img, inpainting and regions": _img2img_options,
-    "Highres. fix": _highres_options,
+    "Highres. fix and enlarging": _highres_options,
     "tiles": _tile_options,
     "Gradual Latent": _gradual_latent_options,
     "Deep Shrink": _deep_shrink_options,
@@ -493,6 +500,7 @@ class Pipeline:
     ) -> None:
         from library.draw.sources import SourceLatents
         from library.draw.text_encoding import PromptEncoder
+        from library.models.upscaler import Lanczos
 
         self.unet, self.vae, self.texts = models.unet, models.vae, models.texts
         self.networks, self.control_nets, self.lllites = networks, control_nets, lllites
@@ -507,7 +515,7 @@ class Pipeline:
         self.vae_batch_size = plan.computing.vae_batch_size
         self.low_vram = plan.computing.low_vram
         self.masks = plan.masks
-        self.highres, self.upscaler = plan.highres, upscaler
+        self.highres, self.upscaler = plan.highres, upscaler or Lanczos()
         self.judges = judges
         self.tiling = plan.tiling
         self.sources = SourceLatents(models.vae, plan.tiling)
@@ -549,7 +557,7 @@ class Pipeline:
                 finish = partial(_pictures, self._decode(self._denoise(last, originals, make_bar)))
         return lambda: [
             *(first_stage if self.highres and self.highres.save_first else ()),
-            *zip(jobs, self._remembered(jobs, finish())),
+            *zip(jobs, self._finished(jobs, finish())),
         ]
 
     def _redraw(self, jobs: Sequence[Job], make_bar: MakeBar) -> Callable[[], list[np.ndarray | None]]:
@@ -576,11 +584,25 @@ class Pipeline:
                 lost = [picture is None for picture in before]
         return finish
 
-    def _remembered(self, jobs: Sequence[Job], pictures: list[np.ndarray | None]) -> list[np.ndarray | None]:
-        """The batch's pictures, which guidance may lead the next ones to."""
+    def _finished(self, jobs: Sequence[Job], pictures: list[np.ndarray | None]) -> list[np.ndarray | None]:
+        """The batch's pictures as they are saved, which guidance may lead the next ones to."""
+        if jobs[0].upscale != 1:
+            of_jobs = zip(pictures, jobs)
+            pictures = [picture if picture is None else self._upscale(picture, job) for picture, job in of_jobs]
         if self.judges:
             self.judges.remember(jobs, pictures)
         return pictures
+
+    def _upscale(self, picture: np.ndarray, job: Job) -> np.ndarray:
+        """A finished picture, enlarged without diffusion."""
+        import numpy as np
+        from PIL import Image
+
+        from library.models.upscaler import PictureUpscaler
+
+        assert isinstance(self.upscaler, PictureUpscaler)  # others are refused before
+        (large,) = self.upscaler.enlarge([Image.fromarray(picture)], *job.file_size)
+        return np.asarray(large)
 
     def _denoise(
         self,
@@ -744,6 +766,7 @@ class Pipeline:
         from PIL import Image
 
         from library.draw.sources import encode
+        from library.models.upscaler import PictureUpscaler
 
         size = (stage[0].width, stage[0].height)
         if self.highres is not None and self.highres.enlarge_latents:
@@ -751,8 +774,8 @@ class Pipeline:
         small = [  # a picture that failed stays failed; black takes its place among its neighbours
             Image.new("RGB", size) if picture is None else Image.fromarray(picture) for picture in pictures
         ]
-        if self.upscaler is None:
-            large = [picture.resize(size, Image.Resampling.LANCZOS) for picture in small]
+        if isinstance(self.upscaler, PictureUpscaler):
+            large = self.upscaler.enlarge(small, *size)
             with self._on_device(self.vae):
                 return torch.stack([encode(self.vae, picture, self.tiling) for picture in large])
         with self._on_device(self.vae):
@@ -797,7 +820,14 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
     if computing.compile:
         keep_compiled()
     machine = devices.choose_machine(computing, process)
+    devices.check_torchvision()
+    from library.models.upscaler import make_upscaler
     from library.models.weight_reading import read_ahead
+
+    upscaler = None
+    if plan.upscaler:  # before the model, which may take minutes
+        pictures = plan.defaults.upscale != 1
+        upscaler = make_upscaler(plan.upscaler, machine.device, machine.dtype, pictures=pictures)
 
     with devices.single_threaded():
         vae_dtype = devices.choose_vae_dtype(machine, plan.model, no_half=computing.no_half_vae)
@@ -820,14 +850,10 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
     from library.draw.control_net import load_control_nets
     from library.draw.lllite import load_lllites
     from library.machine.prepare import make_fast, set_layout
-    from library.models.upscaler import make_upscaler
     from networks.attach import Networks, merge_networks
     from networks.states import read_state
 
     gradients = plan.loss_guidance.uses_anything
-    upscaler = None
-    if plan.highres and plan.highres.upscaler:
-        upscaler = make_upscaler(plan.highres.upscaler, machine.device, machine.dtype)
     network_weights = [read_state(spec.weights) for spec in plan.networks.specs]
     merge_networks(plan.networks, network_weights, models)
     # differences are to the U-Net that networks were merged into, and to nothing that only hangs on it
@@ -928,6 +954,7 @@ def run(options: Options, team: Team) -> int:
         *(plan.noise, plan.guidance_rescale, plan.text.normalization, plan.text.zero_empty_negative, plan.masks),
         tiling=plan.tiling,
         tells_sizes=plan.model.family.told_sizes,
+        upscaler=plan.upscaler,
     )
     if plan.keyboard is not None:
         announce_here = partial(announce, plan=plan)

@@ -228,7 +228,7 @@ TOLD_AS = {
         f"highres_fix_{name}": "highres"
         for name in ("scale", "steps", "latents_upscaling", "upscaler", "upscaler_args")
     },
-    **{"highres_fix_save_1st": "first_stage"},
+    **{"highres_fix_save_1st": "first_stage", "upscale": "upscale"},
     **{f"clip_{name}": "loss_guidance" for name in ("guidance_scale", "image_guidance_scale", "model")},
     **{f"vgg16_{name}": "loss_guidance" for name in ("guidance_scale", "guidance_layer", "model")},
 }

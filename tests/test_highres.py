@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from library.errors import InputError
 from library.plan.job import Job
 from library.plan.stages import first_stage_name, stages
-from library.settings.highres import HighresFix, UpscalerSpec, check_upscaler, upscaler_arguments
+from library.settings.highres import HighresFix
+from library.settings.upscaler import UpscalerSpec, check_upscaler, upscaler_arguments
 from tools.latent_upscaler import LatentUpscaler, create_upscaler
 
 HIGHRES = ["--W", 128, "--H", 64, "--steps", 4, "--strength", 0.5]

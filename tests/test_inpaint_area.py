@@ -104,7 +104,7 @@ def test_a_batch_of_areas_equals_them_alone(sd1, generate, folder, tmp_path):
 def test_what_programs_are_told(sd1, generate, folder):
     options = (*ALONE, "--inpaint_regions", "each", "--mask_blur", 1.5, "--dry_run", "--json")
     told = json.loads(draw(generate, sd1, folder, "two.png", *options).stdout)
-    assert (told["width"], told["height"], told["canvas"]) == (64, 64, [160, 96])
+    assert (told["width"], told["height"], told["drawn_size"]) == (160, 96, [64, 64])
     assert len(told["boxes"]) == 2
     assert (told["mask_blur"], told["inpaint_padding"], told["inpaint_regions"]) == (1.5, 6, "each")
 

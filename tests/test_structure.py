@@ -193,7 +193,7 @@ def test_an_id_tells_every_field_that_changes_the_picture():
     changes |= {"strength": 0.5, "network_multipliers": (Strength(),), **GROWING, "deep_shrink": DeepShrink(depth_1=1)}
     changes |= {"clip_prompt": "c", "prompt": "p", "seed": 4, "raw_prompt": "r", "source": None, "stage": 2}
     changes |= {"mask": Path("m"), "regions": Path("r"), "guides": (), "control_net": False}
-    changes |= {"prompt_syntax": "webui", "steps_before": 9}
+    changes |= {"prompt_syntax": "webui", "steps_before": 9, "upscale": 2.0}
     changes |= {"sampler": "lms", "schedule": "karras", "timesteps": (9,), "eta": 0.5, "s_churn": 1.0}
     changes |= {"image_guidance": 1.5}
     changes |= {"extend": Margins(0, 0, 8, 0), "boxes": (Box(0, 0, 8, 8),)}
@@ -237,6 +237,7 @@ def test_what_pictures_of_a_batch_share_is_in_its_key():
     }
     own |= {"canvas", "turn"}  # its source's size; which box is drawn, alike in a batch
     own |= {"control_net", "stage"}  # those of Highres. fix's stages, alike in all pictures of a run
+    own |= {"upscale"}  # likewise
     shared = {
         "width": 64,
         "height": 64,

@@ -9,15 +9,12 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from PIL import Image
 from test_control_net import write_control_net
-from test_demo_model import MODEL
 from test_regions import write_map
 from test_xl_features import lllite  # noqa: F401  # a fixture
 
 from library.draw.denoiser import Denoiser
 from library.draw.regions import Regions
-from library.draw.tiles import Tile, join, model_tiles, strips, tile_weights, tiles_over
-from library.settings.tiling import Tiling
-from tools.demo.judge import see_ground
+from library.draw.tiles import Tile, join, strips, tile_weights, tiles_over
 
 TILED = ("--W", 128, "--H", 96, "--tile", 64, "--tile_overlap", 32)
 LINE = ("--prompt", "a cat --n fog --d 1")

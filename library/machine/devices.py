@@ -1,6 +1,7 @@
 """Where and in which precision the model runs, and which attention kernel it runs with."""
 
 import gc
+import importlib.util
 import logging
 import re
 from collections.abc import Callable, Iterator
@@ -49,6 +50,24 @@ def check_versions() -> None:
             raise InputError(package, f"is not installed, wanted is {wanted}; {advice}") from None
         if not Version(lowest) <= Version(found) < Version(beyond):
             raise InputError(package, f"found version {found}, wanted is {wanted}; {advice}")
+
+
+def check_torchvision() -> None:
+    """Refuse a torchvision that does not load beside this torch: transformers imports any that is installed.
+
+    PyPI's wheel is for PyPI's torch, not for one that is built for CPUs alone.
+
+    Raises:
+        InputError: saying that it can go.
+    """
+    if importlib.util.find_spec("torchvision") is None:
+        return
+    try:
+        importlib.import_module("torchvision")
+    except Exception as problem:  # whatever a package built for another version of torch raises
+        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0][:160]
+        advice = "run `pip uninstall torchvision`, which this program does not need, or install the one of this torch"
+        raise InputError("torchvision", f"is installed, but does not load ({reason}); {advice}") from None
 
 
 @dataclass(frozen=True)

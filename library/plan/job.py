@@ -38,6 +38,7 @@ class JobSettings:
     eta: float | None = None  # share of noise in a step's change; None is the sampler's own
     s_churn: float = 0.0  # how much noise is stirred in, over all steps
     sizes: ToldSizes = NOT_SAID  # what an XL model is told
+    upscale: float = 1.0  # factor by which the finished picture is enlarged without diffusion
     file_name: str = ""  # that its line gives the picture, without an ending; empty for that of the run's way
 
     def override(self, settings: Mapping[str, Any]) -> Self:
@@ -82,6 +83,12 @@ class Job(JobSettings):
         return f"{self.file.name} ({f'{self.where}, ' if self.where else ''}seed {self.seed})"
 
     @property
+    def file_size(self) -> Size:
+        """Width and height in pixels of the picture's file; `width` and `height` are those that it is drawn at."""
+        width, height = self.canvas or (self.width, self.height)
+        return round(width * self.upscale), round(height * self.upscale)
+
+    @property
     def is_img2img(self) -> bool:
         """Whether it starts from a picture, not from noise alone."""
         return self.source is not None or self.stage == 2
@@ -90,11 +97,6 @@ class Job(JobSettings):
     def is_masked(self) -> bool:
         """Whether it is drawn over in part."""
         return self.source is not None and (self.mask is not None or self.extend is not None)
-
-    @property
-    def picture_size(self) -> Size:
-        """The finished picture's width and height in pixels."""
-        return self.canvas or (self.width, self.height)
 
     def view(self, masks: MaskSettings) -> View | None:
         """What of its source picture is drawn; None without one."""

@@ -33,7 +33,7 @@ from library.settings.masks import NO_MASKS, MaskSettings
 from library.settings.samplers import SAMPLERS
 from library.settings.sizes import NOT_SAID
 from library.settings.tiling import WHOLE, Tiling
-from library.values import PIXELS_PER_CELL
+from library.values import MAX_SIZE_PX, PIXELS_PER_CELL
 from networks.files import OWN_MODULE, NetworkPlan, check_strength
 from networks.strengths import Strength, parse_tag
 from networks.tags import TaggedNetworks, TagUse
@@ -303,13 +303,16 @@ def _check_job(job: Job) -> None:
 
 
 def _check_format(job: Job) -> None:
-    """Refuse pictures that are larger than their format takes."""
+    """Refuse pictures that are larger than their format takes, and than pictures should be when they are enlarged."""
+    width, height = job.file_size
     longest = LONGEST_SIDE_PX.get(job.file.suffix)
-    width, height = job.picture_size
     if longest is not None and max(width, height) > longest:
         problem = f"{FORMATS[job.file.suffix[1:]]} takes {longest} a side"
-        advice = f"use {longest - longest % PIXELS_PER_CELL} or less, or --format png"
-        raise InputError(f"{width} x {height} pixels", f"{problem}; {advice}", job.where)
+        advice = f"use {longest - longest % PIXELS_PER_CELL} or less" if job.upscale == 1 else "enlarge less"
+        raise InputError(f"{width} x {height} pixels", f"{problem}; {advice}, or --format png", job.where)
+    if job.upscale != 1 and max(width, height) > MAX_SIZE_PX:
+        problem = f"{job.width} x {job.height} pixels become {width} x {height}, more than {MAX_SIZE_PX} a side"
+        raise InputError(f"--upscale {job.upscale:g}", f"{problem}; enlarge less", job.where)
 
 
 def _check_loss_guidance(job: Job, guidance: LossGuidanceSettings) -> None:

@@ -16,9 +16,10 @@ from library.plan.run_plan import RunPlan
 from library.plan.run_record import FORMAT_VERSION
 from library.plan.stages import stages
 from library.settings.highres import HighresFix
-from library.settings.preprocessing import Preprocess
 from library.settings.masks import AREAS, REGIONS, MaskSettings
+from library.settings.preprocessing import Preprocess
 from library.settings.samplers import SAMPLERS, Sampler
+from library.settings.upscaler import UpscalerSpec
 
 # Fields of a job that are told under other names, or of which only a part is told
 _TOLD_OTHERWISE = (
@@ -31,6 +32,8 @@ _TOLD_OTHERWISE = (
     "deep_shrink",
     "clip_prompt",
     "guides",
+    "upscale",
+    "canvas",
 )
 _INNER = ("control_net", "follows", "stage", "steps_before", "turn")  # what jobs note for the way they are drawn
 
@@ -45,12 +48,16 @@ def picture_facts(plan: RunPlan, job: Job, file: Path | None = None) -> dict[str
     """
     sampler = SAMPLERS[job.sampler]
     left_out = {*_TOLD_OTHERWISE, *_INNER}
+    width, height = job.file_size
     has_start = job.source is not None or (plan.highres is not None and job.stage != 1)
     return {
         "format_version": FORMAT_VERSION,
         "file": str(file or job.file),
         "prompt": job.prompt,
         **{each.name: plain(getattr(job, each.name)) for each in fields(job) if each.name not in left_out},
+        "width": width,
+        "height": height,
+        "drawn_size": [job.width, job.height],
         "strength": job.strength if has_start else None,
         "timestep_spacing": plan.noise.spacing_for(sampler, job.schedule),
         "guidance_start": plan.cfg_interval.start,
@@ -63,6 +70,7 @@ def picture_facts(plan: RunPlan, job: Job, file: Path | None = None) -> dict[str
         "control_net_together": plan.control_nets.together,
         "first_stage": job.stage == 1,
         "highres": None if plan.highres is None or job.stage == 1 else _highres(job, plan.highres),
+        "upscale": None if job.upscale == 1 else _upscale(job, plan.upscaler),
         "gradual_latent": None if job.gradual_latent.timesteps is None else plain(job.gradual_latent),
         "deep_shrink": None if job.deep_shrink.depth_1 is None else plain(job.deep_shrink),
         "loss_guidance": _loss_guidance(plan, job),
@@ -179,10 +187,18 @@ def _highres(job: Job, highres: HighresFix) -> dict[str, object]:
     """Highres. fix's first stage, and how its picture is enlarged."""
     first, *_ = stages(job, highres)
     settings = {each.name: getattr(highres, each.name) for each in fields(highres) if each.name != "save_first"}
-    if (upscaler := highres.upscaler) is not None:
-        settings["upscaler"] = {"module": upscaler.module, "arguments": dict(upscaler.arguments)}
+    settings["upscaler"] = _upscaler(highres.upscaler)
     settings |= {"width": first.width, "height": first.height, "steps": first.steps}
     return {name: plain(value) for name, value in settings.items()}
+
+
+def _upscale(job: Job, upscaler: UpscalerSpec | None) -> dict[str, object]:
+    """How the finished picture is enlarged."""
+    return {"factor": job.upscale, "upscaler": _upscaler(upscaler)}
+
+
+def _upscaler(upscaler: UpscalerSpec | None) -> dict[str, object] | None:
+    return None if upscaler is None else {"module": upscaler.module, "arguments": dict(upscaler.arguments)}
 
 
 def _loss_guidance(plan: RunPlan, job: Job) -> dict[str, object] | None:

@@ -20,7 +20,7 @@ def show_plan(plan: RunPlan, batches: Sequence[Sequence[Job]]) -> Iterator[str]:
         return
     rows = [("file", "size", "steps", "scale", "batch", "prompt")]
     for job in plan.jobs:
-        size, batch = f"{job.width}x{job.height}", str(batch_of.get(id(job), "done"))
+        size, batch = "{}x{}".format(*job.file_size), str(batch_of.get(id(job), "done"))
         rows.append(
             (one_line(job.file.name), size, str(job.steps_run), f"{job.guidance_scale:g}", batch, _short(job.prompt))
         )
@@ -35,7 +35,7 @@ def summary(plan: RunPlan, batches: Sequence[Sequence[Job]] | None = None) -> st
     text = f"{count} picture{'' if count == 1 else 's'} to make"
     if plan.done:
         text += f", {len(plan.done)} there already"
-    sizes = sorted({(job.width, job.height) for job in plan.to_do})
+    sizes = sorted({job.file_size for job in plan.to_do})
     if sizes:
         shown = ", ".join(f"{width}x{height}" for width, height in sizes[:3])
         text += f", {shown}{' ...' if len(sizes) > 3 else ''}"

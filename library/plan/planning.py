@@ -36,6 +36,7 @@ from library.settings import (
     repeats,
     sizes,
     tiling,
+    upscaler,
 )
 from library.settings.cfg_interval import WHOLE_RUN, CfgInterval
 from library.settings.options import Options
@@ -58,7 +59,8 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         InputError: for the first thing that cannot work.
     """
     options.check()
-    two_stages, interval = highres.from_options(options), cfg_interval.from_options(options)
+    enlarger = upscaler.from_options(options)
+    two_stages, interval = highres.from_options(options, enlarger), cfg_interval.from_options(options)
     guidance = loss_guidance.from_options(options)
     out, counts = output.from_options(options), repeats.from_options(options)
     redrawn, tiles = masks.from_options(options), tiling.from_options(options)
@@ -114,6 +116,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         cfg_interval=interval,
         guidance_rescale=options.guidance_rescale,
         highres=two_stages,
+        upscaler=enlarger,
         networks=networks,
         loss_guidance=guidance,
         record=make_record(options, model, pictures, parts, begun, [*maker.wildcards.files, *tagged.files]),
@@ -216,6 +219,7 @@ def _job_defaults(options: Options, model: ModelFiles, networks: NetworkPlan) ->
         deep_shrink=deep_shrink.from_options(options),
         network_multipliers=networks.multipliers,
         sizes=sizes.from_options(options),
+        upscale=options.upscale or 1.0,
         **sampling.settings_of(options),
         **model_inputs.settings_of(options, model),
     )

@@ -27,6 +27,7 @@ from library.settings.noise_schedule import NoiseSchedule
 from library.settings.output import OutputSettings
 from library.settings.repeats import Repeats
 from library.settings.tiling import Tiling
+from library.settings.upscaler import UpscalerSpec
 from networks.files import NetworkPlan
 
 
@@ -71,6 +72,7 @@ class RunPlan:
     cfg_interval: CfgInterval
     guidance_rescale: float  # see `draw.denoiser.Cfg`
     highres: HighresFix | None
+    upscaler: UpscalerSpec | None  # of Highres. fix and of `Job.upscale`; None is LANCZOS
     networks: NetworkPlan
     control_nets: ControlNetSettings
     loss_guidance: LossGuidanceSettings

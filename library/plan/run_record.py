@@ -117,6 +117,7 @@ _LATER: dict[str, object] = {
     "sizes": NOT_SAID,
     **{"image_guidance": None, "extend": None, "boxes": ()},
     **{"prompt_syntax": SD_SCRIPTS, "steps_before": 0},
+    "upscale": 1.0,
     **{"sampler": "ddim", "schedule": "own", "timesteps": (), "eta": None, "s_churn": 0.0},
 }
 _PARTS: dict[type, tuple[str, ...]] = {  # the first fields of settings that a job holds

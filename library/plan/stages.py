@@ -23,6 +23,7 @@ def stages(job: Job, highres: HighresFix | None) -> tuple[Job, ...]:
         height=_first_side(job.height, highres.scale),
         steps=len(job.timesteps) or highres.steps,
         sizes=job.sizes.scaled(highres.scale),
+        upscale=1.0,
         stage=1,
         file=job.file.with_name(first_stage_name(job.file.name)),
     )

@@ -39,7 +39,7 @@ class Sheet:
     def cell_px(self) -> int:
         """The side of the squares: that of the largest picture, within bounds."""
         jobs = [picture.job for row in self.rows for picture in row if picture is not None]
-        longest = max(max(job.picture_size) for job in jobs)
+        longest = max(max(job.file_size) for job in jobs)
         return min(max(longest, SMALLEST_CELL_PX), LARGEST_CELL_PX)
 
 

@@ -25,6 +25,7 @@ from library.settings.sampler_names import a1111_name
 from library.settings.samplers import NOISE_LEVELS, SAMPLERS
 from library.settings.sizes import NOT_SAID, ToldSizes
 from library.settings.tiling import WHOLE, Tiling
+from library.settings.upscaler import UpscalerSpec
 from library.texts import readable
 from networks.files import NetworkPlan
 
@@ -48,6 +49,7 @@ class RunFacts:
     masks: MaskSettings = NO_MASKS
     tiling: Tiling = WHOLE
     tells_sizes: bool = False  # the model is told sizes
+    upscaler: UpscalerSpec | None = None  # of finished pictures; None is LANCZOS
 
 
 class FileHash:
@@ -109,6 +111,9 @@ def shown_settings(job: Job, facts: RunFacts) -> dict[str, str]:
         settings["First stage"] = f"{first.width}x{first.height}"
         settings["First stage steps"] = first.steps
         settings["Upscaler"] = facts.highres.method
+    if job.upscale != 1:  # the size above is the one that it was drawn at, as with the web UI, whose names these are
+        settings["Postprocess upscale by"] = _number(job.upscale)
+        settings["Postprocess upscaler"] = facts.upscaler.name if facts.upscaler else "Lanczos"
     if job.prompt_syntax != SD_SCRIPTS:
         settings["Prompt syntax"] = job.prompt_syntax
     if facts.clip_skip > 1:

@@ -102,7 +102,7 @@ def make_page(pictures: Sequence[MadePicture], title: str, command: Command, mar
 def _figures(pictures: Iterable[MadePicture], command: Command) -> Iterable[str]:
     for picture in pictures:
         job, address = picture.job, quote(os.fsencode(picture.file.name))
-        width, height = job.picture_size
+        width, height = job.file_size
         rows = "".join(f"<dt>{html.escape(n)}<dd>{html.escape(v)}" for n, v in picture.settings.items())
         negative = f"<p>− {html.escape(job.negative_prompt)}</p>" if job.negative_prompt else ""
         yield (
