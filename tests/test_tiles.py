@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from PIL import Image
 from test_control_net import write_control_net
+from test_demo_model import MODEL
 from test_regions import write_map
 from test_xl_features import lllite  # noqa: F401  # a fixture
 
@@ -122,10 +123,12 @@ def test_predictions_of_tiles_are_averaged(sd1, generate, source, predicted):
     assert len(predicted) == 3
     for rows, timestep, text, prediction in predicted:
         assert rows.shape == (3, 4, 12, 16)
+
+        def predict(r, c, rows=rows, timestep=timestep, text=text):
+            return unet(rows[..., r, c], timestep, encoder_hidden_states=text).sample
+
         with torch.inference_mode():
-            expected = averaged(
-                (12, 16), lambda r, c: unet(rows[..., r, c], timestep, encoder_hidden_states=text).sample
-            )
+            expected = averaged((12, 16), predict)
         torch.testing.assert_close(prediction, expected, rtol=1e-3, atol=1e-4)  # another attention kernel
 
 
@@ -246,6 +249,19 @@ def test_models_see_no_more_than_a_tile(sd1, generate, monkeypatch, options):
     result = drawn(generate, sd1.folder, "--W", 256, "--H", 128, "--tile", 128, *options, *LINE)
     assert result.pictures[0].shape == (128, 256, 3)
     assert max(sizes) == 16
+
+
+def test_no_seam_is_seen(generate, tmp_path):
+    """Across tiles' borders colours change no more than elsewhere, on flat grounds and where tiles see other things."""
+    grounds = [f"on a {ground} background" for ground in ("white", "black", "blue")]
+    things = ["a small red circle on a white background", "a small green square on a black background"]
+    (tmp_path / "lines.txt").write_text("\n".join(f"{line} --d 1" for line in (*grounds, *things)))
+    sizes = ("--W", 224, "--H", 224, "--tile", 128, "--steps", 6, "--scale", 5, "--batch_size", 5)
+    result = drawn(generate, MODEL, *sizes, "--from_file", tmp_path / "lines.txt", "--sequential_file_name")
+    for pictures in (result.pictures[:3], result.pictures[3:]):
+        steps = np.mean([np.abs(np.diff(x, axis=0)) for p in pictures for x in (p, p.swapaxes(0, 1))], axis=(0, 2, 3))
+        borders = np.array([96, 128]) - 1  # where the second tile begins, and where the first one ends
+        assert steps[borders].mean() <= 1.1 * np.delete(steps, borders).mean()
 
 
 def test_it_is_told(sd1, generate, source):

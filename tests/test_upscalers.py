@@ -227,8 +227,8 @@ def test_upscale_is_lanczos_of_the_finished_picture(sd1, generate, tmp_path):
     assert "Size: 64x64" in texts and "Postprocess upscale by: 1.3, Postprocess upscaler: Lanczos" in texts
     assert "upscale" not in small.text["parameters"]
     told = json.loads(result.stdout)
-    assert (told["width"], told["height"]) == (83, 83)
-    assert told["upscale"] == {"factor": 1.3, "width": 64, "height": 64, "upscaler": None}
+    assert (told["width"], told["height"], told["drawn_size"]) == (83, 83, [64, 64])
+    assert told["upscale"] == {"factor": 1.3, "upscaler": None}
     page = (file.parent / "index.html").read_text()
     assert "width=83 height=83" in page and "--upscale 1.3" in page
     again = generate(sd1.folder, *UPSCALE[2:], "--upscale", 1.3, "--resume")
