@@ -18,6 +18,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 from safetensors.torch import save_file
 
+from library.draw.denoiser import Denoiser
 from library.draw.model_inputs import Beside
 from library.draw.samplers import make_scheduler
 from library.files.model_files import find_model
@@ -145,19 +146,36 @@ def test_growing_latents_find_their_mask(with_inputs, generate, pictures):
     assert small[:, 0].unique().tolist() == [0, 1]
 
 
+def test_tiles_see_their_part_of_the_mask(with_inputs, generate, pictures, monkeypatch):
+    seen = []
+    real = Denoiser._predict_tile
+
+    def predict(self, tile, rows, *arguments):
+        seen.append((tile.left, rows[0, 4].mean(dim=0)))
+        return real(self, tile, rows, *arguments)
+
+    monkeypatch.setattr(Denoiser, "_predict_tile", predict)
+    options = ("--image_path", pictures / "in" / "0.png", "--mask_path", pictures / "mask.png", "--tile", 64)
+    drawn(generate(with_inputs("sd1", INPAINTING).folder, *SIZE, *PROMPT, *options, "--steps", 1, "--strength", 1))
+    whole = torch.zeros(SIDE // 8)
+    whole[9:] = 1  # the mask is half bright at pixel 67, and a cell is what its first pixel is
+    assert len(seen) > 4
+    assert all(torch.equal(mask, whole[left : left + 8]) for left, mask in seen)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Edit models
 
 
-@pytest.mark.parametrize("family", ["sd1", "sdxl"])
-def test_editing_is_diffusers(with_inputs, generate, pictures, family):
+@pytest.mark.parametrize(("family", "scales"), [("sd1", [(1.5, 5), (1.5, 1)]), ("sdxl", [(2.5, 5)])])
+def test_editing_is_diffusers(with_inputs, generate, pictures, family, scales):
     """Within a level: sums in another order."""
     models = with_inputs(family, EDITING)
     size = {"width": SIDE, "height": SIDE, "original_size": (SIDE, SIDE), "target_size": (SIDE, SIDE)}
     image = Image.open(pictures / "in" / "0.png")
     given = {"image": image, "latents": noise(0)} | (size if family == "sdxl" else {})
     options = (*SIZE, *PROMPT, "--image_path", pictures / "in" / "0.png", "--sampler", "euler")
-    for guidance, scale in ((1.5, 5), (2.5, 5), (1.5, 1)):
+    for guidance, scale in scales:
         settings = {"image_guidance_scale": guidance, "guidance_scale": scale}
         expected = theirs(EDIT[family], models, sampler="euler", **given, **settings)
         said = ("--image_guidance", guidance) if guidance != 1.5 else ()
