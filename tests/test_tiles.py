@@ -183,10 +183,6 @@ def test_lllites_see_the_tiles_part_of_their_guide(sdxl, lllite, generate, predi
     one, other = (prediction for *_, prediction in predicted)
     assert torch.equal(one[LEFT], other[LEFT])
     assert (one[RIGHT] - other[RIGHT]).abs().max() > 1e-3
-    plain = ("--control_net_lllite_models", lllite[0], "--guide_image_path", tmp_path / "left.png")
-    Image.fromarray(pixels[:, :64]).save(tmp_path / "left.png")
-    drawn(generate, sdxl.folder, "--W", 64, "--H", 64, *APART[4:], *plain, *LINE)
-    assert predicted[-1][0].shape[-2:] == (8, 8)
 
 
 def test_regions_are_cut_like_the_tiles(sd1, generate, predicted, tmp_path):

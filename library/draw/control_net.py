@@ -13,7 +13,7 @@ from diffusers import ControlNetModel, ControlNetUnionModel, UNet2DConditionMode
 
 from library.draw.guides import Guide
 from library.draw.text_conditions import TextConditions
-from library.draw.tiles import Tile, join, tiles_over
+from library.draw.tiles import Tile, strips, tiles_over
 from library.files import checkpoint_layout as layout
 from library.files.control_net import ControlNetFile, control_net_names
 from library.models.models import Source, build, fill
@@ -64,7 +64,7 @@ class ControlNet:
             features, whole = self.embed(guide[top:bottom, left:right]), (seen.height, seen.width)
             return Tile(tile.top - seen.top, tile.left - seen.left, tile.height, tile.width, whole).cut(features)
 
-        return join(tiles, map(embed, tiles)).to(self.model.dtype)
+        return torch.cat([strip.to(self.model.dtype) for strip in strips(tiles, map(embed, tiles))], dim=-2)
 
     def residuals(
         self,

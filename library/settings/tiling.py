@@ -1,6 +1,5 @@
 """Tiles: pictures that are larger than a tile are drawn in overlapping tiles, in the memory of one. Their settings."""
 
-import logging
 from argparse import ArgumentTypeError
 from dataclasses import dataclass
 
@@ -8,8 +7,6 @@ from library import values
 from library.errors import InputError
 from library.settings.options import Options
 from library.values import MAX_SIZE_PX, PIXELS_PER_CELL
-
-logger = logging.getLogger(__name__)
 
 SMALLEST_PX = 64
 _USUAL_SHARE = 4  # of the tile's side is its overlap where none is said
