@@ -262,6 +262,20 @@ def test_equal_jobs_are_two_pictures(sd1, generate):
     assert result.files == [files[1]]
 
 
+def test_an_option_that_the_first_version_lacked_counts_as_not_given(command, generate, tmp_path):
+    files = generate(*command).files
+    manifest = tmp_path / "out" / "manifest.jsonl"
+    run, *pictures = manifest.read_text().splitlines()
+    record = json.loads(run)
+    del record["options"]["tile"], record["options"]["fill"]
+    manifest.write_text("\n".join([json.dumps(record), *pictures]) + "\n")
+    files[0].unlink()
+    refused = generate(*command, "--resume", "--tile", 64)
+    assert (refused.status, refused.files) == (2, [])
+    assert "error: --tile 64: the run to resume has no value" in refused.stderr
+    assert generate(*command, "--resume").files == files[:1]
+
+
 def test_the_manifest(command, generate, tmp_path):
     files = generate(*command).files
     run, *pictures = map(json.loads, (tmp_path / "out" / "manifest.jsonl").read_text().splitlines())

@@ -13,7 +13,7 @@ from library.errors import InputError
 from library.files.file_locks import lock
 from library.plan.job import Job
 from library.plan.run_paths import agree
-from library.plan.run_record import RunRecord, compared_options
+from library.plan.run_record import RunRecord, compared_options, usual_options
 from library.plan.sources import SourceLine
 from library.settings.options import Options
 
@@ -142,7 +142,8 @@ def find_run(options: Options, lines: Sequence[SourceLine]) -> KnownRun | None:
     if not runs:
         logger.warning("--resume: %s holds no run yet; beginning one", options.outdir)
         return None
-    chosen = choose_run([run.record for run in runs], compared_options(options), lines)
+    known = [run.record for run in runs]
+    chosen = choose_run(known, compared_options(options), usual_options(options), lines)
     known = next(run for run in runs if run.record is chosen)
     if known.active:
         raise InputError("--resume", f"a process is still at work on this run in {options.outdir}; wait until it ends")
@@ -155,14 +156,25 @@ def shared_run(plan: Mapping[str, Any]) -> KnownRun:
     return KnownRun(RunRecord.from_json(plan["record"]), places=places)
 
 
-def choose_run(runs: Sequence[RunRecord], options: Mapping[str, object], lines: Sequence[SourceLine]) -> RunRecord:
+def choose_run(
+    runs: Sequence[RunRecord],
+    options: Mapping[str, object],
+    usual: Mapping[str, object],
+    lines: Sequence[SourceLine],
+) -> RunRecord:
     """The latest of a folder's runs that these options and prompt lines go on with.
+
+    Args:
+        runs: of the folder.
+        options: by name, as plain data.
+        usual: what they are where they are not given, which they were in runs of versions that lacked them.
+        lines: the prompt lines.
 
     Raises:
         InputError: when there is none, naming what differs from the latest run.
     """
     newest_first = sorted(runs, key=lambda run: run.started, reverse=True)
-    differences = [_difference(run, options, lines) for run in newest_first]
+    differences = [_difference(run, options, usual, lines) for run in newest_first]
     for run, difference in zip(newest_first, differences):
         if difference is None:
             return run
@@ -172,10 +184,13 @@ def choose_run(runs: Sequence[RunRecord], options: Mapping[str, object], lines: 
 _FORMER_DEFAULTS = (("clip_skip", 1),)  # of version 0.1.0, which knew no family with another
 
 
-def _difference(run: RunRecord, now: Mapping[str, object], lines: Sequence[SourceLine]) -> InputError | None:
-    for name, before in run.options.items():
-        usual_once = (name, before) in _FORMER_DEFAULTS and now.get(name) is None
-        if name in now and not usual_once and not agree(before, now[name], run.begun_in):
+def _difference(
+    run: RunRecord, now: Mapping[str, object], usual: Mapping[str, object], lines: Sequence[SourceLine]
+) -> InputError | None:
+    for name in now:
+        before = run.options.get(name, usual[name])
+        usual_once = (name, before) in _FORMER_DEFAULTS and now[name] is None
+        if not usual_once and not agree(before, now[name], run.begun_in):
             return InputError(
                 f"--{name} {_shown(now[name])}",
                 f"the run to resume has {_shown(before)}; give the same, or another --outdir for a new run",

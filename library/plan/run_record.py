@@ -195,13 +195,22 @@ def line_key(line: SourceLine, name_of: NameOf = str) -> str:
 
 def compared_options(options: Options) -> dict[str, object]:
     """The options that a run which is gone on with has to agree in, as plain data."""
+    return _plain(options.compared())
+
+
+def usual_options(options: Options) -> dict[str, object]:
+    """What these are where they are not given, likewise."""
+    return _plain(options.usual())
+
+
+def _plain(options: Mapping[str, object]) -> dict[str, object]:
 
     def as_plain(value: object) -> object:
         if isinstance(value, Preprocess) and value.name == "canny":  # as version 0.1.0 wrote it, which had no other
             return "Canny(low={}, high={})".format(*value.numbers)
         return _as_said(value) if isinstance(value, Strength) else str(value)
 
-    return json.loads(json.dumps(options.compared(), default=as_plain))
+    return json.loads(json.dumps(options, default=as_plain))
 
 
 def fingerprints(paths: Iterable[Path]) -> dict[str, str]:

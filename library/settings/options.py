@@ -104,6 +104,10 @@ class Options:
         """The options that a run which is gone on with has to agree in."""
         return {name: self._values[name] for name, option in self._table.items() if option.use.compared}
 
+    def usual(self) -> dict[str, object]:
+        """What these are where they are not given."""
+        return {name: option.default for name, option in self._table.items() if option.use.compared}
+
     def files(self) -> list[Path]:
         """The files that options which change pictures name; folders and ids of the Hub are none."""
         found = []
