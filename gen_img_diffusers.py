@@ -177,6 +177,8 @@ def _model_options(group: OptionGroup) -> None:
 def _source_options(group: OptionGroup) -> None:
     sources = "sources of prompts"
     group.add("--prompt", use=RUN, metavar="TEXT", alternative=sources, help="prompt line, with its options")
+    group.add("--negative_prompt", use=PICTURE, metavar="TEXT",
+              help="negative prompt of all lines without a --n of their own; groups and wildcards count")  # fmt: skip
     group.add("--from_file", use=RUN, metavar="FILE", alternative=sources,
               help="file with one prompt line a line (- is standard input), or rows in .jsonl or .csv")  # fmt: skip
     group.switch("--interactive", use=RUN, alternative=sources, help="ask for prompt lines and show the pictures")

@@ -33,7 +33,7 @@ from library.settings.masks import NO_MASKS, MaskSettings
 from library.settings.samplers import SAMPLERS
 from library.settings.sizes import NOT_SAID
 from library.settings.tiling import WHOLE, Tiling
-from library.values import MAX_SIZE_PX, PIXELS_PER_CELL
+from library.values import MAX_SEED, MAX_SIZE_PX, PIXELS_PER_CELL
 from networks.files import OWN_MODULE, NetworkPlan, check_strength
 from networks.strengths import Strength, parse_tag
 from networks.tags import TaggedNetworks, TagUse
@@ -95,6 +95,7 @@ class JobMaker:
         self.syntax = syntax
         self._warned_of_syntax = False
         self.wildcards = wildcards or Wildcards()
+        self._negative = self._run_negative()
         self.tagged = tagged
         self.masks = masks
         self.tiling = tiling
@@ -140,6 +141,8 @@ class JobMaker:
         if said := overrides.get("network_multipliers"):
             overrides["network_multipliers"] = self._multipliers(said, line.where)
         overrides = self.sampling.resolve(overrides, self.defaults, line.where)
+        if self._negative.is_dynamic:  # by other choices than those of the prompt
+            overrides.setdefault("negative_prompt", self._negative.resolve(MAX_SEED - seed))
         settings = self.defaults.override(_with_implied(overrides, self.defaults))
         place = self._made if line.picture is None else line.picture
         picture = in_turn(self.sources.pictures, place)
@@ -181,6 +184,14 @@ class JobMaker:
             self._check_sizes(stage)
             _check_loss_guidance(stage, self.loss_guidance)
         return job
+
+    def _run_negative(self) -> DynamicPrompt:
+        """The negative prompt of lines without one; its choices are made for each picture."""
+        negative = self.wildcards.parse(self.defaults.negative_prompt, "--negative_prompt")
+        if negative.enumerated:
+            problem = "counts pictures by the combinations of a prompt; write {a|b}, or put it into the lines"
+            raise InputError("{e$$…}", problem, "--negative_prompt")
+        return negative
 
     def _size(self, settings: JobSettings, picture: SourcePicture | None, where: str) -> tuple[int, int]:
         """A job's width and height: what is said, else the canvas's, cut down to multiples of 8."""

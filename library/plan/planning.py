@@ -19,7 +19,7 @@ from library.plan.prompt_syntax import WEB_UI
 from library.plan.run_plan import Keyboard, RunPlan, TextPlan
 from library.plan.run_record import RunRecord
 from library.plan.seeds import SeedSource, random_seed
-from library.plan.sources import Sources, find_sources, source_lines
+from library.plan.sources import Sources, find_sources, run_negative, source_lines
 from library.plan.textual_inversion import warn_of_unused
 from library.plan.tokens import MOST_CHUNKS, WEB_UI_MOVED_TOKENS
 from library.plan.wildcards import Wildcards
@@ -211,6 +211,7 @@ def _max_chunks(options: Options) -> int:
 def _job_defaults(options: Options, model: ModelFiles, networks: NetworkPlan) -> JobSettings:
     """What holds for pictures whose prompt line says nothing else."""
     return JobSettings(
+        negative_prompt=run_negative(options.negative_prompt, options.prompt_syntax),
         width=options.W,
         height=options.H,
         guidance_scale=options.scale,

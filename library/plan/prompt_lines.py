@@ -4,13 +4,13 @@ import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from typing import Any
 
 from library import values
 from library.errors import InputError
 from library.settings import deep_shrink, gradual_latent, samplers, sizes
 from library.settings.file_names import picture_name
+from library.settings.other_names import meant_in_line
 from library.settings.sampler_names import sampler_name, schedule_name
 from networks.strengths import parse_strengths
 
@@ -175,10 +175,7 @@ def _parse_option(text: str, place: str) -> tuple[PromptOption, object]:
     name, raw_value = match.groups() if match else (text, "")
     option = PROMPT_OPTIONS.get(name.lower())
     if option is None:
-        nearest = get_close_matches(name.lower(), PROMPT_OPTIONS, n=1, cutoff=0.5)
-        hint = (
-            f"did you mean --{nearest[0]}?" if nearest else f"known are {', '.join('--' + n for n in PROMPT_OPTIONS)}"
-        )
+        hint = meant_in_line(name) or "--help lists them"
         raise InputError(f"--{name}", f"no such prompt option; {hint}", place)
     if not raw_value.strip() and option.name != "n":
         raise InputError(f"--{option.name}", f"needs a value; write --{option.name} {option.metavar}", place)
