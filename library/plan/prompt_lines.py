@@ -3,6 +3,7 @@
 import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -39,7 +40,9 @@ PROMPT_OPTIONS = {
         PromptOption("w", "width", "PIXELS", values.size_px, "width, a multiple of 8"),
         PromptOption("h", "height", "PIXELS", values.size_px, "height, a multiple of 8"),
         PromptOption("s", "steps", "N", values.steps, "sampling steps, 1 to 1000"),
-        PromptOption("d", "seeds", "SEED[,SEED...]", values.seeds, "a seed for each image; the last one stays"),
+        PromptOption(
+            "d", "seeds", "SEED[,SEED...]", values.seeds, "a seed for each picture: 1,2,3 or 5-8 (-1: a new one)"
+        ),
         PromptOption("sampler", "sampler", "NAME", sampler_name, "sampler, by any of its names"),
         PromptOption("schedule", "schedule", "NAME", schedule_name, "schedule of the sampler"),
         PromptOption(
@@ -158,6 +161,16 @@ def parse_prompt_line(line: str, where: str = "", cells: Sequence[Cell] = ()) ->
         for match in _LONG_DASH_OPTION.finditer(line)
     )
     return PromptLine(prompt.strip(), settings, warnings)
+
+
+def seeds_of(line: str) -> tuple[int, ...]:
+    """The seeds that a line names, its choices made or not; none where they cannot be read, which is told later."""
+    for option in OPTION_START.split(line)[1:]:
+        name, _, value = option.partition(" ")
+        if name.lower() == "d":
+            with suppress(ArgumentTypeError):
+                return values.seeds(value)
+    return ()
 
 
 def _cells_of(line: str, start: int, cells: Sequence[Cell]) -> Sequence[Cell]:
