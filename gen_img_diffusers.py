@@ -115,8 +115,8 @@ _PICTURES = Needs(
     "sorts pictures; give --image_path, --mask_path or --guide_image_path too, or leave it out",
 )
 _HIGHRES = Needs(("highres_fix_scale",), "is for Highres. fix; give --highres_fix_scale too, or leave it out")
-_NETWORKS = Needs(("network_module",), "is for networks; give --network_module too, or leave it out")
-_ANY_NETWORKS = Needs(("network_module", "network_dir"), _NETWORKS.problem)
+_NETWORKS = Needs(("network_weights",), "is for networks; give --network_weights too, or leave it out")
+_ANY_NETWORKS = Needs(("network_weights", "network_dir"), _NETWORKS.problem)
 _CONTROL_NET = Needs(("control_net_models",), "is for ControlNet; give --control_net_models too, or leave it out")
 _CONTROL = Needs(
     ("control_net_models", "control_net_lllite_models"),
@@ -177,6 +177,8 @@ def _model_options(group: OptionGroup) -> None:
 def _source_options(group: OptionGroup) -> None:
     sources = "sources of prompts"
     group.add("--prompt", use=RUN, metavar="TEXT", alternative=sources, help="prompt line, with its options")
+    group.add("--negative_prompt", use=PICTURE, metavar="TEXT",
+              help="negative prompt of all lines without a --n of their own; groups and wildcards count")  # fmt: skip
     group.add("--from_file", use=RUN, metavar="FILE", alternative=sources,
               help="file with one prompt line a line (- is standard input), or rows in .jsonl or .csv")  # fmt: skip
     group.switch("--interactive", use=RUN, alternative=sources, help="ask for prompt lines and show the pictures")
@@ -215,11 +217,11 @@ def _picture_options(group: OptionGroup) -> None:
               help="ddim, tcd: share of noise in what a step changes, 0 to 1 (default 0 and 0.3)")  # fmt: skip
     group.add("--s_churn", use=PICTURE, metavar="AMOUNT", convert=samplers.s_churn, default=0.0,
               help="euler: noise that is stirred in, over all steps (default 0)")  # fmt: skip
-    group.add("--seed", use=CHOICE, metavar="SEED", convert=values.seed,
-              help="the picture's seed; of several pictures, the seed their seeds are drawn from")  # fmt: skip
+    group.add("--seed", use=CHOICE, metavar="SEED", convert=values.seed_or_fresh,
+              help="the picture's seed, or what those of several are drawn from (-1, default: a new one)")  # fmt: skip
     group.switch("--iter_same_seed", use=CHOICE, help="one seed for all pictures of an iteration")
-    group.add("--images_per_prompt", use=CHOICE, metavar="N", convert=values.whole_number(1), default=1,
-              help="pictures for each prompt (default 1)")  # fmt: skip
+    group.add("--images_per_prompt", use=CHOICE, metavar="N", convert=values.whole_number(1),
+              help="pictures for each prompt (default 1; of a line with --d 1,2,3 one for each seed)")  # fmt: skip
     group.add("--n_iter", use=CHOICE, metavar="N", convert=values.whole_number(1), default=1,
               help="how often all prompts are gone through (default 1)")  # fmt: skip
 
@@ -275,9 +277,9 @@ def _run_options(group: OptionGroup) -> None:
 
 def _network_options(group: OptionGroup) -> None:
     group.add("--network_module", use=PICTURE, many=True, metavar="MODULE",
-              help="module of each network; networks.lora reads LoRA and its relatives LoCon, DyLoRA, LoHa, "
-              "LoKr, DoRA, IA3, OFT, full and norm differences, and tells them apart by itself")  # fmt: skip
-    group.add("--network_weights", use=PICTURE, many=True, metavar="FILE", needs=_NETWORKS, names_files=True,
+              help="module of each network (default networks.lora, which reads LoRA and its relatives LoCon, DyLoRA, "
+              "LoHa, LoKr, DoRA, IA3, OFT, full and norm differences, and tells them apart by itself)")  # fmt: skip
+    group.add("--network_weights", use=PICTURE, many=True, metavar="FILE", names_files=True,
               help="weight file of each network")  # fmt: skip
     group.add("--network_mul", use=PICTURE, many=True, metavar="M", convert=parse_strength, needs=_NETWORKS,
               help="strength of each network (default 1): U, U/T for U-Net and text encoder, then blocks, "

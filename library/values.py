@@ -14,6 +14,8 @@ PIXELS_PER_CELL = 8
 MAX_SIZE_PX = 16384
 MAX_SCALE = 1000.0  # far beyond use; keeps predictions finite
 MAX_STEPS = 1000  # timesteps that all families were trained on
+FRESH_SEED = -1  # in place of a seed: one that is drawn for the picture
+_MOST_SEEDS = 100_000  # in one range
 MAX_SEED = 2**63 - 1  # what torch.Generator.manual_seed takes, with room for a second stage's seed + 1
 
 
@@ -73,8 +75,25 @@ def one_of(names: Sequence[str]) -> Callable[[str], str]:
 
 
 def seeds(text: str) -> tuple[int, ...]:
-    """Convert `a` or `a,b,c`: one seed for each picture of a prompt."""
-    return tuple(seed(part) for part in text.split(","))
+    """Convert `a`, `a,b,c` or `a-c`: one seed for each picture of a prompt, or `FRESH_SEED`."""
+    return tuple(each for part in text.split(",") for each in _seed_range(part))
+
+
+def _seed_range(text: str) -> Sequence[int]:
+    """One seed, or those from one to another."""
+    if re.fullmatch(r"\s*-1\s*", text):
+        return (FRESH_SEED,)
+    if (ends := re.fullmatch(r"\s*([0-9]+)\s*-\s*([0-9]+)\s*", text, re.ASCII)) is None:
+        return (seed(text),)
+    first, last = seed(ends[1]), seed(ends[2])
+    if not first <= last < first + _MOST_SEEDS:
+        raise ArgumentTypeError(f"is no range of seeds; write the smaller first, and at most {_MOST_SEEDS:,} of them")
+    return range(first, last + 1)
+
+
+def seed_or_fresh(text: str) -> int | None:
+    """Convert a seed; `-1` is that none is given."""
+    return None if text.strip() == str(FRESH_SEED) else seed(text)
 
 
 def number_or_none(text: str) -> float | None:

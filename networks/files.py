@@ -109,7 +109,8 @@ def plan_networks(options: Options, model: ModelFiles) -> NetworkPlan:
     Raises:
         InputError: for options that do not go together.
     """
-    modules = options.network_module or []
+    weights = options.network_weights or []
+    modules = options.network_module or [OWN_MODULE] * len(weights)
     if not modules:
         return NetworkPlan(pre_calculated=options.network_pre_calc)
     merged = len(modules) if options.network_merge else 0
@@ -120,9 +121,7 @@ def plan_networks(options: Options, model: ModelFiles) -> NetworkPlan:
         merged = first
     if merged and options.network_pre_calc:
         raise InputError("--network_pre_calc", "is for networks that are not merged; leave out one of the two")
-    specs = find_networks(
-        modules, options.network_weights or [], options.network_mul or [], options.network_args or [], model
-    )
+    specs = find_networks(modules, weights, options.network_mul or [], options.network_args or [], model)
     for place, spec in enumerate(specs):
         check_strength(spec, spec.multiplier, model, f"--network_mul {spec.multiplier}")
         if place < merged and spec.multiplier.has_range:
@@ -148,10 +147,14 @@ def find_networks(
     """
     if len(weights) != len(modules):
         subject = f"--network_weights: {len(weights)} for {len(modules)} --network_module"
-        raise InputError(subject, "each module needs one weight file; give as many")
+        advice = f"give as many, or leave --network_module out, which is then {OWN_MODULE}"
+        raise InputError(subject, f"each module needs one weight file; {advice}")
     for name, values in (("--network_mul", multipliers), ("--network_args", arguments)):
         if len(values) > len(modules):
-            raise InputError(name, f"has {len(values)} values for {len(modules)} modules; give at most as many")
+            networks = f"{len(modules)} network{'s' if len(modules) > 1 else ''}"
+            advice = f"; to compare strengths, write a prompt line for each: {', '.join(f'--am {v}' for v in values)}"
+            advice = advice if name == "--network_mul" else ""
+            raise InputError(name, f"has {len(values)} values for {networks}; give at most as many{advice}")
     for module in modules:
         _check_module(module)
     specs = []

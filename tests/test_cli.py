@@ -57,7 +57,7 @@ def refuse(capfd, *argv: object) -> str:
         (["--batch_size", "0"], "--batch_size 0: out of range"),
         (["--vae_batch_size", "0"], "--vae_batch_size 0: out of range"),
         (["--vae_batch_size", "1.5"], "--vae_batch_size 1.5: out of range"),
-        (["--seed", "-1"], "--seed -1: out of range"),
+        (["--seed", "-2"], "--seed -2: out of range"),
         (["--clip_skip", "9"], "--clip_skip 9: this model's text encoder has 3 layers; use 1 to 3"),
         (["--fp16", "--bf16"], "--fp16 and --bf16: are two precisions; give one"),
         (["--from_file", "x"], "--prompt and --from_file: are two sources of prompts; give one"),

@@ -209,7 +209,7 @@ TOLD_AS = {
     **{name: name for name in ("zero_terminal_snr", "emb_normalize_mode", "zero_empty_negative", "guidance_rescale")},
     **{name: name for name in ("schedule", "timesteps", "eta", "s_churn", "prompt_syntax", "tile", "tile_overlap")},
     **{name: name for name in ("mask_from_alpha", "mask_invert", "mask_blur", "fill", "extend")},
-    **{name: name for name in ("inpaint_area", "inpaint_padding", "inpaint_regions")},
+    **{name: name for name in ("inpaint_area", "inpaint_padding", "inpaint_regions", "negative_prompt")},
     **{"no_half_vae": "vae_in_float32", "image_guidance": "image_guidance"},
     **dict.fromkeys(ToldSizes.__dataclass_fields__, "sizes"),
     **{"network_regional_mask_max_color_codes": "color_codes", "network_pre_calc": "network_pre_calc"},

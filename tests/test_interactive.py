@@ -40,7 +40,9 @@ def talk(
 def test_lines_are_drawn_and_bad_ones_explained(sd1, tmp_path):
     done = talk(sd1, tmp_path / "out", "a cat\n\na dog --w 5\n{a|b\na bird --d 9\n", "--no_preview", "--n_iter", "2")
     assert done.returncode == 0
-    assert done.stdout.count("Type prompt:") == 6
+    assert done.stderr.count("Type prompt:") == 6
+    assert "Ctrl-D ends the loop" in done.stderr
+    assert [Path(line) for line in done.stdout.splitlines()] == sorted((tmp_path / "out").glob("*.png"))
     assert "error: --w 5 (column 7): out of range" in done.stderr
     assert "is never closed" in done.stderr
     seeds = [Image.open(path).info["seed"] for path in sorted((tmp_path / "out").glob("*.png"))]
@@ -49,6 +51,15 @@ def test_lines_are_drawn_and_bad_ones_explained(sd1, tmp_path):
     assert f"seed: {seeds[0]}, {seeds[1]}" in done.stderr
     again = talk(sd1, tmp_path / "again", "a cat\n", "--no_preview", "--n_iter", "2")
     assert f"seed: {seeds[0]}, {seeds[1]}" in again.stderr
+
+
+def test_words_for_leaving_are_asked_about(sd1, tmp_path):
+    """An answer that is none is the next prompt; `exit` with something beside it is a prompt."""
+    text = "exit\nn\nquit\na cat --d 1\nexit --d 2\nQuit\ny\na dog --d 3\n"
+    done = talk(sd1, tmp_path, text, "--no_preview")
+    assert done.returncode == 0
+    assert done.stderr.count("Leave? (y/n)") == 3
+    assert [Image.open(path).info["prompt"] for path in sorted(tmp_path.glob("*.png"))] == ["a cat", "exit"]
 
 
 def test_lines_that_are_no_text_are_explained(sd1, tmp_path):

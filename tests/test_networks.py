@@ -375,6 +375,14 @@ def test_metadata_is_shown_in_readable_form(sd1, files, generate):
     assert '  ss_output_name: style\n  ss_tags:\n    {\n      "cat": 3\n    }\n' in result.stderr
 
 
+def test_the_usual_module_may_be_left_out(sd1, files, generate):
+    named = generate(sd1.folder, "--prompt", "a --d 1", *OWN, "--network_weights", files["style"])
+    unnamed = generate(sd1.folder, "--prompt", "a --d 1", "--network_weights", files["style"], "--network_mul", 1)
+    without = generate(sd1.folder, "--prompt", "a --d 1")
+    assert (named.pictures[0] == unnamed.pictures[0]).all()
+    assert (without.pictures[0] != unnamed.pictures[0]).any()
+
+
 def test_numbers_that_do_not_pair_up(sd1, files, generate, tmp_path):
     file = files["style"]
     two = ("--network_module", "networks.lora", "networks.lora")
@@ -382,13 +390,17 @@ def test_numbers_that_do_not_pair_up(sd1, files, generate, tmp_path):
     for options, message in (
         ((*two, "--network_weights", file), "--network_weights: 1 for 2 --network_module: each module needs one"),
         (OWN, "--network_weights: 0 for 1 --network_module"),
-        ((*one, "--network_mul", 1, 2), "--network_mul: has 2 values for 1 modules"),
+        (
+            (*one, "--network_mul", 1, 2),
+            "--network_mul: has 2 values for 1 network; give at most as "
+            "many; to compare strengths, write a prompt line for each: --am 1, --am 2",
+        ),
         ((*one, "--network_mul", "x"), "--network_mul x: not a number"),
         ((*one, "--network_args", "a"), "--network_args a: 'a' is not key=value"),
         ((*one, "--network_merge", "--network_pre_calc"), "--network_pre_calc: is for networks that are not merged"),
         ((*one, "--network_merge_n_models", 2), "--network_merge_n_models 2: there are 1 networks"),
-        (("--network_mul", 1), "--network_mul: is for networks; give --network_module too"),
-        (("--network_merge",), "--network_merge: is for networks; give --network_module too"),
+        (("--network_mul", 1), "--network_mul: is for networks; give --network_weights too"),
+        (("--network_merge",), "--network_merge: is for networks; give --network_weights too"),
         (
             ("--network_module", "networks.dylora", "--network_weights", file),
             "networks.lora reads LoRA and its relatives",

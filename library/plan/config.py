@@ -6,12 +6,12 @@ import re
 import tomllib
 from collections.abc import Sequence
 from contextlib import suppress
-from difflib import get_close_matches
 from pathlib import Path
 
 from library.errors import InputError
 from library.files.picture_files import save_whole
 from library.settings.options import OptionParser, Options, Said
+from library.settings.other_names import is_same_thing, meant_option
 from library.texts import readable
 
 
@@ -31,8 +31,10 @@ def with_config(argv: Sequence[str], parser: OptionParser) -> list[str]:
     from_file: list[str] = []
     for name, value in _read(path).items():
         if name not in known:
-            nearest = get_close_matches(name, known, n=1)
-            hint = f"; did you mean {nearest[0]}?" if nearest else "; see --help for all options"
+            option = meant_option(name, known)
+            hint = f"; did you mean {option}?" if option else "; see --help for all options"
+            if option and is_same_thing(name, option):
+                hint = f"; here it is {option}"
             raise InputError(f"--config {path}", f"{name!r} is no option{hint}")
         if name not in said and parser.table[name].alternative not in taken:
             from_file += _as_arguments(parser.action(name), value, f"--config {path}")

@@ -181,7 +181,8 @@ def choose_run(
     raise next(filter(None, differences))
 
 
-_FORMER_DEFAULTS = (("clip_skip", 1),)  # of version 0.1.0, which knew no family with another
+# of version 0.1.0, which knew no family with another clip skip, and drew one picture whatever seeds a line named
+_FORMER_DEFAULTS = (("clip_skip", 1), ("images_per_prompt", 1))
 
 
 def _difference(

@@ -8,12 +8,12 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 from library.errors import InputError, InputErrors
 from library.files.text_files import LINE_END
 from library.plan.prompt_lines import OPTION_START, PROMPT_OPTIONS, Cell, PromptOption, one_line, place_of
+from library.settings.other_names import IN_LINES, is_same_thing, meant_option, nearest
 from library.texts import is_text
 
 _PROMPT = "prompt"
@@ -89,8 +89,9 @@ def _as_line(where: str, row: Iterable[tuple[str, object]], clean: Callable[[str
 def _option(column: str, where: str) -> PromptOption | None:
     name = column.lower()
     if name not in _COLUMNS:
-        nearest = get_close_matches(name, _COLUMNS, n=1, cutoff=0.5)
-        hint = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(_COLUMNS)}"
+        option = meant_option(name, IN_LINES)
+        column_meant = IN_LINES[option] if option and is_same_thing(name, option) else nearest(name, _COLUMNS)
+        hint = f"did you mean {column_meant}?" if column_meant else f"known are {', '.join(_COLUMNS)}"
         raise InputError(column[:60] or "a column without a name", f"no such column; {hint}", where)
     return _COLUMNS[name]
 

@@ -17,7 +17,7 @@ from library.files.pictures import region_color
 from library.plan.canvas import Box, Canvas, Size, find_boxes
 from library.plan.dynamic_prompts import DynamicPrompt
 from library.plan.job import Job, JobSettings
-from library.plan.prompt_lines import PromptLine, parse_prompt_line, place_of
+from library.plan.prompt_lines import PromptLine, parse_prompt_line, place_of, seeds_of
 from library.plan.prompt_syntax import SD_SCRIPTS, check_tags, read_prompt, web_ui_marks
 from library.plan.sampling import Sampling
 from library.plan.seeds import SeedSource
@@ -33,7 +33,7 @@ from library.settings.masks import NO_MASKS, MaskSettings
 from library.settings.samplers import SAMPLERS
 from library.settings.sizes import NOT_SAID
 from library.settings.tiling import WHOLE, Tiling
-from library.values import MAX_SIZE_PX, PIXELS_PER_CELL
+from library.values import FRESH_SEED, MAX_SEED, MAX_SIZE_PX, PIXELS_PER_CELL
 from networks.files import OWN_MODULE, NetworkPlan, check_strength
 from networks.strengths import Strength, parse_tag
 from networks.tags import TaggedNetworks, TagUse
@@ -51,7 +51,8 @@ class JobMaker:
 
     Args:
         defaults: the command line's settings.
-        images_per_prompt: pictures for a line that does not enumerate its variants.
+        images_per_prompt: pictures for a line that does not enumerate its variants; None is one, or one for each of
+            the seeds that the line names.
         family: of the model that they are drawn with.
         sources: pictures and masks for img2img, and guides.
         highres: draws each picture in two stages.
@@ -69,7 +70,7 @@ class JobMaker:
     def __init__(
         self,
         defaults: JobSettings,
-        images_per_prompt: int,
+        images_per_prompt: int | None,
         family: Family,
         sources: Sources = NO_SOURCES,
         highres: HighresFix | None = None,
@@ -95,6 +96,7 @@ class JobMaker:
         self.syntax = syntax
         self._warned_of_syntax = False
         self.wildcards = wildcards or Wildcards()
+        self._negative = self._run_negative()
         self.tagged = tagged
         self.masks = masks
         self.tiling = tiling
@@ -113,19 +115,23 @@ class JobMaker:
             InputError: for a fault in the line, with its place.
         """
         if line.parsed is not None:
-            for _ in range(self.images_per_prompt):
+            for _ in range(self.images_per_prompt or 1):
                 yield self._job(line.parsed, seeds.next(), line, name_file)
             return
         dynamic = _dynamic_prompt(line, self.wildcards)
         variants: Iterable[DynamicPrompt] = (
-            dynamic.combinations() if dynamic.enumerated else [dynamic] * self.images_per_prompt
+            dynamic.combinations()
+            if dynamic.enumerated
+            else [dynamic] * _pictures_of(line.text, self.images_per_prompt)
         )
         parsed: PromptLine | None = None
+        image = -1
         for image, variant in enumerate(variants):
             if parsed is None or variant.is_dynamic or dynamic.enumerated:
                 parsed = parse_prompt_line(variant.resolve(0), line.where, line.cells)
             said = parsed.settings.get("seeds")
-            seed = said[min(image, len(said) - 1)] if said else seeds.next()
+            seed = said[min(image, len(said) - 1)] if said else FRESH_SEED
+            seed = seeds.next() if seed == FRESH_SEED else seed
             resolved = parsed
             if variant.is_dynamic:
                 resolved = parse_prompt_line(variant.resolve(seed), line.where, line.cells)
@@ -134,12 +140,16 @@ class JobMaker:
             for warning in resolved.warnings:
                 logger.warning("%s", warning)
             yield self._job(resolved, seed, line, name_file)
+        if unused := len(seeds_of(line.text)) - (image + 1):
+            _warn_of_unused_seeds(unused, image + 1, line.where)
 
     def _job(self, parsed: PromptLine, seed: int, line: SourceLine, name_file: NameFile) -> Job:
         overrides = {name: value for name, value in parsed.settings.items() if name != "seeds"}
         if said := overrides.get("network_multipliers"):
             overrides["network_multipliers"] = self._multipliers(said, line.where)
         overrides = self.sampling.resolve(overrides, self.defaults, line.where)
+        if self._negative.is_dynamic:  # by other choices than those of the prompt
+            overrides.setdefault("negative_prompt", self._negative.resolve(MAX_SEED - seed))
         settings = self.defaults.override(_with_implied(overrides, self.defaults))
         place = self._made if line.picture is None else line.picture
         picture = in_turn(self.sources.pictures, place)
@@ -181,6 +191,14 @@ class JobMaker:
             self._check_sizes(stage)
             _check_loss_guidance(stage, self.loss_guidance)
         return job
+
+    def _run_negative(self) -> DynamicPrompt:
+        """The negative prompt of lines without one; its choices are made for each picture."""
+        negative = self.wildcards.parse(self.defaults.negative_prompt, "--negative_prompt")
+        if negative.enumerated:
+            problem = "counts pictures by the combinations of a prompt; write {a|b}, or put it into the lines"
+            raise InputError("{e$$…}", problem, "--negative_prompt")
+        return negative
 
     def _size(self, settings: JobSettings, picture: SourcePicture | None, where: str) -> tuple[int, int]:
         """A job's width and height: what is said, else the canvas's, cut down to multiples of 8."""
@@ -258,6 +276,19 @@ class JobMaker:
 
 def _dynamic_prompt(line: SourceLine, wildcards: Wildcards) -> DynamicPrompt:
     return wildcards.parse(line.text, line.where, partial(place_of, line.where, cells=line.cells))
+
+
+def _pictures_of(text: str, images_per_prompt: int | None) -> int:
+    """How many pictures a line gives that does not enumerate its variants."""
+    return images_per_prompt or len(seeds_of(text)) or 1
+
+
+def _warn_of_unused_seeds(unused: int, pictures: int, where: str) -> None:
+    """Warn of seeds that a line names and no picture has."""
+    if unused > 0:
+        place, drawn = f"{where}: " if where else "", f"{pictures} picture{'s' if pictures > 1 else ''}"
+        advice = "leave seeds or --images_per_prompt out"
+        logger.warning("%s--d has %d seeds more than the %s of the line; %s", place, unused, drawn, advice)
 
 
 def _with_implied(overrides: dict[str, object], defaults: JobSettings) -> dict[str, object]:
@@ -361,7 +392,7 @@ def _check_regions(networks: NetworkPlan, job: Job) -> None:
 
 
 def count_pictures(
-    lines: Sequence[SourceLine], images_per_prompt: int, iterations: int, wildcards: Wildcards | None = None
+    lines: Sequence[SourceLine], images_per_prompt: int | None, iterations: int, wildcards: Wildcards | None = None
 ) -> int:
     """How many pictures a run makes.
 
@@ -373,14 +404,14 @@ def count_pictures(
 
     def count(line: SourceLine) -> int:
         if line.parsed is not None:
-            return images_per_prompt
+            return images_per_prompt or 1
         dynamic = _dynamic_prompt(line, named)
-        return dynamic.count() if dynamic.enumerated else images_per_prompt
+        return dynamic.count() if dynamic.enumerated else _pictures_of(line.text, images_per_prompt)
 
     pictures = iterations * sum(_for_all(lines, count))
     if pictures > MAX_JOBS:
         raise InputError(
-            f"--n_iter {iterations}, --images_per_prompt {images_per_prompt}",
+            f"--n_iter {iterations}, --images_per_prompt {images_per_prompt or 1}",
             f"{pictures:,} pictures, more than {MAX_JOBS:,} in one run; make several runs",
         )
     return pictures

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 
@@ -17,9 +18,9 @@ from library.plan.job_maker import JobMaker, check_networks
 from library.plan.parts import make_record, plan_parts
 from library.plan.prompt_syntax import WEB_UI
 from library.plan.run_plan import Keyboard, RunPlan, TextPlan
-from library.plan.run_record import RunRecord
+from library.plan.run_record import RunRecord, job_id
 from library.plan.seeds import SeedSource, random_seed
-from library.plan.sources import Sources, find_sources, source_lines
+from library.plan.sources import Sources, find_sources, run_negative, source_lines
 from library.plan.textual_inversion import warn_of_unused
 from library.plan.tokens import MOST_CHUNKS, WEB_UI_MOVED_TOKENS
 from library.plan.wildcards import Wildcards
@@ -71,6 +72,8 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
     if options.resume and earlier is None:
         earlier = earlier_runs.find_run(options, lines)
     begun = earlier.record if earlier else None
+    if begun and counts.images_per_prompt is None:  # where version 0.1.0 began the run it is 1
+        counts = replace(counts, images_per_prompt=begun.options.get("images_per_prompt"))
     model = _find_model(options)
     highres.check_family(two_stages, model.family)
     model_inputs.check_run(options, model, guidance)
@@ -104,6 +107,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         _check_use(options, interval, sources, jobs)
         _warn_of_tiles(tiles, jobs)
         warn_of_unused(text.embeddings, jobs)
+        _warn_of_equal_pictures(counts, jobs)
     needs_one_before = guidance.uses_goal_picture and not sources.guides
     if needs_one_before:
         logger.warning("no --guide_image_path: each picture is guided by the one before it, one at a time")
@@ -211,6 +215,7 @@ def _max_chunks(options: Options) -> int:
 def _job_defaults(options: Options, model: ModelFiles, networks: NetworkPlan) -> JobSettings:
     """What holds for pictures whose prompt line says nothing else."""
     return JobSettings(
+        negative_prompt=run_negative(options.negative_prompt, options.prompt_syntax),
         width=options.W,
         height=options.H,
         guidance_scale=options.scale,
@@ -265,3 +270,12 @@ def _warn_of_tiles(tiles: Tiling, jobs: Sequence[Job]) -> None:
     """Warn of tiles that no picture is larger than."""
     if tiles.size_px is not None and not any(tiles.splits(job.width, job.height) for job in jobs):
         logger.warning("--tile %d does nothing: no picture is larger", tiles.size_px)
+
+
+def _warn_of_equal_pictures(counts: repeats.Repeats, jobs: Sequence[Job]) -> None:
+    """Warn where one seed for all pictures of an iteration makes several of one prompt the same."""
+    if counts.same_seed_in_iteration and (counts.images_per_prompt or 1) > 1:
+        equal = len(jobs) - len({job_id(job) for job in jobs})
+        if equal:
+            problem = f"{equal} of {len(jobs)} pictures are as another: the same prompt and the same seed"
+            logger.warning("--iter_same_seed: %s; leave out --images_per_prompt, or give --n_iter", problem)

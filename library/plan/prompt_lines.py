@@ -3,14 +3,15 @@
 import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from typing import Any
 
 from library import values
 from library.errors import InputError
 from library.settings import deep_shrink, gradual_latent, samplers, sizes
 from library.settings.file_names import picture_name
+from library.settings.other_names import meant_in_line
 from library.settings.sampler_names import sampler_name, schedule_name
 from networks.strengths import parse_strengths
 
@@ -39,7 +40,9 @@ PROMPT_OPTIONS = {
         PromptOption("w", "width", "PIXELS", values.size_px, "width, a multiple of 8"),
         PromptOption("h", "height", "PIXELS", values.size_px, "height, a multiple of 8"),
         PromptOption("s", "steps", "N", values.steps, "sampling steps, 1 to 1000"),
-        PromptOption("d", "seeds", "SEED[,SEED...]", values.seeds, "a seed for each image; the last one stays"),
+        PromptOption(
+            "d", "seeds", "SEED[,SEED...]", values.seeds, "a seed for each picture: 1,2,3 or 5-8 (-1: a new one)"
+        ),
         PromptOption("sampler", "sampler", "NAME", sampler_name, "sampler, by any of its names"),
         PromptOption("schedule", "schedule", "NAME", schedule_name, "schedule of the sampler"),
         PromptOption(
@@ -160,6 +163,16 @@ def parse_prompt_line(line: str, where: str = "", cells: Sequence[Cell] = ()) ->
     return PromptLine(prompt.strip(), settings, warnings)
 
 
+def seeds_of(line: str) -> tuple[int, ...]:
+    """The seeds that a line names, its choices made or not; none where they cannot be read, which is told later."""
+    for option in OPTION_START.split(line)[1:]:
+        name, _, value = option.partition(" ")
+        if name.lower() == "d":
+            with suppress(ArgumentTypeError):
+                return values.seeds(value)
+    return ()
+
+
 def _cells_of(line: str, start: int, cells: Sequence[Cell]) -> Sequence[Cell]:
     """The cell that an option is in: its own, else the prompt's; choices in cells move where they begin."""
     if not cells:
@@ -175,10 +188,7 @@ def _parse_option(text: str, place: str) -> tuple[PromptOption, object]:
     name, raw_value = match.groups() if match else (text, "")
     option = PROMPT_OPTIONS.get(name.lower())
     if option is None:
-        nearest = get_close_matches(name.lower(), PROMPT_OPTIONS, n=1, cutoff=0.5)
-        hint = (
-            f"did you mean --{nearest[0]}?" if nearest else f"known are {', '.join('--' + n for n in PROMPT_OPTIONS)}"
-        )
+        hint = meant_in_line(name) or "--help lists them"
         raise InputError(f"--{name}", f"no such prompt option; {hint}", place)
     if not raw_value.strip() and option.name != "n":
         raise InputError(f"--{option.name}", f"needs a value; write --{option.name} {option.metavar}", place)

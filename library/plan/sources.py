@@ -13,7 +13,7 @@ from library.files.text_files import LINE_END, read_text
 from library.plan.canvas import oriented_mask
 from library.plan.job_files import is_job_file, read_rows
 from library.plan.picture_prompts import read_prompt
-from library.plan.prompt_lines import Cell, PromptLine, one_line
+from library.plan.prompt_lines import OPTION_START, Cell, PromptLine, one_line
 from library.plan.prompt_syntax import SD_SCRIPTS, WEB_UI, without_comments
 from library.settings.control_net import given_files
 from library.settings.masks import NO_MARGINS, Margins, MaskSettings
@@ -266,3 +266,16 @@ def typed_line(text: str, subject: str, syntax: str) -> SourceLine:
     if "\0" in text:
         raise InputError(subject, "the text holds a NUL character; leave it out")
     return SourceLine(one_line(without_comments(text) if syntax == WEB_UI else text))
+
+
+def run_negative(text: str | None, syntax: str) -> str:
+    """The negative prompt of all lines that have none, before its choices are made.
+
+    Raises:
+        InputError: when it is no text, or holds options as prompt lines do.
+    """
+    negative = typed_line(text or "", "--negative_prompt", syntax).text
+    if match := OPTION_START.search(negative):
+        problem = "takes the text of a negative prompt alone; take the options out of it"
+        raise InputError(f"--negative_prompt, {negative[match.start() :][:40]!r}", problem)
+    return negative

@@ -9,12 +9,12 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
 from library import console
 from library.errors import InputError
+from library.settings.other_names import is_same_thing, meant_option, of_line
 
 Said = dict[str, str | list[str] | bool]  # options as they were written, by name
 Converter = Callable[[str], object]
@@ -178,11 +178,24 @@ class OptionParser(argparse.ArgumentParser):
         """Parse all arguments; an unknown one is refused with the nearest known one."""
         values, unknown = self.parse_known_args(argv)
         if unknown:
-            known = [name for action in self._actions for name in action.option_strings]
-            nearest = get_close_matches(unknown[0].partition("=")[0], known, n=1)
-            hint = f"did you mean {nearest[0]}?" if nearest else "see --help; a text with spaces needs quotes"
-            self.error(f"{unknown[0]}: no such option; {hint}")
+            self.error(f"{unknown[0]}: no such option; {self._hint(unknown[0].partition('=')[0])}")
         return Options(vars(values), self.said(argv), self.table)
+
+    def _hint(self, unknown: str) -> str:
+        """What somebody may have meant by an argument that is no option."""
+        if not unknown.startswith("-"):
+            return "see --help; a text with spaces needs quotes"
+        name = unknown.lstrip("-")
+        known = [each.lstrip("-") for action in self._actions for each in action.option_strings if each != "-h"]
+        same = [each for each in known if each.lower() == name.lower()]
+        option = same[0] if same else of_line(name)
+        if option is not None and not same:
+            here = f"; here it is --{option}" if option in known else ""
+            return f"it is for prompt lines, within their quotes{here}"
+        option = option or meant_option(name, known)
+        if option is None:
+            return "--help lists them all"
+        return f"here it is --{option}" if is_same_thing(name, option) else f"did you mean --{option}?"
 
     def said(self, argv: Sequence[str]) -> Said:
         """The options that a command line gives, unconverted, by name."""

@@ -9,7 +9,7 @@ from library.settings.options import Options
 class Repeats:
     """What the user said of it."""
 
-    images_per_prompt: int = 1
+    images_per_prompt: int | None = None  # where it is not given, one, or one for each seed of a line
     iterations: int = 1  # how often all lines are gone through
     shuffle: bool = False  # mix the lines anew in each iteration
     same_seed_in_iteration: bool = False

@@ -6,8 +6,8 @@ The web UI's may hold a schedule, "DPM++ 2M Karras"; upper and lower case do not
 from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 
+from library.settings.other_names import meant_sampler, nearest
 from library.settings.samplers import NOISE_LEVELS, OWN, SAMPLERS, SECOND_NAMES, SPACINGS
 
 # A schedule's other names → its own. What the web UI chooses by itself ("Automatic") is told by the sampler's name.
@@ -61,13 +61,15 @@ def sampler_name(text: str) -> NamedSampler:
     base, schedule = _split(plain)
     if schedule and base in _SAMPLERS:
         return NamedSampler(_SAMPLERS[base], schedule)
-    if nearest := _NOT_HERE.get(base):
-        raise ArgumentTypeError(f"the web UI's sampler of that name is not here; the nearest is {nearest}")
+    if near := _NOT_HERE.get(base):
+        raise ArgumentTypeError(f"the web UI's sampler of that name is not here; the nearest is {near}")
     pairs = [a1111_name(name, schedule) for schedule, names in _A1111_PAIRS.items() for name in names]
     shown = {_plain(name): name for name in (*pairs, *(s.a1111_name for s in SAMPLERS.values()))}
     shown |= {name: name for name in (*SAMPLERS, *SECOND_NAMES)}
-    close = get_close_matches(plain, shown, n=1)
-    hint = f"did you mean {shown[close[0]]}?" if close else f"known are {', '.join([*SAMPLERS, *SECOND_NAMES])}"
+    if ours := meant_sampler(text):
+        raise ArgumentTypeError(f"no such sampler; the nearest here is {ours}")
+    close = nearest(plain, shown)
+    hint = f"did you mean {shown[close]}?" if close else f"known are {', '.join([*SAMPLERS, *SECOND_NAMES])}"
     raise ArgumentTypeError(f"no such sampler; {hint}")
 
 
@@ -84,8 +86,8 @@ def schedule_name(text: str) -> str:
     """Convert any name of a schedule; a second one stays, see `first_name`."""
     plain = _plain(text).replace(" ", "_")
     if plain not in _SCHEDULES:
-        nearest = get_close_matches(plain, _SCHEDULES, n=1)
-        raise ArgumentTypeError(f"no such schedule; {f'did you mean {nearest[0]}?' if nearest else schedule_names()}")
+        near = nearest(plain, _SCHEDULES)
+        raise ArgumentTypeError(f"no such schedule; {f'did you mean {near}?' if near else schedule_names()}")
     return plain
 
 
