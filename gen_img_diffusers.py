@@ -303,9 +303,10 @@ def _network_options(group: OptionGroup) -> None:
 
 def _img2img_options(group: OptionGroup) -> None:
     masked_by = "ways of giving masks"
-    group.add("--image_path", "--img_path", use=CHOICE, metavar="PATH", names_files=True,
+    group.add("--image_path", "--img_path", use=CHOICE, metavar="PATH", convert=values.not_empty, names_files=True,
               help="picture to start from, or a folder, glob ('pics/*.png') or list (.txt) of them")  # fmt: skip
-    group.add("--mask_path", "--mask_image", use=CHOICE, metavar="PATH", names_files=True, alternative=masked_by,
+    group.add("--mask_path", "--mask_image", use=CHOICE, metavar="PATH", convert=values.not_empty, names_files=True,
+              alternative=masked_by,
               help="mask, or a folder, glob or list of them: white is repainted; for a prompt with AND, a map of the "
               "parts' regions in its red, green and blue channel")  # fmt: skip
     group.switch("--natural_order", use=CHOICE, needs=_PICTURES,
@@ -577,9 +578,7 @@ class Pipeline:
                 Start(view, None if picture is None else Image.fromarray(picture))
                 for view, picture in zip(views, before)
             ]
-            with self._on_device(self.vae):
-                originals = self.sources.of(starts)
-            decoded = self._decode(self._denoise(at_turn, originals, make_bar, starts))
+            decoded = self._decode(self._denoise(at_turn, None, make_bar, starts))
             finish = partial(_put_back, starts, decoded, lost)
             if turn + 1 < turns:
                 before = finish()
@@ -613,13 +612,13 @@ class Pipeline:
         make_bar: MakeBar,
         starts: Sequence[Start] | None = None,
     ) -> torch.Tensor:
-        """Latents (B, C, height / 8, width / 8), float32, denoised from noise alone or from noisy `originals`.
+        """Latents (B, C, height / 8, width / 8), float32, denoised from noise alone or from noisy pictures.
 
         Args:
             jobs: to draw.
-            originals: latents, likewise, that are drawn over.
+            originals: latents, likewise, of Highres. fix's first stage, enlarged, that are drawn over.
             make_bar: shows a bar.
-            starts: the source pictures that `originals` are of, if they are of such.
+            starts: the source pictures that are drawn over.
         """
         from library.draw.deep_shrink import Shrinker
         from library.draw.denoiser import Cfg, Denoiser
@@ -736,24 +735,23 @@ class Pipeline:
         """The latents that denoising starts from, and what is done before and after each step."""
         from library.draw.gradual_latent import shrink_start
         from library.draw.inpainting import Inpainting
-        from library.draw.sources import fill_with_noise, latent_masks
+        from library.draw.sources import latent_masks
 
-        device = self.unet.device
+        source_noise = noise.source.to(self.unet.device)
+        beneath = originals  # what noise is added to; None to begin at noise alone
         after_step: list[AfterStep] = []
-        source_noise = noise.source.to(device)
-        masks = latent_masks(starts, self._latent_shape(jobs[0])[1:]) if starts else None
-        if masks is not None:
-            masks = masks.to(device)
-        if masks is not None and originals is not None and self.inputs is not INPAINTING:  # which see what is to stay
-            after_step.append(Inpainting(scheduler, timesteps, originals, source_noise, masks))
-        # a model that reads the picture keeps to it from noise alone, too
-        reads_source = self.inputs is not PLAIN and starts is not None
-        if originals is None or (reads_source and jobs[0].steps_run == jobs[0].steps):
-            latents = noise.start.to(device) * scheduler.init_noise_sigma
+        if starts is not None:
+            masks = latent_masks(starts, self._latent_shape(jobs[0])[1:], self.unet.device)
+            with self._on_device(self.vae):
+                # a model that reads the picture keeps to it from noise alone, too
+                if self.inputs is PLAIN or jobs[0].steps_run < jobs[0].steps:
+                    beneath = self.sources.beneath(starts, masks, [job.seed for job in jobs])
+                if masks is not None and self.inputs is not INPAINTING:  # which sees what is to stay
+                    kept = self.sources.of(starts)
+                    after_step.append(Inpainting(scheduler, timesteps, kept, source_noise, masks))
+        if beneath is None:
+            latents = noise.start.to(self.unet.device) * scheduler.init_noise_sigma
         else:
-            beneath = originals
-            if masks is not None and self.masks.fill == "noise":
-                beneath = fill_with_noise(originals, masks, [job.seed for job in jobs])
             latents = scheduler.add_noise(beneath, source_noise, timesteps[:1].expand(len(jobs)))
         if jobs[0].gradual_latent.timesteps is not None:
             latents = shrink_start(latents, jobs[0].gradual_latent)

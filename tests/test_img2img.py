@@ -155,7 +155,7 @@ def test_outside_the_mask_the_latent_is_the_sources(sd1, folder, half_mask, samp
     plan = make_plan(gen_img_diffusers.make_parser().parse([str(argument) for argument in argv]))
     pipeline = gen_img_diffusers.load_pipeline(plan)
     starts = [Start(job.view(plan.masks)) for job in plan.jobs]
-    latents = pipeline._denoise(plan.jobs, pipeline.sources.of(starts), iter, starts)[0]
+    latents = pipeline._denoise(plan.jobs, None, iter, starts)[0]
     source = encode(pipeline.vae, read_picture(folder / "p0.png", ""))
     # the mask is soft where its border, resized, reaches across cells
     assert torch.equal(latents[:, :, :3], source[:, :, :3])

@@ -1,6 +1,8 @@
 """Redrawing parts of pictures: the masked area alone, new borders, and how masks are read, as a user runs them."""
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +10,9 @@ import pytest
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from library.draw.guides import Guide
-from library.draw.sources import filled
-from library.plan.canvas import Box, _in_shape, cut
+from library.draw.model_inputs import MaskedPicture
+from library.draw.sources import Start, filled
+from library.plan.canvas import Box, Canvas, View, _in_shape, cut, find_boxes
 from library.plan.job import Job
 from library.settings.masks import MaskSettings
 from library.settings.preprocessing import preprocessing
@@ -99,6 +102,36 @@ def test_a_batch_of_areas_equals_them_alone(sd1, generate, folder, tmp_path):
     paths = ("--image_path", pictures / "1.png", "--mask_path", masks / "1.png")
     alone = generate(sd1.folder, *paths, *options, outdir=tmp_path / "alone").pictures[0]
     assert np.abs(alone - together[1]).max() <= 1  # the order of sums in a batch of another size
+
+
+def test_a_soft_mask_keeps_its_fill_to_itself(sd1, folder):
+    """What is put back outside the mask, and what an inpainting model is shown of it, is the source's."""
+    flat = Image.new("RGB", (64, 64), (200, 200, 200))
+    flat.save(folder / "flat.png")
+    soft = Image.new("L", (64, 64))
+    soft.paste(255, (20, 20, 40, 40))
+    soft.save(folder / "hard.png")
+    settings = MaskSettings(blur_px=6, fill="black")
+    start = Start(View(Canvas(folder / "flat.png", folder / "hard.png", None, settings), (64, 64)))
+    assert start.picture.getcolors() == [(64 * 64, (200, 200, 200))]
+    assert start.filled.getpixel((30, 30))[0] < 60
+    shown = MaskedPicture.of(start)
+    assert shown.picture.getcolors() == [(64 * 64, (200, 200, 200))]
+
+
+def test_a_mask_that_is_changed_is_read_anew(folder):
+    """In the loop, between prompts."""
+    file = folder / "changed.png"
+    found = []
+    for left in (10, 90):
+        mask = Image.new("L", (160, 96))
+        mask.paste(255, (left, 10, left + 20, 30))
+        mask.save(file)
+        os.utime(file, (left, left))
+        canvas = Canvas(folder / "p.png", file, None, MaskSettings(masked_area=True, padding_px=0))
+        found += find_boxes(canvas, (64, 64), "")
+    assert found == [Box(10, 10, 30, 30), Box(90, 10, 110, 30)]
+    assert Start(View(canvas, (64, 64))).key != Start(View(replace(canvas, mask_file=folder / "one.png"), (64, 64))).key
 
 
 def test_what_programs_are_told(sd1, generate, folder):
@@ -216,6 +249,11 @@ def test_what_is_under_the_mask(sd1, generate, folder):
     assert filled(picture, mask, "black").getpixel((30, 30)) == (0, 0, 0)
     assert filled(picture, mask, "black").getpixel((2, 2)) == (200, 40, 10)
     assert filled(picture, mask, "blur").getcolors() == [(64 * 64, (200, 40, 10))]  # the ground alone goes on
+    large = Image.new("RGB", (2048, 2048), (200, 40, 10))  # where a blur by large windows took minutes
+    large.paste((0, 0, 255), (300, 300, 1700, 1700))
+    hole = Image.new("L", large.size)
+    hole.paste(255, (300, 300, 1700, 1700))
+    assert filled(large, hole, "blur").getcolors() == [(2048 * 2048, (200, 40, 10))]
     fills = [draw(generate, sd1, folder, "one.png", "--fill", fill).pictures[-1] for fill in ("original", "noise")]
     again = draw(generate, sd1, folder, "one.png", "--fill", "noise").pictures[-1]
     assert np.abs(fills[0] - fills[1]).mean() > 1
@@ -261,7 +299,7 @@ def test_a_canvas_grows(sd1, generate, folder, tmp_path):
             ["--mask_path", "one.png", "--mask_from_alpha"],
             "--mask_path and --mask_from_alpha: are two ways of giving masks",
         ),
-        (["--mask_from_alpha"], "has nothing transparent, so that --mask_from_alpha redraws nothing"),
+        (["--mask_from_alpha"], "p.png: has nothing transparent, so that nothing would be redrawn"),
         (["--mask_invert"], "--mask_invert: needs a mask"),
         (["--fill", "black"], "--fill: is for masks"),
         (["--mask_blur", -1, "--mask_path", "one.png"], "--mask_blur -1: out of range"),
@@ -270,15 +308,34 @@ def test_a_canvas_grows(sd1, generate, folder, tmp_path):
         (["--extend=-8,0,0,0"], "--extend -8,0,0,0: out of range"),
         (["--extend", "16384,0,0,0"], "--extend 16384,0,0,0: makes p.png 16544 x 96 pixels, more than 16384 a side"),
         (["--mask_path", "one.png", *ALONE, "--prompt", "a AND b"], "--inpaint_area mask: draws a part of the picture"),
+        (
+            ["--mask_path", "one.png", "--mask_invert", "--prompt", "a AND b"],
+            "--mask_invert: is for masks",
+        ),
+        (
+            ["--image_path", "clear.png", "--mask_from_alpha", "--prompt", "a AND b"],
+            "gives a mask, and",
+        ),
+        (["--mask_path", "dot.png", "--mask_blur", 16], "--mask_blur 16: leaves nothing of dot.png; blur it less"),
+        (
+            ["--mask_path", "one.png", "--inpaint_area", "mask", "--W", 8, "--H", 16384],
+            "in the shape of 8 x 16384 would be",
+        ),
+        (["--image_path", "none.png", "--mask_from_alpha", "--mask_invert"], "none.png: is transparent all over"),
     ],
 )
 def test_what_cannot_be_redrawn(sd1, generate, folder, monkeypatch, options, message):
+    monkeypatch.chdir(folder)
     Image.new("L", (160, 96)).save(folder / "black.png")
     specks = Image.new("L", (160, 96))
     for place in range(120):
         specks.putpixel((place % 40 * 4, place // 40 * 4), 255)
     specks.save(folder / "specks.png")
-    monkeypatch.chdir(folder)
+    dot = Image.new("L", (160, 96))
+    dot.putpixel((80, 40), 255)
+    dot.save(folder / "dot.png")
+    Image.new("RGBA", (160, 96)).save(folder / "none.png")
+    Image.merge("RGBA", (*Image.open("p.png").split(), Image.open("one.png"))).save(folder / "clear.png")
     result = generate(sd1.folder, "--image_path", "p.png", "--prompt", "a", *options)
     assert result.status == 2
     assert message in result.stderr

@@ -64,7 +64,7 @@ def save_guides(jobs: Sequence[Job], specs: Sequence[ControlNetSpec], masks: Mas
     """Save the guides beside each picture, as they were prepared; a batch that is drawn once more has saved them."""
     for job in jobs if jobs[0].stage != 1 else ():
         for place, spec in enumerate(specs):
-            file = job.file.with_name(guide_name(job.file.stem, place + 1))
+            file = job.file.with_name(guide_name(job.file.stem, place + 1, job.turn))
             if not file.exists():
                 guide = Guide.of(place, job, spec.control.preprocess, masks).prepare()
                 save_whole(encode(guide.clip(0, 255).astype(np.uint8), ".png", {}), file)  # what is masked is black

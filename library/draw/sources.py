@@ -33,12 +33,23 @@ class Start:
         """Starts with equal keys have equal pictures; None for one that has no equal."""
         if self._before:
             return None
-        return replace(self._view, canvas=replace(self._view.canvas))  # copies hold no pictures, and keys are kept
+        canvas = replace(self._view.canvas)  # copies hold no pictures, and keys are kept
+        return replace(self._view, canvas=canvas), canvas.marks
 
     @cached_property
     def picture(self) -> Image.Image:
-        """RGB, of the width and height that are drawn, filled under the mask."""
-        return filled(self._source, self.mask, self._view.canvas.settings.fill) if self.mask else self._source
+        """RGB, of the width and height that are drawn."""
+        return self._view.of(self._whole)
+
+    @property
+    def fill(self) -> str:
+        """What is under the mask at first."""
+        return self._view.canvas.settings.fill
+
+    @property
+    def filled(self) -> Image.Image:
+        """The picture, filled under the mask."""
+        return filled(self.picture, self.mask, self.fill) if self.mask else self.picture
 
     @property
     def mask(self) -> Image.Image | None:
@@ -53,10 +64,6 @@ class Start:
     def _whole(self) -> Image.Image:
         return self._before or self._view.canvas.picture
 
-    @cached_property
-    def _source(self) -> Image.Image:
-        return self._view.of(self._whole)
-
     def put_back(self, drawn: np.ndarray) -> np.ndarray:
         """The finished picture (H, W, 3) of what was drawn (height, width, 3)."""
         picture, box = Image.fromarray(drawn), self._view.box
@@ -65,7 +72,7 @@ class Start:
             whole.paste(picture.resize(box.size, Image.Resampling.LANCZOS), box[:2], self._view.own_mask)
             return np.asarray(whole)
         if self.mask is not None and self._view.canvas.settings.keep_unmasked:
-            return np.asarray(Image.composite(picture, self._source, self.mask))
+            return np.asarray(Image.composite(picture, self.picture, self.mask))
         return drawn
 
 
@@ -79,25 +86,33 @@ def filled(picture: Image.Image, mask: Image.Image, fill: str) -> Image.Image:
 
 
 def _spread(picture: Image.Image, mask: Image.Image) -> Image.Image:
-    """What is around a mask, spread into it: blurred as far as it takes, the nearer the sharper.
+    """What is around a mask, spread into it, the further in the softer.
 
-    Each blur weighs the pixels by what the mask leaves of them (normalised convolution, Knutsson and Westin 1993).
+    The picture is halved again and again, each pixel counting by what the mask leaves of it, and what is missing at a
+    size comes from the next smaller one (Gortler et al. 1996, The Lumigraph: pull-push).
     """
-    import cv2  # 25 MB that only some runs need
-
-    pixels = np.asarray(picture, dtype=np.float32)
-    kept = 1 - np.asarray(mask, dtype=np.float32)[..., None] / 255
+    kept = 1 - np.asarray(mask, dtype=np.float32) / 255
     if not kept.any():
         return picture
-    spread = np.broadcast_to((pixels * kept).sum(axis=(0, 1)) / kept.sum(), pixels.shape)
-    sigma = max(picture.size) / 4
-    while sigma >= 1:
-        weight = cv2.GaussianBlur(kept, (0, 0), sigma)[..., None]
-        blurred = cv2.GaussianBlur(pixels * kept, (0, 0), sigma) / np.maximum(weight, 1e-6)
-        share = np.minimum(weight * 8, 1)  # a blur that an eighth of its window feeds is taken whole
-        spread = spread + share * (blurred - spread)
-        sigma /= 2
-    return Image.fromarray(spread.clip(0, 255).round().astype(np.uint8))
+    return Image.fromarray(
+        _pull_push(np.asarray(picture, dtype=np.float32), kept).round().clip(0, 255).astype(np.uint8)
+    )
+
+
+def _pull_push(pixels: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """(H, W, 3), whose pixels count by `kept` (H, W) from 0 to 1 → the same, without holes"""
+    import cv2  # 25 MB that only some runs need
+
+    height, width = kept.shape
+    if kept.min() == 1 or height * width == 1:
+        return pixels
+    half = ((width + 1) // 2, (height + 1) // 2)
+    small_kept = cv2.resize(kept, half, interpolation=cv2.INTER_AREA)
+    small = cv2.resize(pixels * kept[..., None], half, interpolation=cv2.INTER_AREA)
+    small = small / np.maximum(small_kept, 1e-6)[..., None]
+    beneath = _pull_push(small, np.minimum(1, 2 * small_kept))
+    beneath = cv2.resize(beneath, (width, height), interpolation=cv2.INTER_CUBIC)
+    return beneath + kept[..., None] * (pixels - beneath)
 
 
 def pixels_to_tensor(picture: Image.Image) -> torch.Tensor:
@@ -140,11 +155,29 @@ class SourceLatents:
         self._kept: dict[Hashable, torch.Tensor] = {}  # least lately used first
 
     def of(self, starts: Sequence[Start]) -> torch.Tensor:
-        """What pictures are drawn over, as latents (B, C, h, w) float32."""
+        """The pictures that are drawn over, as latents (B, C, h, w) float32."""
         return torch.stack([self.kept(start.key, partial(self._encode, start)) for start in starts])
+
+    def beneath(self, starts: Sequence[Start], masks: torch.Tensor | None, seeds: Sequence[int]) -> torch.Tensor:
+        """What pictures begin with, as latents (B, C, h, w) float32: filled under their masks.
+
+        Args:
+            starts: the pictures.
+            masks: theirs, see `latent_masks`.
+            seeds: of what is drawn over them.
+        """
+        if masks is None or starts[0].fill == "original":
+            return self.of(starts)
+        if starts[0].fill == "noise":
+            return fill_with_noise(self.of(starts), masks, seeds)
+        keys = [start.key and ("filled", start.key) for start in starts]
+        return torch.stack([self.kept(key, partial(self._encode_filled, start)) for key, start in zip(keys, starts)])
 
     def _encode(self, start: Start) -> torch.Tensor:
         return encode(self.vae, start.picture, self.tiling)
+
+    def _encode_filled(self, start: Start) -> torch.Tensor:
+        return encode(self.vae, start.filled, self.tiling)
 
     def kept(self, key: Hashable | None, make: Callable[[], torch.Tensor]) -> torch.Tensor:
         """The latents (C, h, w) of a key, made where they are not kept; None for what is not to be kept."""
@@ -159,10 +192,10 @@ class SourceLatents:
         return kept
 
 
-def latent_masks(starts: Sequence[Start], size: tuple[int, int]) -> torch.Tensor | None:
+def latent_masks(starts: Sequence[Start], size: tuple[int, int], device: torch.device) -> torch.Tensor | None:
     """The masks at the latents' (height, width): (B, 1, h, w), 1 is redrawn; None where there are none."""
     masks = [start.mask_at(size[::-1]) for start in starts]
-    return torch.cat([pixels_to_tensor(mask) for mask in masks if mask]) if masks[0] else None
+    return torch.cat([pixels_to_tensor(mask) for mask in masks if mask]).to(device) if masks[0] else None
 
 
 def fill_with_noise(originals: torch.Tensor, masks: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:

@@ -54,7 +54,8 @@ def find_pictures(given: str, option: str, *, natural: bool = False) -> list[Fou
             problem = f"holds no pictures ({' '.join(SUFFIXES)}); give another folder"
         elif is_glob(given):
             pictures = [Path(match) for match in matching(path, recursive=True) if not Path(match).is_dir()]
-            problem = "matches no files; check the pattern"
+            hint = ", in which [[] stands for a bracket" if "[" in given else ""
+            problem = f"matches no files; check the pattern{hint}"
         else:
             raise InputError(subject, "no such file or folder; check the path")
     except (OSError, RuntimeError, ValueError) as fault:  # RuntimeError: ~ of somebody without a home

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from library.errors import InputError
 from library.files.pictures import picture_size, read_drawn, read_mask, read_picture
 from library.settings.masks import NO_MARGINS, Margins, MaskSettings
+from library.values import MAX_SIZE_PX
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,7 +64,7 @@ class Canvas:
     @cached_property
     def mask(self) -> "Image | None":
         """Grey, 255 where it is redrawn; of any size, but for the whole picture. None to redraw all of it."""
-        from PIL import Image, ImageFilter
+        from PIL import Image
 
         if self.mask_file is None and self.extend is None:
             return None
@@ -74,7 +75,13 @@ class Canvas:
             mask = self._at_source_size(mask)
         if self.extend:
             mask = grown(mask or Image.new("L", picture_size(self.source)), self.extend, 255)
-        return mask.filter(ImageFilter.GaussianBlur(settings.blur_px)) if mask and settings.blur_px else mask
+        return mask and blurred(mask, settings)
+
+    @property
+    def marks(self) -> tuple[tuple[int, int], ...]:
+        """What tells its files as they are now: in the loop they may be changed between prompts."""
+        stats = [file.stat() for file in (self.source, self.mask_file) if file]
+        return tuple((stat.st_mtime_ns, stat.st_size) for stat in stats)
 
     @property
     def size(self) -> Size:
@@ -134,6 +141,13 @@ def oriented_mask(file: Path, settings: MaskSettings) -> "Image":
     else:
         mask = read_mask(file)
     return ImageChops.invert(mask) if settings.invert else mask
+
+
+def blurred(mask: "Image", settings: MaskSettings) -> "Image":
+    """A mask with soft edges, where they are asked for."""
+    from PIL import ImageFilter
+
+    return mask.filter(ImageFilter.GaussianBlur(settings.blur_px)) if settings.blur_px else mask
 
 
 def grown(picture: "Image", by: Margins, fill: int | None = None) -> "Image":
@@ -218,7 +232,7 @@ def find_boxes(canvas: Canvas, size: Size, where: str) -> tuple[Box, ...]:
     Raises:
         InputError: when the mask redraws nothing, or holds more regions than are drawn.
     """
-    areas = _masked_areas(canvas)
+    areas = _masked_areas(canvas, canvas.marks)
     subject = "--image_path" if canvas.settings.from_alpha else "--mask_path"
     subject = f"{subject} {canvas.mask_file or canvas.source}"
     if not areas:
@@ -226,18 +240,23 @@ def find_boxes(canvas: Canvas, size: Size, where: str) -> tuple[Box, ...]:
     if len(areas) > MAX_REGIONS:
         problem = f"has {len(areas)} separate regions, more than {MAX_REGIONS}; clean it, or leave out"
         raise InputError(subject, f"{problem} --inpaint_regions each", where)
-    return tuple(_in_shape(area, canvas.settings.padding_px, size, canvas.size) for area in areas)
+    boxes = tuple(_in_shape(area, canvas.settings.padding_px, size, canvas.size) for area in areas)
+    if (longest := max(side for box in boxes for side in box.size)) > MAX_SIZE_PX:
+        problem = f"the area in the shape of {size[0]} x {size[1]} would be {longest} pixels long"
+        raise InputError("--inpaint_area mask", f"{problem}; give a --W and --H nearer to the mask's shape", where)
+    return boxes
 
 
 @lru_cache(_KEPT_BOXES)
-def _masked_areas(canvas: Canvas) -> tuple[Box, ...]:
-    """The boxes of what a mask redraws."""
+def _masked_areas(canvas: Canvas, marks: object) -> tuple[Box, ...]:
+    """The boxes of what a mask redraws, for files of these marks."""
     return replace(canvas).regions.boxes  # of a copy, as what is kept shall hold no pictures
 
 
 def _in_shape(area: Box, padding_px: int, size: Size, within: Size) -> Box:
     """An area with a padding, grown to the shape of (width, height), and moved into the canvas where it fits in."""
-    width, height = (side + 2 * padding_px for side in area.size)
+    # no more padding than there is picture
+    width, height = (max(side, min(side + 2 * padding_px, whole)) for side, whole in zip(area.size, within))
     width, height = max(width, math.ceil(height * size[0] / size[1])), max(height, math.ceil(width * size[1] / size[0]))
     left = _placed((area.left + area.right - width) // 2, width, within[0])
     top = _placed((area.top + area.bottom - height) // 2, height, within[1])

@@ -124,9 +124,9 @@ def first_stage_name(name: str) -> str:
     return f"{usual[1]}0{usual[2]}" if usual else f"{Path(name).stem}{_FIRST_STAGE}{Path(name).suffix}"
 
 
-def guide_name(stem: str, number: int) -> str:
-    """The name of a guide, from 1, that is saved beside a picture."""
-    return f"{stem}_guide{number}.png"
+def guide_name(stem: str, number: int, part: int = 0) -> str:
+    """The name of a guide, from 1, that is saved beside a picture; of further parts that are drawn in turn, as well."""
+    return f"{stem}_guide{number}{f'_{part + 1}' if part else ''}.png"
 
 
 def sheet_name(stem: str) -> str:

@@ -219,6 +219,9 @@ class JobMaker:
         self, picture: SourcePicture | None, mask: Path | None, regions: Path | None, size: Size, where: str
     ) -> tuple[tuple[Box, ...], Size | None]:
         """The parts of a source picture that are drawn, and its size where it is not drawn whole."""
+        if regions is not None and self.masks.from_alpha:
+            problem = "gives a mask, and a prompt with AND reads a map of regions; give it with --mask_path"
+            raise InputError("--mask_from_alpha", problem, where)
         if picture is None or not self.masks.masked_area:
             return (), None
         if regions is not None:

@@ -1,5 +1,6 @@
 """What pictures can be drawn with models that read more than the noisy latents (see `files.model_inputs`)."""
 
+import logging
 from collections.abc import Mapping
 
 from library.errors import InputError
@@ -7,7 +8,10 @@ from library.files.model_files import ModelFiles
 from library.files.model_inputs import EDITING, PLAIN
 from library.plan.job import Job
 from library.settings.loss_guidance import LossGuidanceSettings
+from library.settings.masks import FILLS, MaskSettings
 from library.settings.options import Options
+
+logger = logging.getLogger(__name__)
 
 USUAL_IMAGE_GUIDANCE = 1.5
 
@@ -41,12 +45,21 @@ def check_run(options: Options, model: ModelFiles, guidance: LossGuidanceSetting
 _FOR_EDITING = "is for edit models (InstructPix2Pix), which this one is not; leave it out"
 
 
-def check_job(model: ModelFiles, job: Job) -> None:
+def check_job(model: ModelFiles, masks: MaskSettings, job: Job) -> None:
     """Refuse what a picture's model has no use for.
+
+    Args:
+        model: that it is drawn with.
+        masks: how masks are read and filled.
+        job: the picture.
 
     Raises:
         InputError: naming the first such thing.
     """
+    if model.inputs is not PLAIN and masks.fill != FILLS[0] and job.is_masked and job.steps_run == job.steps:
+        problem = f"nothing of it is left: {model.inputs.name} begins at noise alone here; leave it out"
+        advice = "" if model.inputs is EDITING else ", or give a strength below 1"
+        raise InputError(f"--fill {masks.fill}", f"{problem}{advice}", job.where)
     if model.inputs is not EDITING:
         if job.image_guidance is not None:
             raise InputError(f"--ig {job.image_guidance:g}", _FOR_EDITING, job.where)
@@ -54,6 +67,9 @@ def check_job(model: ModelFiles, job: Job) -> None:
     if job.strength != 1:
         problem = "an edit model begins at noise alone; leave it out, and use --image_guidance"
         raise InputError(f"strength {job.strength:g}", problem, job.where)
+    if job.image_guidance != USUAL_IMAGE_GUIDANCE and not job.drops_picture:
+        place = f"{job.where}: " if job.where else ""
+        logger.warning("%sthe image guidance does nothing at a guidance scale of 1 or less", place)
     if job.negative_scale is not None:
         problem = "an edit model has its own third branch; leave it out"
         raise InputError(f"negative scale {job.negative_scale:g}", problem, job.where)

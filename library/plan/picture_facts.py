@@ -26,6 +26,7 @@ _TOLD_OTHERWISE = (
     "file",
     "file_name",
     "strength",
+    "image_guidance",
     "network_multipliers",
     "tags",
     "gradual_latent",
@@ -59,6 +60,7 @@ def picture_facts(plan: RunPlan, job: Job, file: Path | None = None) -> dict[str
         "height": height,
         "drawn_size": [job.width, job.height],
         "strength": job.strength if has_start else None,
+        "image_guidance": job.image_guidance if job.drops_picture else None,
         "timestep_spacing": plan.noise.spacing_for(sampler, job.schedule),
         "guidance_start": plan.cfg_interval.start,
         "guidance_end": plan.cfg_interval.end,
@@ -110,14 +112,14 @@ def _masks(masks: MaskSettings, job: Job) -> dict[str, object]:
     """How maps of regions are read, and masks where the picture has one."""
     told: dict[str, object] = {
         "mask_from_alpha": masks.from_alpha,
-        "mask_invert": masks.invert,
+        "mask_invert": masks.invert and job.mask is not None,
         "mask_blur": masks.blur_px,
         "fill": masks.fill,
         "inpaint_area": AREAS[masks.masked_area],
         "inpaint_padding": masks.padding_px if masks.masked_area else None,
         "inpaint_regions": REGIONS[masks.each_region] if masks.masked_area else None,
     }
-    if not job.is_masked:
+    if not job.is_masked:  # a map of regions is none
         told = dict.fromkeys(told)
     return {"keep_unmasked": masks.keep_unmasked, "color_codes": masks.color_codes, **told}
 

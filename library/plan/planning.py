@@ -12,6 +12,7 @@ from library.files.model_inputs import PLAIN
 from library.files.textual_inversion import find_embeddings
 from library.files.weight_types import check_model
 from library.plan import earlier_runs, model_inputs, sampling
+from library.plan.canvas import MAX_REGIONS
 from library.plan.file_names import FileNames, check_folder, guide_name, sheet_name
 from library.plan.job import Job, JobSettings
 from library.plan.job_maker import JobMaker, check_networks
@@ -40,6 +41,7 @@ from library.settings import (
     upscaler,
 )
 from library.settings.cfg_interval import WHOLE_RUN, CfgInterval
+from library.settings.masks import MaskSettings
 from library.settings.options import Options
 from library.settings.preprocessing import Preprocess
 from library.settings.tiling import Tiling
@@ -86,7 +88,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         model.family,
         sources,
         two_stages,
-        check=partial(_check_job, options.control_net_preps or (), networks, model),
+        check=partial(_check_job, options.control_net_preps or (), networks, model, redrawn),
         loss_guidance=guidance,
         sampling=sampling.from_options(options, model.prediction, guidance),
         unet_config=model.unet.config,
@@ -141,10 +143,12 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
     )
 
 
-def _check_job(preps: Sequence[Preprocess | None], networks: NetworkPlan, model: ModelFiles, job: Job) -> None:
+def _check_job(
+    preps: Sequence[Preprocess | None], networks: NetworkPlan, model: ModelFiles, redrawn: MaskSettings, job: Job
+) -> None:
     """Refuse what the run's model, networks and guides cannot do for a job."""
     check_networks(networks, model, job)
-    model_inputs.check_job(model, job)
+    model_inputs.check_job(model, redrawn, job)
     if not job.is_masked and any(how is not None and how.by.by_mask for how in preps):
         problem = "needs the picture's mask; give --image_path and --mask_path, and no prompt with AND"
         raise InputError("--control_net_preps inpaint", problem, job.where)
@@ -244,7 +248,7 @@ def _file_names(
         two_stages=two_stages,
         suffix=out.suffix,
         taken=[name for part in begun.parts for name in part.files] if begun else (),
-        beside=[guide_name("", guides)] * bool(guides) + [sheet_name("")] * out.sheets,
+        beside=[guide_name("", guides, MAX_REGIONS)] * bool(guides) + [sheet_name("")] * out.sheets,
     )
 
 
@@ -261,6 +265,10 @@ def _check_use(options: Options, interval: CfgInterval, sources: Sources, jobs: 
         problem = "there is no guidance at a scale of 1 or less; give a higher --scale, or leave it out"
         name = "guidance_start" if options.guidance_start > 0 else "guidance_end"
         raise InputError(f"--{name} {getattr(options, name):g}", problem)
+    for name in filter(options.given, ("mask_invert", "mask_blur", "fill")):
+        if not any(job.mask or (job.extend and name != "mask_invert") for job in jobs):
+            problem = "is for masks, and a prompt with AND has a map of regions in place of one; leave it out"
+            raise InputError(f"--{name}", problem)
     if sources.masks and not any(job.mask or job.regions for job in jobs):
         problem = "is for inpainting or for prompts with AND; give --image_path or such a prompt, or leave it out"
         raise InputError(f"--mask_path {options.mask_path}", problem)

@@ -10,7 +10,7 @@ from typing import TypeVar
 from library.errors import InputError
 from library.files.pictures import Found, check_picture, find_pictures, read_drawn, region_color
 from library.files.text_files import LINE_END, read_text
-from library.plan.canvas import oriented_mask
+from library.plan.canvas import blurred, oriented_mask
 from library.plan.job_files import is_job_file, read_rows
 from library.plan.picture_prompts import read_prompt
 from library.plan.prompt_lines import OPTION_START, Cell, PromptLine, one_line
@@ -115,14 +115,17 @@ def _find_masks(options: Options, pictures: Sequence[SourcePicture], settings: M
     """Find and check the masks: files, or the pictures themselves."""
     if settings.from_alpha:
         for picture in pictures:
-            if read_drawn(picture.path, "--image_path").getchannel("A").getextrema() == (255, 255):
-                problem = "has nothing transparent, so that --mask_from_alpha redraws nothing; give --mask_path"
+            if _is_empty(picture.path, settings):
+                what = "is transparent all over" if settings.invert else "has nothing transparent"
+                problem = f"{what}, so that nothing would be redrawn; give another, or --mask_path"
                 raise InputError(f"--image_path {picture.path}", problem)
         return [picture.path for picture in pictures]
     masks = _found(options.mask_path, "--mask_path", options) if options.mask_path is not None else []
     if len(pictures) > 1 and len(masks) not in (0, 1, len(pictures)):
-        problem = f"{len(masks)} masks for {len(pictures)} pictures; give one for all, or one for each"
-        raise InputError(f"--mask_path {options.mask_path}", problem)
+        problem = f"{len(masks)} masks for {len(pictures)} pictures"
+        if not options.resume:
+            raise InputError(f"--mask_path {options.mask_path}", f"{problem}; give one for all, or one for each")
+        logger.warning("--mask_path %s: %s, gone through round and round", options.mask_path, problem)
     for place, mask in enumerate(masks):
         size = _check(mask, "--mask_path", options)
         if picture := in_turn(pictures, place):
@@ -142,9 +145,23 @@ def _check_shape(mask: Path, size: tuple[int, int], picture: SourcePicture) -> N
 _SAME_SHAPE = 1.05  # how far shapes may differ that are meant to be the same
 
 
+def _is_empty(mask: Path, settings: MaskSettings) -> bool:
+    """Whether a mask redraws nothing.
+
+    Raises:
+        InputError: when that is because of its blur.
+    """
+    drawn = oriented_mask(mask, settings)
+    if drawn.getextrema()[1] == 0:
+        return True
+    if blurred(drawn, settings).getextrema()[1] == 0:
+        raise InputError(f"--mask_blur {settings.blur_px:g}", f"leaves nothing of {mask}; blur it less")
+    return False
+
+
 def _check_mask(path: Path, settings: MaskSettings) -> None:
     """Warn of a mask that redraws nothing."""
-    if oriented_mask(path, settings).getextrema()[1] == 0:
+    if _is_empty(path, settings):
         what = "white" if settings.invert else "black"
         if not settings.invert and not read_drawn(path, "--mask_path").getchannel("A").getbbox():
             what = "clear"

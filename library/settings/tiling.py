@@ -43,10 +43,9 @@ WHOLE = Tiling()
 
 def size_px(text: str) -> int:
     """Convert a tile's side in pixels."""
-    value = values.size_px(text)
-    if value < SMALLEST_PX:
+    if values.whole_number(0, MAX_SIZE_PX)(text) < SMALLEST_PX:
         raise ArgumentTypeError(f"too small; write {SMALLEST_PX} or more, better the size the model was trained on")
-    return value
+    return values.size_px(text)
 
 
 def overlap_px(text: str) -> int:
