@@ -955,6 +955,7 @@ def run(options: Options, team: Team) -> int:
         tiling=plan.tiling,
         tells_sizes=plan.model.family.told_sizes,
         upscaler=plan.upscaler,
+        embeddings=plan.text.embeddings,
     )
     if plan.keyboard is not None:
         announce_here = partial(announce, plan=plan)

@@ -71,7 +71,13 @@ def test_a_flag_takes_the_place_of_the_files_other_one(config):
         ("stps = 3", "'stps' is no option; did you mean steps?"),
         ("config = 'x'", "'config' is no option"),
         ("help = true", "'help' is no option"),
-        ("steps = ", "is no TOML (Invalid value (at line 1, column 9))"),
+        ("steps = ", "(line 1, column 9): is no TOML (Invalid value); write lines like steps = 20"),
+        (
+            "W = 64\nsampler = euler_a  # fast",
+            "(line 2, column 11): is no TOML (Invalid value); texts stand in quotes: sampler = 'euler_a'\n",
+        ),
+        ("W = 64\n\nstps = 3", "(line 3): 'stps' is no option"),
+        ("W = 64\nsampler = 'eulr'", "(line 2): --sampler eulr: no such sampler"),
         ("steps = [3, 4]", "steps = [3, 4]: takes one value"),
         ("steps = true", "steps = True: takes a text or a number"),
         ("steps = {a = 1}", "takes a text or a number"),
@@ -93,6 +99,15 @@ def test_faults_in_the_file(sd1, generate, config, text, message):
         assert result.returncode == 2
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_what_the_file_switches_on_the_command_line_switches_off(config):
+    file = config('ckpt = "m"\nprompt = "a"\nhtml = true\niter_same_seed = true\nfp16 = true\n')
+    assert parsed("--config", file).html
+    options = parsed("--config", file, "--no-html", "--no-iter_same_seed", "--no_fp16")
+    assert not any((options.html, options.iter_same_seed, options.fp16))
+    assert not {"html", "iter_same_seed", "fp16"} & options.said.keys()
+    assert parsed("--config", file, "--no-html", "--html").html  # the last one counts
 
 
 def test_files_that_cannot_be_read(sd1, generate, tmp_path):

@@ -581,3 +581,12 @@ def test_a_mark_of_zero_terminal_snr_alone_says_nothing_of_v(sdxl, tmp_path):
     prediction = find(sdxl, tmp_path / "x.safetensors").prediction
     assert (prediction.type, prediction.zero_snr) == ("epsilon", False)
     assert "states zero terminal SNR; which is for models that predict v" in prediction.warnings[0]
+
+
+def test_a_misspelt_path_is_told_before_it_is_taken_for_an_id(generate):
+    """The Hub would be asked for `exampels/shapes`."""
+    for given, meant in (("exampels/shapes", "examples/shapes"), ("examples/shaps", "examples/shapes")):
+        result = generate(given, "--prompt", "a")
+        assert (result.status, result.stderr) == (
+            2, f"error: --ckpt {given}: no such file or folder; did you mean {meant}?\n",
+        )  # fmt: skip

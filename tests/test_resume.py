@@ -182,7 +182,23 @@ def test_changed_prompts_are_named(command, prompts, generate):
     prompts.write_text(LINES.replace("a dog", "a frog"))
     result = generate(*command, "--resume")
     assert (result.status, result.files) == (2, [])
-    assert "the prompt 'a dog --n fog' of the run to resume is changed or gone" in result.stderr
+    place = f"{prompts}:{LINES.splitlines().index('a dog --n fog') + 1}"
+    said = "the prompt 'a dog --n fog' of the run to resume is changed or gone"
+    assert result.stderr.startswith(f"error: --resume ({place}): {said}")
+    prompts.write_text(LINES.replace("a dog --n fog\n", ""))
+    assert f"--resume (its prompt 2): {said}" in generate(*command, "--resume").stderr
+
+
+def test_many_pictures_that_are_gone_are_told_in_one_line(command, generate):
+    made = generate(*command)
+    for file in made.files:
+        file.unlink()
+    result = generate(*command, "--resume")
+    told = [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
+    assert len(told) == 1
+    others = len(made.files) - 1
+    assert f"{others} other pictures are gone or have been changed since they were made" in told[0]
+    assert result.files == made.files
 
 
 def test_another_model_is_named(command, generate, tmp_path):

@@ -249,6 +249,18 @@ def test_embeddings_that_no_prompt_names_are_warned_of(sd1, generate, tmp_path):
     ]
 
 
+def test_a_picture_tells_of_the_embeddings_in_its_prompts(sd1, generate, tmp_path):
+    files = [tmp_path / f"{name}.safetensors" for name in ("zorb!", "Negzorb", "otherone")]
+    for file in files:
+        save_file({"emb_params": vectors()}, file)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a (zorb!:1.3) --n negzorb\nan otherone\na cat\n")
+    options = ("--textual_inversion_embeddings", *files, "--sequential_file_name")
+    made = generate(sd1.folder, "--from_file", prompts, *options)
+    told = [re.search(r"Embeddings: (\"[^\"]*\"|[^,]*)", Image.open(file).info["parameters"]) for file in made.files]
+    assert [match and match[1] for match in told] == ['"zorb!, Negzorb"', "otherone", None]
+
+
 @pytest.mark.parametrize(("before", "number"), [(74, 2), (70, 8), (1, 75), (149, 3)])
 def test_vectors_are_not_split_between_chunks(sd1, before, number):
     encoder = make_encoder(sd1, embedding("zzyzx", vectors(number)), max_chunks=3)

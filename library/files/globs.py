@@ -1,6 +1,7 @@
-"""Paths with `*`, `?` and `[…]` in them."""
+"""Paths with `*`, `?` and `[…]` in them, and misspelt ones."""
 
 import glob
+from difflib import get_close_matches
 from pathlib import Path
 
 
@@ -13,3 +14,23 @@ def matching(pattern: Path, *, recursive: bool = False) -> list[str]:
     """The paths that fit a pattern, sorted as strings; with `recursive`, `**` is any number of folders."""
     # Path.glob takes no absolute patterns; with several `**` a path is found more than once
     return sorted({*glob.glob(str(pattern), recursive=recursive)})  # noqa: PTH207
+
+
+def near_path(path: Path) -> Path | None:
+    """What is on the disk where one name or several of a path are misspelt; None where nothing is near."""
+    found = Path(path.anchor)
+    try:
+        for part in path.parts[bool(path.anchor) :]:
+            if not (found / part).exists():
+                here = sorted(entry.name for entry in found.iterdir())
+                near = get_close_matches(part, here, n=1, cutoff=_NEAR)
+                if not near:
+                    return None
+                part = near[0]
+            found /= part
+    except (OSError, ValueError):
+        return None
+    return found
+
+
+_NEAR = 0.75  # of the letters of a name, those that agree; two of eight may differ

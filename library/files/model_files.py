@@ -25,7 +25,7 @@ from library.files.families import (
     TextNames,
     name_of_vae,
 )
-from library.files.globs import is_glob, matching
+from library.files.globs import is_glob, matching, near_path
 from library.files.hub import fetch_model
 from library.files.json_files import read_json
 from library.files.model_inputs import DRAWN, OTHERS, PLAIN, ModelInputs, inputs_of
@@ -194,6 +194,8 @@ def resolve(given: str, option: str, stems: tuple[str, ...] = WEIGHT_STEMS) -> t
             raise InputError(f"{option} {given}", f"{found}; give a pattern that matches one")
         if matches[0] != given:
             return resolve(matches[0], option, stems)
+    if near := near_path(path):
+        raise InputError(f"{option} {given}", f"no such file or folder; did you mean {near}?")
     if _is_hub_id(given):
         return fetch_model(given, f"{option} {given}", stems), given.rpartition("/")[2]
     raise InputError(f"{option} {given}", "no such file or folder; check the path")

@@ -29,42 +29,73 @@ def with_config(argv: Sequence[str], parser: OptionParser) -> list[str]:
     # of alternatives, one on the command line takes the place of a file's other
     taken = {parser.table[name].alternative for name in said} - {""}
     from_file: list[str] = []
-    for name, value in _read(path).items():
+    content = _read_text(path)
+    for name, value in _parse(content, path).items():
+        where = _place_of(name, content)
         if name not in known:
             option = meant_option(name, known)
             hint = f"; did you mean {option}?" if option else "; see --help for all options"
             if option and is_same_thing(name, option):
                 hint = f"; here it is {option}"
-            raise InputError(f"--config {path}", f"{name!r} is no option{hint}")
+            raise InputError(f"--config {path}", f"{name!r} is no option{hint}", where)
         if name not in said and parser.table[name].alternative not in taken:
-            from_file += _as_arguments(parser.action(name), value, f"--config {path}")
+            from_file += _as_arguments(parser.action(name), value, f"--config {path}", where)
     return [*from_file, *argv]
 
 
-def _read(path: str) -> dict[str, object]:
+def _read_text(path: str) -> str:
     try:
-        return tomllib.loads(Path(path).expanduser().read_text(encoding="utf-8-sig"))
-    except tomllib.TOMLDecodeError as problem:
-        raise InputError(f"--config {path}", f"is no TOML ({problem}); write lines like steps = 20") from None
+        return Path(path).expanduser().read_text(encoding="utf-8-sig")
     except (OSError, RuntimeError, ValueError) as problem:
         reason = getattr(problem, "strerror", None) or problem
         raise InputError(f"--config {path}", f"cannot be read: {reason}; check the path") from None
 
 
-def _as_arguments(action: argparse.Action, value: object, subject: str) -> list[str]:
+def _parse(content: str, path: str) -> dict[str, object]:
+    try:
+        return tomllib.loads(content)
+    except tomllib.TOMLDecodeError as problem:
+        reason, _, where = str(problem).removesuffix(")").partition(" (at ")
+        number = re.match(r"line (\d+)", where)
+        line = content.splitlines()[int(number[1]) - 1] if number and int(number[1]) <= content.count("\n") + 1 else ""
+        raise InputError(f"--config {path}", f"is no TOML ({reason}); {_advice(line)}", where) from None
+
+
+def _advice(line: str) -> str:
+    """What to write in place of a line that is no TOML."""
+    pair = re.fullmatch(r"\s*([\w-]+)\s*=\s*([^\s\"'\[{#][^\"'#]*?)\s*(?:#.*)?", line)
+    if pair and not re.fullmatch(r"true|false|[-+0-9.eE_]+", pair[2]):
+        return f"texts stand in quotes: {pair[1]} = '{pair[2]}'"
+    return "write lines like steps = 20"
+
+
+def _place_of(name: str, content: str) -> str:
+    """The line of an option, as far as it is written plainly."""
+    lines = content.splitlines()
+    key = re.compile(rf"\s*[\"']?{re.escape(name)}[\"']?\s*(?:[.=]|\])|\s*\[+\s*{re.escape(name)}\s*\]")
+    return next((f"line {number}" for number, line in enumerate(lines, 1) if key.match(line)), "")
+
+
+def _as_arguments(action: argparse.Action, value: object, subject: str, where: str) -> list[str]:
     """A TOML value as it would stand on the command line."""
     name = action.option_strings[0]
     if action.nargs == 0:
         if not isinstance(value, bool):
-            raise InputError(subject, f"{action.dest} = {value!r}: is on or off; write true or false")
+            raise InputError(subject, f"{action.dest} = {value!r}: is on or off; write true or false", where)
         return [name] if value else []
     values = value if isinstance(value, list) else [value]
     written = [os.fsdecode(str(each).encode()) for each in values]  # as the shell gives names, whatever the locale
     if any(isinstance(each, bool | dict | list) or not isinstance(each, str | int | float) for each in values):
-        raise InputError(subject, f"{action.dest} = {value!r}: takes a text or a number; write one")
+        raise InputError(subject, f"{action.dest} = {value!r}: takes a text or a number; write one", where)
+    for each in written:
+        try:
+            if callable(action.type):
+                action.type(each)
+        except argparse.ArgumentTypeError as problem:
+            raise InputError(subject, str(problem), where) from None
     if isinstance(value, list):
         if action.nargs is None:
-            raise InputError(subject, f"{action.dest} = {value!r}: takes one value; write one")
+            raise InputError(subject, f"{action.dest} = {value!r}: takes one value; write one", where)
         return [name, *written]
     return [f"{name}={written[0]}"]
 

@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,7 @@ def finished(run: KnownRun, folder: Path, jobs: Sequence[Job]) -> dict[int, Path
     for done in run.done:
         by_job.setdefault(done.job, {})[done.file] = done
     places: dict[int, Path] = {}
+    gone: list[Path] = []
     # equal jobs keep the files that were planned for them, as far as these were made
     for take_any in (False, True):
         for place, job in enumerate(jobs):
@@ -114,18 +116,22 @@ def finished(run: KnownRun, folder: Path, jobs: Sequence[Job]) -> dict[int, Path
             name = job.file.name if job.file.name in waiting else next(iter(waiting)) if take_any else None
             if name is not None and _is_same(folder / name, waiting.pop(name).sha256):
                 places[place] = folder / name
+            elif name is not None:
+                gone.append(folder / name)
+    if len(gone) == 1:
+        logger.warning("%s is gone or has been changed since it was made; --resume makes it again", gone[0])
+    elif gone:
+        others = f"{gone[0]} and {len(gone) - 1} other pictures are gone or have been changed since they were made"
+        logger.warning("%s; --resume makes them again", others)
     return places
 
 
 def _is_same(file: Path, sha256: str) -> bool:
     try:
         with file.open("rb") as stream:
-            same = hashlib.file_digest(stream, "sha256").hexdigest() == sha256
+            return hashlib.file_digest(stream, "sha256").hexdigest() == sha256
     except OSError:
-        same = False
-    if not same:
-        logger.warning("%s is gone or has been changed since it was made; --resume makes it again", file)
-    return same
+        return False
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -203,8 +209,21 @@ def _difference(
             "--resume",
             f"the prompt {text[:80]!r} of the run to resume is changed or gone; put it back, "
             "or give another --outdir for a new run (lines may be added)",
+            _place_of_changed(text, run, lines),
         )
     return None
+
+
+def _place_of_changed(text: str, run: RunRecord, lines: Sequence[SourceLine]) -> str:
+    """Where a prompt of a run is now changed: the new line that is most like it, or else which of the run's it was."""
+    before = [each for part in run.parts for each in part.lines]
+    known = set(before)
+    added = {key: line.where for line in lines if (key := run.line_key(line)) not in known}
+    near = get_close_matches(text, list(added)[:_MOST_COMPARED], n=1)
+    return next((added[each] for each in near if added[each]), f"its prompt {before.index(text) + 1}")
+
+
+_MOST_COMPARED = 500  # lines, which take a moment each
 
 
 def _shown(value: object) -> str:

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from functools import lru_cache
 
 BREAK = None  # in place of a piece's text: fill the current chunk of tokens
 ROUND_FACTOR = 1.1
@@ -42,6 +43,21 @@ def parse_emphasis(text: str) -> list[tuple[str | None, float]]:
             literal = mark[0].removeprefix("\\") if mark[0] != "\\\\" else "\\"
         pieces.append((literal + following, weights[-1]))
     return _merge_pieces(pieces)
+
+
+@lru_cache(maxsize=1024)
+def unclosed_weight(text: str) -> str | None:
+    """A bracket that is never closed with the weight that is text for that reason, `(red:1.3`; None without one."""
+    marks, _ = _split_at_marks(text)
+    factors, opener_of = _match_brackets(marks)
+    for place in sorted(factors.keys() - set(opener_of.values())):
+        mark = marks[place]
+        if mark[0] == "(" and (weight := _LOST_WEIGHT.search(text, mark.end())):
+            return text[mark.start() : weight.end()]
+    return None
+
+
+_LOST_WEIGHT = re.compile(r":\s*[0-9]*\.?[0-9]+(?![\w.:]|\s*\))")
 
 
 def _split_at_marks(text: str) -> tuple[list[re.Match], list[str]]:

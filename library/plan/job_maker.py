@@ -16,6 +16,7 @@ from library.files.picture_files import FORMATS, LONGEST_SIDE_PX
 from library.files.pictures import region_color
 from library.plan.canvas import Box, Canvas, Size, find_boxes
 from library.plan.dynamic_prompts import DynamicPrompt
+from library.plan.emphasis import unclosed_weight
 from library.plan.job import Job, JobSettings
 from library.plan.prompt_lines import PromptLine, parse_prompt_line, place_of, seeds_of
 from library.plan.prompt_syntax import SD_SCRIPTS, check_tags, read_prompt, web_ui_marks
@@ -156,6 +157,9 @@ class JobMaker:
         mask = in_turn(self.sources.masks, place)
         has_parts = len(read_prompt(parsed.prompt, self.syntax).parts) > 1
         self._check_syntax(parsed.prompt, settings.negative_prompt, line.where)
+        if "strength" in overrides and picture is None and self.highres is None:
+            place_of_line = f"{line.where}: " if line.where else ""
+            logger.warning("%s--t does nothing without --image_path and without Highres. fix", place_of_line)
         tags = self._tags(parsed.prompt, line.where)
         mask, regions = (None, mask) if has_parts else (mask if picture else None, None)
         width, height = self._size(settings, picture, line.where)
@@ -250,6 +254,9 @@ class JobMaker:
 
     def _check_syntax(self, prompt: str, negative_prompt: str, where: str) -> None:
         """Refuse tags that say nothing, and warn once of what only the other syntax understands."""
+        if lost := unclosed_weight(prompt) or unclosed_weight(negative_prompt):
+            place = f"{where}: " if where else ""
+            logger.warning("%s%r: the bracket is never closed and the weight is text; write ) after it", place, lost)
         if self.syntax != SD_SCRIPTS:
             check_tags(prompt, negative_prompt, where)
         elif not self._warned_of_syntax and (marks := web_ui_marks(prompt) or web_ui_marks(negative_prompt)):

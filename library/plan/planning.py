@@ -45,6 +45,7 @@ from library.settings.masks import MaskSettings
 from library.settings.options import Options
 from library.settings.preprocessing import Preprocess
 from library.settings.tiling import Tiling
+from library.values import PIXELS_PER_CELL
 from networks.files import NetworkPlan, plan_networks
 from networks.tags import TaggedNetworks
 
@@ -110,6 +111,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         _warn_of_tiles(tiles, jobs)
         warn_of_unused(text.embeddings, jobs)
         _warn_of_equal_pictures(counts, jobs)
+        _warn_of_size(model, tiles, jobs)
     needs_one_before = guidance.uses_goal_picture and not sources.guides
     if needs_one_before:
         logger.warning("no --guide_image_path: each picture is guided by the one before it, one at a time")
@@ -269,6 +271,8 @@ def _check_use(options: Options, interval: CfgInterval, sources: Sources, jobs: 
         if not any(job.mask or (job.extend and name != "mask_invert") for job in jobs):
             problem = "is for masks, and a prompt with AND has a map of regions in place of one; leave it out"
             raise InputError(f"--{name}", problem)
+    if "strength" in options.said and not sources.pictures and options.highres_fix_scale is None:
+        logger.warning("--strength %g does nothing without --image_path and without Highres. fix", options.strength)
     if sources.masks and not any(job.mask or job.regions for job in jobs):
         problem = "is for inpainting or for prompts with AND; give --image_path or such a prompt, or leave it out"
         raise InputError(f"--mask_path {options.mask_path}", problem)
@@ -287,3 +291,18 @@ def _warn_of_equal_pictures(counts: repeats.Repeats, jobs: Sequence[Job]) -> Non
         if equal:
             problem = f"{equal} of {len(jobs)} pictures are as another: the same prompt and the same seed"
             logger.warning("--iter_same_seed: %s; leave out --images_per_prompt, or give --n_iter", problem)
+
+
+def _warn_of_size(model: ModelFiles, tiles: Tiling, jobs: Sequence[Job]) -> None:
+    """Warn of pictures that are much larger than a small model draws, where nothing else makes it see less of them."""
+    cells = model.unet.config.get("sample_size")
+    small_px = cells * PIXELS_PER_CELL if isinstance(cells, int) else model.family.size_px
+    if small_px * 2 > model.family.size_px or tiles.size_px is not None:
+        return
+    for job in jobs:
+        shrunk = job.deep_shrink.depth_1 is not None or job.gradual_latent.timesteps is not None
+        if max(job.width, job.height) >= 2 * small_px and job.source is None and not shrunk:
+            size = f"{job.width} x {job.height}"
+            advice = f"give --W {small_px} --H {small_px}"
+            logger.warning("the model was made for %d pixels a side; %s repeats things: %s", small_px, size, advice)
+            return

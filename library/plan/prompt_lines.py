@@ -53,7 +53,11 @@ PROMPT_OPTIONS = {
         PromptOption("l", "guidance_scale", "SCALE", values.guidance_scale, "guidance scale"),
         PromptOption("t", "strength", "STRENGTH", values.strength, "img2img strength"),
         PromptOption(
-            "am", "network_multipliers", "M[,M...]", parse_strengths, "a strength for each network; the last stays"
+            "am",
+            "network_multipliers",
+            "M[,M...]",
+            parse_strengths,
+            "a strength for each network; the last is the others', too",
         ),
         PromptOption(
             "nl", "negative_scale", "SCALE", values.number_or_none, "guidance scale of the negative prompt, or none"

@@ -245,6 +245,16 @@ def source_lines(options: Options, sources: Sources) -> list[SourceLine]:
     return lines
 
 
+_ROWS = "write one prompt a line (.txt), or rows (.jsonl, .csv)"
+_NO_PROMPT_FILES = {
+    **dict.fromkeys((".yaml", ".yml"), f"{_ROWS}; a list for __name__ belongs below --wildcard_dir"),
+    ".toml": f"{_ROWS}; options from a file are for --config",
+    ".json": "write an object for each picture, one a line, into a .jsonl file",
+    **dict.fromkeys((".xlsx", ".ods"), "save the table as .csv"),
+    **dict.fromkeys((".png", ".jpg", ".jpeg", ".webp"), "a picture is for --image_path"),
+}
+
+
 def read_prompt_file(path: str, syntax: str = SD_SCRIPTS) -> list[SourceLine]:
     """Read a prompt file, or standard input for `-`: one prompt a line, blank lines and `#` comments skipped.
 
@@ -254,6 +264,8 @@ def read_prompt_file(path: str, syntax: str = SD_SCRIPTS) -> list[SourceLine]:
         InputError: when it cannot be read, is not UTF-8, holds a NUL, or holds no prompt.
     """
     subject, name = f"--from_file {path}", "standard input" if path == "-" else path
+    if advice := _NO_PROMPT_FILES.get(Path(path).suffix.lower()):
+        raise InputError(subject, f"is no prompt file, of which each line is a prompt; {advice}")
     text = read_text(path, subject)
     clean = without_comments if syntax == WEB_UI else str
     if is_job_file(path):

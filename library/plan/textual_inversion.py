@@ -85,15 +85,18 @@ def _is_of_word(character: str) -> bool:
     return unicodedata.category(character)[0] in "LMN"  # letters, the accents on them, numbers
 
 
+def words_met(embeddings: Sequence[Embedding], texts: Iterable[str]) -> list[str]:
+    """The words of embeddings, in their order, that are in any of these prompts."""
+    words = {plain_word(embedding.word): embedding.word for embedding in embeddings}
+    met = WordFinder(words).met(texts) if words else ()
+    return [word for plain, word in words.items() if plain in met]
+
+
 def warn_of_unused(embeddings: Sequence[Embedding], jobs: Iterable[Job]) -> None:
     """Warn of embeddings whose words are in no prompt of a run and in no negative one."""
-    if not embeddings:
-        return
-    words = {plain_word(embedding.word): embedding.word for embedding in embeddings}
-    met = WordFinder(words).met(dict.fromkeys(text for job in jobs for text in (job.prompt, job.negative_prompt)))
-    for plain, word in words.items():
-        if plain not in met:
-            logger.warning("the embedding %r is in no prompt; write its word there, or leave its file out", word)
+    met = words_met(embeddings, dict.fromkeys(text for job in jobs for text in (job.prompt, job.negative_prompt)))
+    for word in (embedding.word for embedding in embeddings if embedding.word not in met):
+        logger.warning("the embedding %r is in no prompt; write its word there, or leave its file out", word)
 
 
 class EmbeddedWords:

@@ -9,9 +9,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from library.files.textual_inversion import Embedding
 from library.plan.job import Job
 from library.plan.prompt_syntax import SD_SCRIPTS
 from library.plan.stages import stages
+from library.plan.textual_inversion import words_met
 from library.settings.cfg_interval import WHOLE_RUN, CfgInterval
 from library.settings.control_net import ControlNetSpec
 from library.settings.deep_shrink import DeepShrink
@@ -50,6 +52,7 @@ class RunFacts:
     tiling: Tiling = WHOLE
     tells_sizes: bool = False  # the model is told sizes
     upscaler: UpscalerSpec | None = None  # of finished pictures; None is LANCZOS
+    embeddings: tuple[Embedding, ...] = ()  # whose words prompts may hold
 
 
 class FileHash:
@@ -152,6 +155,7 @@ def shown_settings(job: Job, facts: RunFacts) -> dict[str, str]:
         used = zip(facts.control_nets, job.guides)
         settings["ControlNet"] = "; ".join(f"{spec.describe()}, guide {guide.name}" for spec, guide in used)
     settings["Networks"] = facts.networks.describe(job.all_strengths) or None
+    settings["Embeddings"] = ", ".join(words_met(facts.embeddings, (job.prompt, job.negative_prompt))) or None
     settings |= _loss_guidance_parameters(job, facts.loss_guidance)
     return {name: readable(value) for name, value in settings.items() if value is not None}
 

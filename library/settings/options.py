@@ -201,13 +201,16 @@ class OptionParser(argparse.ArgumentParser):
         """The options that a command line gives, unconverted, by name."""
         plain = _PlainParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
         for action in self._actions:
-            if action.nargs == 0:
+            if isinstance(action, _Switch):
+                _add_switch(plain, plain, action.option_strings[0], default=argparse.SUPPRESS)
+            elif action.nargs == 0:
                 names, default = action.option_strings, argparse.SUPPRESS
                 plain.add_argument(*names, dest=action.dest, action="store_true", default=default)
             else:
                 plain.add_argument(*action.option_strings, dest=action.dest, nargs=action.nargs)
         try:
-            return vars(plain.parse_known_args(argv)[0])
+            said = vars(plain.parse_known_args(argv)[0])
+            return {name: value for name, value in said.items() if value is not False}  # switched off again
         except argparse.ArgumentError:  # the parser that knows the types says what is wrong
             return {}
 
@@ -267,7 +270,7 @@ class OptionGroup:
         not_with: tuple[str, ...] = (),
     ) -> None:
         """Add an option that is on or off; see `Option`."""
-        self._group.add_argument(name, help=help, action="store_true")
+        _add_switch(self._parser, self._group, name, help=help)
         self._note(name, use, needs, alternative, default=False, not_with=not_with)
 
     def show_and_leave(self, *names: str, help: str, lines: Callable[[], Iterator[str]]) -> None:
@@ -295,6 +298,30 @@ class OptionGroup:
     ) -> None:
         plain, needed = name.removeprefix("--"), (needs,) if isinstance(needs, Needs) else tuple(needs)
         self._parser.table[plain] = Option(plain, self._title, use, needed, alternative, names_files, default, not_with)
+
+
+class _Switch(argparse.Action):
+    """Switches on, or by its name with `no-` or `no_` off: what a file of options has switched on."""
+
+    def __init__(self, *, default: object = False, **settings: Any) -> None:
+        super().__init__(nargs=0, default=default, **settings)
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        """Note what it is."""
+        setattr(namespace, self.dest, option_string in self.option_strings)
+
+
+def _add_switch(parser: argparse.ArgumentParser, group: argparse._ActionsContainer, name: str, **settings: Any) -> None:
+    """Add a switch; the names that switch it off are known to the parser and not shown in its help."""
+    action = group.add_argument(name, action=_Switch, **settings)
+    for off in (name.replace("--", "--no-", 1), name.replace("--", "--no_", 1)):
+        parser._option_string_actions.setdefault(off, action)
 
 
 class _ShowLines(argparse.Action):
