@@ -371,7 +371,8 @@ def files(sd1, tmp_path, monkeypatch):
         text.add_text("parameters", "a cat\nSteps: 2, Sampler: DDIM, CFG scale: 7, Seed: 1, Size: 64x64")
         Image.new("RGB", (64, 64), "red").save(folder / "src" / name, pnginfo=text)
         Image.new("L", (64, 64), "white").save(folder / "masks" / name)
-    (folder / "src" / "c.png").symlink_to("a.png")
+    for name in ("src", "masks"):
+        (folder / name / "c.png").symlink_to("a.png")
     key = "lora_unet_mid_block_attentions_0_proj_in"
     lora = {f"{key}.lora_down.weight": torch.ones(1, 64, 1, 1), f"{key}.lora_up.weight": torch.ones(64, 1, 1, 1)}
     save_file(lora, folder / "lora.safetensors")

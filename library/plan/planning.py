@@ -15,13 +15,15 @@ from library.plan import earlier_runs, model_inputs, sampling
 from library.plan.canvas import MAX_REGIONS
 from library.plan.file_names import FileNames, check_folder, guide_name, sheet_name
 from library.plan.job import Job, JobSettings
-from library.plan.job_maker import JobMaker, check_networks
+from library.plan.job_checks import check_networks
+from library.plan.job_maker import JobMaker
 from library.plan.parts import make_record, plan_parts
 from library.plan.prompt_syntax import WEB_UI
+from library.plan.run_checks import check_use, warn_of_pictures
 from library.plan.run_plan import Keyboard, RunPlan, TextPlan
-from library.plan.run_record import RunRecord, job_id
+from library.plan.run_record import RunRecord
 from library.plan.seeds import SeedSource, random_seed
-from library.plan.sources import Sources, find_sources, run_negative, source_lines
+from library.plan.sources import SourceLine, Sources, find_sources, run_negative, source_lines
 from library.plan.textual_inversion import warn_of_unused
 from library.plan.tokens import MOST_CHUNKS, WEB_UI_MOVED_TOKENS
 from library.plan.wildcards import Wildcards
@@ -40,12 +42,10 @@ from library.settings import (
     tiling,
     upscaler,
 )
-from library.settings.cfg_interval import WHOLE_RUN, CfgInterval
+from library.settings.loss_guidance import LossGuidanceSettings
 from library.settings.masks import MaskSettings
 from library.settings.options import Options
 from library.settings.preprocessing import Preprocess
-from library.settings.tiling import Tiling
-from library.values import PIXELS_PER_CELL
 from networks.files import NetworkPlan, plan_networks
 from networks.tags import TaggedNetworks
 
@@ -71,9 +71,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
     sources = find_sources(options, redrawn)
     lines = source_lines(options, sources)
     check_folder(out.folder, "--outdir")
-    earlier = earlier_runs.shared_run(shared) if shared else None
-    if options.resume and earlier is None:
-        earlier = earlier_runs.find_run(options, lines)
+    earlier = _earlier_run(options, lines, shared)
     begun = earlier.record if earlier else None
     if begun and counts.images_per_prompt is None:  # where version 0.1.0 began the run it is 1
         counts = replace(counts, images_per_prompt=begun.options.get("images_per_prompt"))
@@ -99,23 +97,16 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         masks=redrawn,
         tiling=tiles,
     )
-    guides = len(options.control_net_models or ()) if options.control_net_save_guides else 0
-    name_file = _file_names(out, begun, model.name, two_stages=two_stages is not None, guides=guides).next
+    name_file = _file_names(options, out, begun, model.name, two_stages=two_stages is not None).next
     if options.interactive:  # other runs have lines, which may say otherwise
         maker.sampling.check_sampler(maker.defaults)
     jobs, parts = plan_parts(lines, maker, seed, name_file, counts, out.folder, begun)
     networks = tagged.added_to(networks)
     text = _text_plan(options, model, networks)  # files of networks may hold embeddings
     if lines:
-        _check_use(options, interval, sources, jobs)
-        _warn_of_tiles(tiles, jobs)
+        check_use(options, interval, sources, jobs)
         warn_of_unused(text.embeddings, jobs)
-        _warn_of_equal_pictures(counts, jobs)
-        _warn_of_size(model, tiles, jobs)
-    needs_one_before = guidance.uses_goal_picture and not sources.guides
-    if needs_one_before:
-        logger.warning("no --guide_image_path: each picture is guided by the one before it, one at a time")
-    pictures = [*(picture.path for picture in sources.pictures), *sources.masks, *sources.guides]
+        warn_of_pictures(jobs, model, tiles, counts)
     seeds = SeedSource(seed, None, same_in_iteration=counts.same_seed_in_iteration)
     return RunPlan(
         model=model,
@@ -127,12 +118,12 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         upscaler=enlarger,
         networks=networks,
         loss_guidance=guidance,
-        record=make_record(options, model, pictures, parts, begun, [*maker.wildcards.files, *tagged.files]),
+        record=make_record(options, model, sources.files, parts, begun, [*maker.wildcards.files, *tagged.files]),
         loss_guidance_files=loss_guidance.find_models(options, guidance),
         control_nets=control_net.from_options(options, model.family, model.unet),
         masks=redrawn,
         tiling=tiles,
-        computing=computing.from_options(options, one_at_a_time=needs_one_before),
+        computing=computing.from_options(options, one_at_a_time=_follows_another(guidance, sources)),
         output=out,
         repeats=counts,
         defaults=maker.defaults,
@@ -143,6 +134,23 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         preview=options.interactive and not options.no_preview,
         dry_run=options.dry_run,
     )
+
+
+def _earlier_run(
+    options: Options, lines: Sequence[SourceLine], shared: Mapping[str, object] | None
+) -> earlier_runs.KnownRun | None:
+    """The run that this one goes on with: that of the process beside it, or the one that `--resume` finds."""
+    if shared:
+        return earlier_runs.shared_run(shared)
+    return earlier_runs.find_run(options, lines) if options.resume else None
+
+
+def _follows_another(guidance: LossGuidanceSettings, sources: Sources) -> bool:
+    """Whether each picture is guided by the one before it."""
+    follows = guidance.uses_goal_picture and not sources.guides
+    if follows:
+        logger.warning("no --guide_image_path: each picture is guided by the one before it, one at a time")
+    return follows
 
 
 def _check_job(
@@ -237,9 +245,10 @@ def _job_defaults(options: Options, model: ModelFiles, networks: NetworkPlan) ->
 
 
 def _file_names(
-    out: output.OutputSettings, begun: RunRecord | None, model: str, *, two_stages: bool, guides: int
+    options: Options, out: output.OutputSettings, begun: RunRecord | None, model: str, *, two_stages: bool
 ) -> FileNames:
-    """The names of the run's files, past those of the run that it goes on with; so many guides are saved with each."""
+    """The names of the run's files, past those of the run that it goes on with."""
+    guides = len(options.control_net_models or ()) if options.control_net_save_guides else 0
     return FileNames(
         out.folder,
         sequential=out.sequential_names,
@@ -252,57 +261,3 @@ def _file_names(
         taken=[name for part in begun.parts for name in part.files] if begun else (),
         beside=[guide_name("", guides, MAX_REGIONS)] * bool(guides) + [sheet_name("")] * out.sheets,
     )
-
-
-def _check_use(options: Options, interval: CfgInterval, sources: Sources, jobs: Sequence[Job]) -> None:
-    """Refuse what was given for all pictures and is used by none."""
-    for group, switch, used in (
-        ("Gradual Latent", "gradual_latent_timesteps", any(job.gradual_latent.timesteps is not None for job in jobs)),
-        ("Deep Shrink", "ds_depth_1", any(job.deep_shrink.depth_1 is not None for job in jobs)),
-    ):
-        given = options.given_in(group)
-        if given and not used and switch not in given:
-            raise InputError(f"--{given[0]}", f"does nothing by itself; give --{switch} too")
-    if interval != WHOLE_RUN and all(job.branches == 1 for job in jobs):
-        problem = "there is no guidance at a scale of 1 or less; give a higher --scale, or leave it out"
-        name = "guidance_start" if options.guidance_start > 0 else "guidance_end"
-        raise InputError(f"--{name} {getattr(options, name):g}", problem)
-    for name in filter(options.given, ("mask_invert", "mask_blur", "fill")):
-        if not any(job.mask or (job.extend and name != "mask_invert") for job in jobs):
-            problem = "is for masks, and a prompt with AND has a map of regions in place of one; leave it out"
-            raise InputError(f"--{name}", problem)
-    if "strength" in options.said and not sources.pictures and options.highres_fix_scale is None:
-        logger.warning("--strength %g does nothing without --image_path and without Highres. fix", options.strength)
-    if sources.masks and not any(job.mask or job.regions for job in jobs):
-        problem = "is for inpainting or for prompts with AND; give --image_path or such a prompt, or leave it out"
-        raise InputError(f"--mask_path {options.mask_path}", problem)
-
-
-def _warn_of_tiles(tiles: Tiling, jobs: Sequence[Job]) -> None:
-    """Warn of tiles that no picture is larger than."""
-    if tiles.size_px is not None and not any(tiles.splits(job.width, job.height) for job in jobs):
-        logger.warning("--tile %d does nothing: no picture is larger", tiles.size_px)
-
-
-def _warn_of_equal_pictures(counts: repeats.Repeats, jobs: Sequence[Job]) -> None:
-    """Warn where one seed for all pictures of an iteration makes several of one prompt the same."""
-    if counts.same_seed_in_iteration and (counts.images_per_prompt or 1) > 1:
-        equal = len(jobs) - len({job_id(job) for job in jobs})
-        if equal:
-            problem = f"{equal} of {len(jobs)} pictures are as another: the same prompt and the same seed"
-            logger.warning("--iter_same_seed: %s; leave out --images_per_prompt, or give --n_iter", problem)
-
-
-def _warn_of_size(model: ModelFiles, tiles: Tiling, jobs: Sequence[Job]) -> None:
-    """Warn of pictures that are much larger than a small model draws, where nothing else makes it see less of them."""
-    cells = model.unet.config.get("sample_size")
-    small_px = cells * PIXELS_PER_CELL if isinstance(cells, int) else model.family.size_px
-    if small_px * 2 > model.family.size_px or tiles.size_px is not None:
-        return
-    for job in jobs:
-        shrunk = job.deep_shrink.depth_1 is not None or job.gradual_latent.timesteps is not None
-        if max(job.width, job.height) >= 2 * small_px and job.source is None and not shrunk:
-            size = f"{job.width} x {job.height}"
-            advice = f"give --W {small_px} --H {small_px}"
-            logger.warning("the model was made for %d pixels a side; %s repeats things: %s", small_px, size, advice)
-            return

@@ -56,6 +56,11 @@ class Sources:
     guides_per_picture: int = 1
     lacking: Mapping[Path, Sequence[int]] = field(default_factory=dict)  # parts whose colour a map lacks, from 0
 
+    @property
+    def files(self) -> list[Path]:
+        """All of them."""
+        return [*(picture.path for picture in self.pictures), *self.masks, *self.guides]
+
     def guides_of(self, place: int) -> tuple[Path, ...]:
         """The guides of image number `place`."""
         first = place * self.guides_per_picture
