@@ -115,8 +115,8 @@ def test_a_soft_mask_keeps_its_fill_to_itself(sd1, folder):
     start = Start(View(Canvas(folder / "flat.png", folder / "hard.png", None, settings), (64, 64)))
     assert start.picture.getcolors() == [(64 * 64, (200, 200, 200))]
     assert start.filled.getpixel((30, 30))[0] < 60
-    shown = MaskedPicture.of(start)
-    assert shown.picture.getcolors() == [(64 * 64, (200, 200, 200))]
+    shown = MaskedPicture.of(start, (64, 64))
+    assert shown.start.picture.getcolors() == [(64 * 64, (200, 200, 200))]
 
 
 def test_a_mask_that_is_changed_is_read_anew(folder):

@@ -1,13 +1,12 @@
 """What inpainting and edit models read beside the noisy latents: masks and pictures (see `files.model_inputs`)."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Self
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 from library.draw.sources import SourceLatents, Start, encode_pixels, pixels_to_tensor
 from library.files.model_inputs import EDITING, ModelInputs
@@ -58,9 +57,12 @@ def read_beside(
         pictures = sources.of(starts or ())
         # their training read latents as the VAE has them
         return Beside(pictures.new_empty((len(jobs), 0, *cells)), pictures / sources.vae.config.scaling_factor)
-    masked = [MaskedPicture.of(start) for start in starts or ()]
-    masked = masked or [MaskedPicture(("grey", cells), torch.ones(1, 1, jobs[0].height, jobs[0].width))] * len(jobs)
-    pictures = torch.stack([sources.kept(each.key, partial(each.encode, sources)) for each in masked])
+    of_each: Sequence[Start | None] = starts or [None] * len(jobs)
+    size = (jobs[0].height, jobs[0].width)
+    masked = [MaskedPicture.of(start, size) for start in of_each]
+    pictures = torch.stack(
+        [sources.kept(("masked", size), each.start, partial(each.encode, sources)) for each in masked]
+    )
     masks = torch.cat([F.interpolate(each.mask, size=cells, mode="nearest") for each in masked])
     return Beside(masks.to(pictures.device), pictures)
 
@@ -70,27 +72,23 @@ class MaskedPicture:
     """A picture without what is to be repainted, as inpainting models read it.
 
     Args:
-        key: what it is kept under, if it is.
         mask: (1, 1, height, width), 1 is repainted.
-        picture: RGB; None where all is repainted.
+        start: of the picture; None where all is repainted.
     """
 
-    key: Hashable | None
     mask: torch.Tensor
-    picture: Image.Image | None = None
+    start: Start | None = None
 
     @classmethod
-    def of(cls, start: Start) -> Self:
-        """What a picture is drawn over; masks are black and white, from half bright on."""
-        key = None if start.key is None else ("masked", start.key)
-        width, height = start.picture.size
-        if start.mask is None:
-            return cls(key, torch.ones(1, 1, height, width))
-        return cls(key, (pixels_to_tensor(start.mask) >= 0.5).float(), start.picture)
+    def of(cls, start: Start | None, size: tuple[int, int]) -> Self:
+        """Of what a picture of (height, width) is drawn over; masks are black and white, from half bright on."""
+        if start is None or start.mask is None:
+            return cls(torch.ones(1, 1, *size))
+        return cls((pixels_to_tensor(start.mask) >= 0.5).float(), start)
 
     def encode(self, sources: SourceLatents) -> torch.Tensor:
         """Its latents (C, h, w), grey under the mask."""
         pixels = torch.zeros(1, 3, *self.mask.shape[-2:])
-        if self.picture is not None:
-            pixels = (pixels_to_tensor(self.picture) * 2 - 1) * (1 - self.mask)
+        if self.start is not None:
+            pixels = (pixels_to_tensor(self.start.picture) * 2 - 1) * (1 - self.mask)
         return encode_pixels(sources.vae, pixels, sources.tiling)

@@ -33,8 +33,12 @@ class Start:
         """Starts with equal keys have equal pictures; None for one that has no equal."""
         if self._before:
             return None
-        canvas = replace(self._view.canvas)  # copies hold no pictures, and keys are kept
-        return replace(self._view, canvas=canvas), canvas.marks
+        return replace(self._view, canvas=replace(self._view.canvas))  # copies hold no pictures, and keys are kept
+
+    @property
+    def marks(self) -> Hashable | None:
+        """What tells its files as they are now; None if one is gone."""
+        return self._view.canvas.marks
 
     @cached_property
     def picture(self) -> Image.Image:
@@ -94,9 +98,8 @@ def _spread(picture: Image.Image, mask: Image.Image) -> Image.Image:
     kept = 1 - np.asarray(mask, dtype=np.float32) / 255
     if not kept.any():
         return picture
-    return Image.fromarray(
-        _pull_push(np.asarray(picture, dtype=np.float32), kept).round().clip(0, 255).astype(np.uint8)
-    )
+    spread = _pull_push(np.asarray(picture, dtype=np.float32), kept)
+    return Image.fromarray(spread.round().clip(0, 255).astype(np.uint8))
 
 
 def _pull_push(pixels: np.ndarray, kept: np.ndarray) -> np.ndarray:
@@ -152,11 +155,11 @@ class SourceLatents:
 
     def __init__(self, vae: AutoencoderKL, tiling: Tiling = WHOLE) -> None:
         self.vae, self.tiling = vae, tiling
-        self._kept: dict[Hashable, torch.Tensor] = {}  # least lately used first
+        self._kept: dict[Hashable, tuple[Hashable | None, torch.Tensor]] = {}  # least lately used first; with marks
 
     def of(self, starts: Sequence[Start]) -> torch.Tensor:
         """The pictures that are drawn over, as latents (B, C, h, w) float32."""
-        return torch.stack([self.kept(start.key, partial(self._encode, start)) for start in starts])
+        return torch.stack([self.kept("picture", start, partial(self._encode, start)) for start in starts])
 
     def beneath(self, starts: Sequence[Start], masks: torch.Tensor | None, seeds: Sequence[int]) -> torch.Tensor:
         """What pictures begin with, as latents (B, C, h, w) float32: filled under their masks.
@@ -170,8 +173,7 @@ class SourceLatents:
             return self.of(starts)
         if starts[0].fill == "noise":
             return fill_with_noise(self.of(starts), masks, seeds)
-        keys = [start.key and ("filled", start.key) for start in starts]
-        return torch.stack([self.kept(key, partial(self._encode_filled, start)) for key, start in zip(keys, starts)])
+        return torch.stack([self.kept("filled", start, partial(self._encode_filled, start)) for start in starts])
 
     def _encode(self, start: Start) -> torch.Tensor:
         return encode(self.vae, start.picture, self.tiling)
@@ -179,14 +181,21 @@ class SourceLatents:
     def _encode_filled(self, start: Start) -> torch.Tensor:
         return encode(self.vae, start.filled, self.tiling)
 
-    def kept(self, key: Hashable | None, make: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """The latents (C, h, w) of a key, made where they are not kept; None for what is not to be kept."""
-        if key is None:
+    def kept(self, what: Hashable, start: Start | None, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Latents (C, h, w), made where they are not kept, or where the files that they are of have changed.
+
+        Args:
+            what: of a start they are, or of no picture.
+            start: that they are of.
+            make: makes them.
+        """
+        if start is not None and start.key is None:
             return make()
-        kept = self._kept.pop(key, None)
-        if kept is None:
-            kept = make()
-        self._kept[key] = kept
+        key, marks = (what, start and start.key), start and start.marks
+        before, kept = self._kept.pop(key, (None, None))
+        if kept is None or (marks is not None and marks != before):  # of a file that is gone, what was read is good
+            before, kept = marks, make()
+        self._kept[key] = before, kept
         if len(self._kept) > _KEPT_SOURCES:
             del self._kept[next(iter(self._kept))]
         return kept

@@ -78,9 +78,14 @@ class Canvas:
         return mask and blurred(mask, settings)
 
     @property
-    def marks(self) -> tuple[tuple[int, int], ...]:
-        """What tells its files as they are now: in the loop they may be changed between prompts."""
-        stats = [file.stat() for file in (self.source, self.mask_file) if file]
+    def marks(self) -> tuple[tuple[int, int], ...] | None:
+        """What tells its files as they are now, which may be changed between two prompts of the loop; None if one is
+        gone.
+        """
+        try:
+            stats = [file.stat() for file in (self.source, self.mask_file) if file]
+        except OSError:
+            return None
         return tuple((stat.st_mtime_ns, stat.st_size) for stat in stats)
 
     @property
