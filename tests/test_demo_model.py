@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from library.settings.samplers import SAMPLERS
 from tools.demo.judge import Seen, overlap, see_ground, see_objects
-from tools.demo.scenes import SHAPES
+from tools.demo.render import render
+from tools.demo.scenes import COLOURS, SHAPES, Scene, Thing
 
 MODEL = Path(__file__).parents[1] / "examples" / "shapes"
 Draw = Callable[..., list[np.ndarray]]
@@ -144,3 +146,35 @@ def test_weights_of_composed_parts_shift_the_mix(draw: Draw) -> None:
     pictures = draw(*(line.format(*pair, seed) for pair in weights for seed in (1, 2)), options=WEBUI)
     assert [thing(picture).colour for picture in pictures] == ["red"] * 2 + ["purple"] * 2 + ["blue"] * 2
     assert {thing(picture).shape for picture in pictures} == {"circle"}
+
+
+def test_a_star_is_drawn_into_the_masked_area_alone(generate, tmp_path: Path) -> None:
+    """On a canvas four times as wide as what the model draws, sharp: judged at its own size."""
+    canvas = Image.new("RGB", (512, 128), COLOURS["blue"])
+    mask = Image.new("L", canvas.size)
+    mask.paste(255, (336, 16, 432, 112))
+    canvas.save(tmp_path / "canvas.png")
+    mask.save(tmp_path / "mask.png")
+    options = ("--image_path", tmp_path / "canvas.png", "--mask_path", tmp_path / "mask.png", "--inpaint_area", "mask")
+    prompt = "a large yellow star in the centre, on a blue background --d 1,2,3"
+    settings = ("--W", 128, "--H", 128, "--steps", 20, "--scale", 5, "--batch_size", 3)
+    pictures = generate(MODEL, *options, *settings, "--prompt", prompt).pictures
+    assert [picture.shape for picture in pictures] == [(128, 512, 3)] * 3
+    seen = [thing(picture[:, 320:448].astype(np.uint8)) for picture in pictures]
+    assert [(each.shape, each.colour) for each in seen] == [("star", "yellow")] * 3
+    assert all(np.array_equal(p[:, :336], np.asarray(canvas)[:, :336]) for p in pictures)
+
+
+def test_new_borders_go_on_with_the_ground(draw: Draw, tmp_path: Path) -> None:
+    grounds = ("green", "pink", "brown")
+    things = (Thing("circle", "red", "flat", "medium", "centre", 0.5, 0.5, 0.2),)
+    sources = tmp_path / "sources"
+    sources.mkdir()
+    for number, ground in enumerate(grounds):
+        Image.fromarray(render(Scene(ground, things))).save(sources / f"{number}.png")
+    lines = [f"a red circle on a {ground} background --w 192 --d {number}" for number, ground in enumerate(grounds)]
+    pictures = draw(*lines, options=("--image_path", sources, "--extend", "0,0,64,0"))
+    assert [see_ground(picture[:, 128:])[0] for picture in pictures] == list(grounds)
+    for number, picture in enumerate(pictures):
+        source = np.asarray(Image.open(sources / f"{number}.png")).astype(int)
+        assert np.abs(picture[:, :120] - source[:, :120]).mean() < 2  # what the VAE's round trip makes of flat colours

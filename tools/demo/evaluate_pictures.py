@@ -23,9 +23,9 @@ import gen_img_diffusers
 from library.draw.loss_guidance import load_clip
 from library.draw.sources import pixels_to_tensor
 from library.files.loss_guidance import find_clip
-from tools.demo.judge import judge, overlap, see_ground, see_objects
+from tools.demo.judge import OBJECT_DISTANCE, judge, overlap, see_ground, see_objects
 from tools.demo.render import render
-from tools.demo.scenes import LORA_STYLES, OBJECT_COLOURS, SHAPES, Scene, Thing
+from tools.demo.scenes import COLOURS, GROUND_COLOURS, LORA_STYLES, OBJECT_COLOURS, SHAPES, Scene, Thing
 from tools.demo.style_judge import STYLE_JUDGES
 
 SETTINGS = [
@@ -128,6 +128,41 @@ def inpainting(program: Program, seeds: int) -> None:
     print(f"inpainting: blue star in the repainted half {percent(stars)}")
     print(f"inpainting: the other half differs from the round trip by {np.mean(halves):.2f} levels, at most")
     print(f"  {np.max(halves):.2f}; without the columns next to the border {np.max(differences):.2f}")
+
+
+def masked_area(program: Program, seeds: int) -> None:
+    """A yellow star into a canvas of 512×128 with a red circle, drawn at 128×128 and put back."""
+    canvas = Image.new("RGB", (512, 128), COLOURS["blue"])
+    circle = Thing("circle", "red", "flat", "large", "centre", 0.5, 0.5, 0.24)
+    canvas.paste(Image.fromarray(render(Scene("blue", (circle,)))))
+    mask = Image.new("L", canvas.size)
+    mask.paste(255, (336, 16, 432, 112))
+    folder = program.new_folder()
+    canvas.save(folder / "canvas.png")
+    mask.save(folder / "mask.png")
+    lines = [f"a large yellow star in the centre, on a blue background --d {seed}" for seed in range(seeds)]
+    options = ("--image_path", folder / "canvas.png", "--mask_path", folder / "mask.png", "--inpaint_area", "mask")
+    pictures = program.draw(lines, *options)
+    stars = [[(s.shape, s.colour) for s in see_objects(p[:, 320:448], 1)] == [("star", "yellow")] for p in pictures]
+    outside = np.asarray(mask) == 0
+    kept = [np.array_equal(picture[outside], np.asarray(canvas)[outside]) for picture in pictures]
+    print(f"masked area: the star is there {percent(stars)}, nothing else has changed {percent(kept)}")
+
+
+def new_borders(program: Program, seeds: int) -> None:
+    """Pictures grown by half to the right: their ground goes on, and they stay what the VAE makes of them."""
+    grounds = [GROUND_COLOURS[seed % len(GROUND_COLOURS)] for seed in range(seeds)]
+    things = (Thing("circle", "red", "flat", "medium", "centre", 0.5, 0.5, 0.2),)
+    sources = render_all(program, [Scene(ground, things) for ground in grounds])
+    lines = [f"a red circle on a {ground} background --d {seed} --w 192" for seed, ground in enumerate(grounds)]
+    pictures = program.draw(lines, "--image_path", sources, "--extend", "0,0,64,0")
+    files = sorted(sources.glob("*.png"))
+    same = [
+        bool(np.linalg.norm(np.median(picture[:, 128:].reshape(-1, 3), axis=0) - COLOURS[ground]) < OBJECT_DISTANCE)
+        for picture, ground in zip(pictures, grounds, strict=True)
+    ]
+    away = [np.abs(p[:, :120].astype(int) - np.asarray(Image.open(f))[:, :120]).mean() for p, f in zip(pictures, files)]
+    print(f"new borders: the ground goes on {percent(same)}, the rest is {np.mean(away):.2f} levels from the source")
 
 
 def img2img(program: Program, seeds: int) -> None:
@@ -278,6 +313,8 @@ def clip_guidance(program: Program, seeds: int) -> None:
 
 MEASURES = {
     "inpainting": inpainting,
+    "masked_area": masked_area,
+    "new_borders": new_borders,
     "img2img": img2img,
     "larger": larger_pictures,
     "remade": remade,
