@@ -129,7 +129,7 @@ def test_a_mask_that_is_changed_is_read_anew(folder):
         mask.save(file)
         os.utime(file, (left, left))
         canvas = Canvas(folder / "p.png", file, None, MaskSettings(masked_area=True, padding_px=0))
-        found += find_boxes(canvas, (64, 64), "")
+        found += find_boxes(canvas, (160, 96), (64, 64), "")
     assert found == [Box(10, 10, 30, 30), Box(90, 10, 110, 30)]
     assert Start(View(canvas, (64, 64))).key != Start(View(replace(canvas, mask_file=folder / "one.png"), (64, 64))).key
 

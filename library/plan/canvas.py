@@ -231,8 +231,14 @@ class View:
 # Masked areas
 
 
-def find_boxes(canvas: Canvas, size: Size, where: str) -> tuple[Box, ...]:
-    """The parts of a canvas that are drawn one after another, each in the shape of (width, height).
+def find_boxes(canvas: Canvas, within: Size, size: Size, where: str) -> tuple[Box, ...]:
+    """The parts of a canvas that are drawn one after another.
+
+    Args:
+        canvas: what is drawn over.
+        within: its width and height.
+        size: the width and height that a part is drawn at, which are its shape.
+        where: the place of the line that it is for.
 
     Raises:
         InputError: when the mask redraws nothing, or holds more regions than are drawn.
@@ -245,7 +251,7 @@ def find_boxes(canvas: Canvas, size: Size, where: str) -> tuple[Box, ...]:
     if len(areas) > MAX_REGIONS:
         problem = f"has {len(areas)} separate regions, more than {MAX_REGIONS}; clean it, or leave out"
         raise InputError(subject, f"{problem} --inpaint_regions each", where)
-    boxes = tuple(_in_shape(area, canvas.settings.padding_px, size, canvas.size) for area in areas)
+    boxes = tuple(_in_shape(area, canvas.settings.padding_px, size, within) for area in areas)
     if (longest := max(side for box in boxes for side in box.size)) > MAX_SIZE_PX:
         problem = f"the area in the shape of {size[0]} x {size[1]} would be {longest} pixels long"
         raise InputError("--inpaint_area mask", f"{problem}; give a --W and --H nearer to the mask's shape", where)

@@ -227,8 +227,8 @@ class JobMaker:
         if regions is not None:
             problem = "draws a part of the picture, and a prompt with AND has a map of the whole; leave one of them out"
             raise InputError("--inpaint_area mask", problem, where)
-        canvas = Canvas(picture.path, mask, self.masks.extend, self.masks)
-        return find_boxes(canvas, size, where), canvas.size
+        canvas, within = Canvas(picture.path, mask, self.masks.extend, self.masks), picture.extended(self.masks.extend)
+        return find_boxes(canvas, within, size, where), within
 
     def _check_sizes(self, job: Job) -> None:
         """Refuse Gradual Latent and Deep Shrink where they cannot work, and sizes that the model is not told."""

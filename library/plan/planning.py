@@ -16,7 +16,7 @@ from library.plan.canvas import MAX_REGIONS
 from library.plan.file_names import FileNames, check_folder, guide_name, sheet_name
 from library.plan.job import Job, JobSettings
 from library.plan.job_checks import check_networks
-from library.plan.job_maker import JobMaker
+from library.plan.job_maker import JobMaker, NameFile
 from library.plan.parts import make_record, plan_parts
 from library.plan.prompt_syntax import WEB_UI
 from library.plan.run_checks import check_use, warn_of_pictures
@@ -73,8 +73,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
     check_folder(out.folder, "--outdir")
     earlier = _earlier_run(options, lines, shared)
     begun = earlier.record if earlier else None
-    if begun and counts.images_per_prompt is None:  # where version 0.1.0 began the run it is 1
-        counts = replace(counts, images_per_prompt=begun.options.get("images_per_prompt"))
+    counts = _as_begun(counts, begun)
     model = _find_model(options)
     highres.check_family(two_stages, model.family)
     model_inputs.check_run(options, model, guidance)
@@ -107,7 +106,6 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         check_use(options, interval, sources, jobs)
         warn_of_unused(text.embeddings, jobs)
         warn_of_pictures(jobs, model, tiles, counts)
-    seeds = SeedSource(seed, None, same_in_iteration=counts.same_seed_in_iteration)
     return RunPlan(
         model=model,
         text=text,
@@ -130,10 +128,15 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         jobs=tuple(jobs),
         done=earlier_runs.finished(earlier, out.folder, jobs) if earlier else {},
         resumed=earlier is not None,
-        keyboard=Keyboard(maker, seeds, name_file) if options.interactive else None,
+        keyboard=_keyboard(maker, seed, counts, name_file) if options.interactive else None,
         preview=options.interactive and not options.no_preview,
         dry_run=options.dry_run,
     )
+
+
+def _keyboard(maker: JobMaker, seed: int, counts: repeats.Repeats, name_file: NameFile) -> Keyboard:
+    """What makes jobs of the lines that are typed in."""
+    return Keyboard(maker, SeedSource(seed, None, same_in_iteration=counts.same_seed_in_iteration), name_file)
 
 
 def _earlier_run(
@@ -143,6 +146,13 @@ def _earlier_run(
     if shared:
         return earlier_runs.shared_run(shared)
     return earlier_runs.find_run(options, lines) if options.resume else None
+
+
+def _as_begun(counts: repeats.Repeats, begun: RunRecord | None) -> repeats.Repeats:
+    """How often prompts are drawn, in a run that is gone on with: version 0.1.0 wrote down one picture a prompt."""
+    if begun is None or counts.images_per_prompt is not None:
+        return counts
+    return replace(counts, images_per_prompt=begun.options.get("images_per_prompt"))
 
 
 def _follows_another(guidance: LossGuidanceSettings, sources: Sources) -> bool:

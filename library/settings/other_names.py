@@ -99,7 +99,7 @@ _OTHER_SAMPLERS: Mapping[str, str] = {
     **dict.fromkeys(("uni_pc", "uni_pc_bh2", "unipcmultistep"), "unipc"),
     **dict.fromkeys(("deismultistep", "ipndm"), "deis"),
     "plms": "pndm",
-    **dict.fromkeys(("sasolver",), "sa_solver"),
+    "sasolver": "sa_solver",
 }
 _SAMPLER_ENDINGS = {"_karras": "karras", "_k": "karras", "_exponential": "exponential", "_beta": "beta"}
 
