@@ -42,7 +42,7 @@ from library.run.processes import Others, Team, outlive_others
 from library.run.report import Tally, save_failed
 from library.run.runs import run_jobs
 from library.settings import deep_shrink, gradual_latent, masks, samplers, sizes, tiling
-from library.settings.computing import vae_batch_size
+from library.settings.computing import CUDA_GRAPHS, vae_batch_size
 from library.settings.control_net import control_type
 from library.settings.emphasis import ORIGINAL, normalization
 from library.settings.file_names import FIELDS, name_pattern
@@ -82,6 +82,7 @@ if TYPE_CHECKING:  # torch and what needs it are imported once every option and 
     from library.draw.samplers import Noise
     from library.draw.sources import Start
     from library.draw.text_conditions import TextConditions
+    from library.draw.unet_call import UnetCall
     from library.models.models import Models
     from library.models.upscaler import Upscaler
     from networks.attach import Networks
@@ -462,6 +463,10 @@ def _speed_options(group: OptionGroup) -> None:
     group.switch("--lowvram", use=COMPUTING, help="keep text encoder and VAE off the GPU while they are not used")
     group.switch("--compile", use=COMPUTING,
                  help="compile the U-Net: minutes at the start, faster steps after; for long runs")  # fmt: skip
+    group.add("--cuda_graphs", use=COMPUTING, metavar="WHEN", convert=values.one_of(CUDA_GRAPHS), default="auto",
+              not_with=("compile",),
+              help="on GPUs of NVIDIA, record a step once and start it as a whole: auto (default), after some pictures "
+              "of one size where memory is left; on, at once; off")  # fmt: skip
     group.switch("--opt_channels_last", use=COMPUTING,
                  help="put the channels last in memory (done on CPUs anyway)")  # fmt: skip
 
@@ -503,6 +508,7 @@ class Pipeline:
     ) -> None:
         from library.draw.sources import SourceLatents
         from library.draw.text_encoding import PromptEncoder
+        from library.machine.cuda_graphs import make_cuda_graphs
         from library.models.upscaler import Lanczos
 
         self.unet, self.vae, self.texts = models.unet, models.vae, models.texts
@@ -522,6 +528,7 @@ class Pipeline:
         self.judges = judges
         self.tiling = plan.tiling
         self.sources = SourceLatents(models.vae, plan.tiling)
+        self.graphs = None if judges or lllites else make_cuda_graphs(plan.computing, self.unet.device)
         self.cell_px = 2 ** (len(self.vae.config.block_out_channels) - 1)  # pixels a latent cell stands for, each way
 
     @property
@@ -654,7 +661,10 @@ class Pipeline:
             self._in_regions(regions),
         ):
             beside = self._beside(jobs, starts)
-            denoiser = Denoiser(self.unet, texts, cfg, guided, followers, steering, beside, self.tiling, placed)
+            call_unet = self._call_unet(jobs[0], regions)
+            denoiser = Denoiser(
+                *(self.unet, texts, cfg, guided, followers, steering, beside, self.tiling, placed, call_unet)
+            )
             for index, timestep in enumerate(make_bar(timesteps)):
                 sample = scheduler.scale_model_input(latents, timestep).to(dtype)
                 prediction = denoiser(sample, timestep, index)
@@ -664,6 +674,14 @@ class Pipeline:
                 for hook in after_step:
                     latents = hook(latents, index)
         return latents
+
+    def _call_unet(self, job: Job, regions: Regions | None) -> UnetCall:
+        """How the U-Net is called: by way of CUDA graphs, unless what hangs on it does otherwise from step to step."""
+        from library.draw.unet_call import direct, graphed
+
+        if self.graphs is None or regions is not None or job.deep_shrink.depth_1 is not None:
+            return direct(self.unet)
+        return graphed(self.unet, self.graphs, lambda: self.networks.version)
 
     def _beside(self, jobs: Sequence[Job], starts: Sequence[Start] | None) -> Beside | None:
         """What the U-Net reads beside the latents, if anything."""
@@ -735,6 +753,7 @@ class Pipeline:
         """The latents that denoising starts from, and what is done before and after each step."""
         from library.draw.gradual_latent import shrink_start
         from library.draw.inpainting import Inpainting
+        from library.draw.samplers import add_noise
         from library.draw.sources import latent_masks
 
         source_noise = noise.source.to(self.unet.device)
@@ -752,7 +771,7 @@ class Pipeline:
         if beneath is None:
             latents = noise.start.to(self.unet.device) * scheduler.init_noise_sigma
         else:
-            latents = scheduler.add_noise(beneath, source_noise, timesteps[:1].expand(len(jobs)))
+            latents = add_noise(scheduler, beneath, source_noise, timesteps[:1])
         if jobs[0].gradual_latent.timesteps is not None:
             latents = shrink_start(latents, jobs[0].gradual_latent)
         return latents, [], after_step

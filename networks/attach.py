@@ -127,6 +127,7 @@ class Networks:
             with others_at_work():
                 self._add(spec, state, models)
         self._strengths: tuple[Strength | None, ...] = (None,) * len(self._attached)
+        self.version = 0  # another number where the models do otherwise than before
         self.use(plan.multipliers)
 
     @torch.no_grad()
@@ -146,6 +147,7 @@ class Networks:
         for folding in self._folding:
             folding.pre_calculation()
         self._strengths = strengths
+        self.version += 1
 
     def keep_shapes(self) -> None:
         """Let the U-Net's layers do what is compiled with their networks, whichever of these act later on."""

@@ -35,7 +35,7 @@ class LayerChange:
 
     def wide_parts(self, device: torch.device) -> dict[str, torch.Tensor]:
         """The parts in float32 on a device."""
-        return {name: part.to(device, torch.float32) for name, part in self.parts.items()}
+        return {name: part.to(device, torch.float32, non_blocking=True) for name, part in self.parts.items()}
 
     @property
     def acts(self) -> bool:

@@ -11,6 +11,7 @@ from library.draw.control_net import Steering
 from library.draw.model_inputs import Beside
 from library.draw.text_conditions import TextConditions
 from library.draw.tiles import Tile, join, model_tiles
+from library.draw.unet_call import UnetCall, direct, timestep_on
 from library.plan.job import Job
 from library.settings.tiling import WHOLE, Tiling
 from networks.strengths import Strength
@@ -145,6 +146,7 @@ class Denoiser:
         beside: what the U-Net reads beside the latents, if anything.
         tiling: the tiles that the U-Net sees one by one.
         placed: what is told which tile comes next, before the U-Net is called for it.
+        call_unet: how it is called; directly when not given.
 
     Networks that change how the U-Net sees the first text have to be attached already.
     """
@@ -160,8 +162,9 @@ class Denoiser:
         beside: Beside | None = None,
         tiling: Tiling = WHOLE,
         placed: Sequence[Callable[[Tile], None]] = (),
+        call_unet: UnetCall | None = None,
     ) -> None:
-        self._unet, self._followers, self._steering = unet, followers, steering
+        self._call_unet, self._followers, self._steering = call_unet or direct(unet), followers, steering
         self._cfg, self._guided, self._texts, self._beside = cfg, guided, texts, beside
         self._tiling, self._placed = tiling, placed
         self._models = (unet, *steering.models)
@@ -195,7 +198,7 @@ class Denoiser:
         return torch.cat([rows, self._cfg.expand_inputs(beside) if all_branches else beside], dim=1)
 
     def _predict(self, rows: torch.Tensor, timestep: torch.Tensor, text: TextConditions, index: int) -> torch.Tensor:
-        timestep = timestep.to(rows.device, non_blocking=True)
+        timestep = timestep_on(rows.device, timestep)
         tiles = model_tiles(self._tiling, (rows.shape[-2], rows.shape[-1]))
         predictions = (self._predict_tile(tile, tile.cut(rows), timestep, text, index) for tile in tiles)
         return next(predictions) if len(tiles) == 1 else join(tiles, predictions)
@@ -206,5 +209,5 @@ class Denoiser:
         for place in self._placed:
             place(tile)
         residuals = self._steering.residuals(rows, timestep, text, index, tile)
-        prediction = self._unet(rows, timestep, **text.unet_arguments(), **residuals).sample
-        return prediction.to(torch.float32, copy=True)  # a compiled U-Net may write over what it returned
+        prediction = self._call_unet(rows, timestep, text, residuals)
+        return prediction.to(torch.float32, copy=True)

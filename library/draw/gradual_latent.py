@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from diffusers import EulerAncestralDiscreteScheduler
 from diffusers.schedulers.scheduling_euler_ancestral_discrete import EulerAncestralDiscreteSchedulerOutput
-from diffusers.utils.torch_utils import randn_tensor
 
+from library.draw.step_noise import step_noise
 from library.settings.gradual_latent import GradualLatent, Unsharp
 
 
@@ -47,7 +47,7 @@ class GrowingEulerAncestral(EulerAncestralDiscreteScheduler):
             latents = sharpen(resize(sample + derivative * change, size), unsharp)
         else:
             latents = sharpen(resize(sample, size), unsharp) + resize(derivative, size) * change
-        noise = randn_tensor(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
+        noise = step_noise(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
         latents = latents + noise * (sigma_up * self._settings.s_noise)
         self._step_index += 1
         return EulerAncestralDiscreteSchedulerOutput(latents, original) if return_dict else (latents, original)

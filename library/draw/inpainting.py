@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from diffusers import SchedulerMixin
 
+from library.draw.samplers import add_noise
+
 
 class Inpainting:
     """Puts the source picture back outside the mask, after each step at the noise level of the next one."""
@@ -24,7 +26,7 @@ class Inpainting:
         outside = self._originals
         following = self._timesteps[index + 1 : index + 2]
         if len(following):
-            outside = self._scheduler.add_noise(outside, self._noise, following.expand(len(outside)))
+            outside = add_noise(self._scheduler, outside, self._noise, following)
         masks = self._masks
         if latents.shape != outside.shape:  # Gradual Latent has not reached the full size yet
             size = latents.shape[-2:]

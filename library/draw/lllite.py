@@ -90,6 +90,9 @@ class LLLites:
         self._progress = 0.0
         self._steps = 1
 
+    def __bool__(self) -> bool:
+        return bool(self._nets)
+
     def begin_step(self, index: int) -> None:
         """Say which step the U-Net's next evaluations belong to."""
         self._progress = index / self._steps

@@ -22,6 +22,7 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from library.draw.text_conditions import TextConditions
+from library.draw.unet_call import timestep_on
 from library.files.loss_guidance import VGG16_LAYERS, VGG16_SHRINK, LossGuidanceFiles
 from library.files.model_files import Component
 from library.files.pictures import load_guide
@@ -52,9 +53,14 @@ def resize(picture: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return F.interpolate(picture, size, mode="bilinear", antialias=True)
 
 
-def _normalise(picture: torch.Tensor, colours: tuple[Sequence[float], Sequence[float]]) -> torch.Tensor:
-    mean, deviation = (torch.tensor(c, dtype=picture.dtype, device=picture.device).view(3, 1, 1) for c in colours)
-    return (picture - mean) / deviation
+class _Colours:
+    """What pictures (1, 3, H, W) are normalised by; kept on their device, which would be waited for at each step."""
+
+    def __init__(self, mean: Sequence[float], deviation: Sequence[float], device: torch.device) -> None:
+        self._mean, self._deviation = (torch.tensor(each, device=device).view(3, 1, 1) for each in (mean, deviation))
+
+    def normalise(self, picture: torch.Tensor) -> torch.Tensor:
+        return (picture - self._mean) / self._deviation
 
 
 def _nearest(goal: Image.Image, size: tuple[int, int]) -> torch.Tensor:
@@ -79,6 +85,7 @@ class Clip:
     def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer) -> None:
         self.model = model
         self.tokenizer = tokenizer
+        self._colours = _Colours(*_CLIP_COLOURS, model.device)
         side: int = model.vision_model.embeddings.image_size
         self._size = (side, side)
 
@@ -93,7 +100,7 @@ class Clip:
 
     def embed_picture(self, picture: torch.Tensor) -> torch.Tensor:
         """The unit vector (1, width) of a picture (1, 3, H, W) of any size, from 0 to 1."""
-        pixels = _normalise(resize(picture, self._size), _CLIP_COLOURS).to(self.model.dtype)
+        pixels = self._colours.normalise(resize(picture, self._size)).to(self.model.dtype)
         pooled = self.model.vision_model(pixels).pooler_output
         return F.normalize(self.model.visual_projection(pooled), dim=-1)
 
@@ -111,16 +118,17 @@ class Vgg16:
 
     def __init__(self, features: torch.nn.Sequential) -> None:
         self.features = features
+        self._weight = next(features.parameters())
+        self._colours = _Colours(*_IMAGENET_COLOURS, self._weight.device)
 
     def embed(self, picture: torch.Tensor) -> torch.Tensor:
         """The features (1, channels, h, w) of a picture (1, 3, H, W), from 0 to 1."""
-        weight = next(self.features.parameters())
-        return self.features(_normalise(picture, _IMAGENET_COLOURS).to(weight))
+        return self.features(self._colours.normalise(picture).to(self._weight))
 
     def loss(self, goal: Image.Image, scale: float, size: tuple[int, int]) -> PictureLoss:
         """The loss of pictures of (height, width) by their features' mean squared difference from the goal's."""
         small = (size[0] // VGG16_SHRINK, size[1] // VGG16_SHRINK)
-        wanted = self.embed(_nearest(goal, small).to(next(self.features.parameters()).device))
+        wanted = self.embed(_nearest(goal, small).to(self._weight.device))
         return lambda picture: scale * F.mse_loss(self.embed(resize(picture, small)), wanted)
 
 
@@ -326,7 +334,8 @@ class LossGuidance:
         level = self._levels[index]
         sample = latents * level.alpha if self._moves_latents else latents
         text = self._texts[index][row].unet_arguments()
-        output = self._unet(sample.to(self._unet.dtype), self._timesteps[index], **text).sample.to(latents.dtype)
+        timestep = timestep_on(sample.device, self._timesteps[index])
+        output = self._unet(sample.to(self._unet.dtype), timestep, **text).sample.to(latents.dtype)
         if self._predicts_v:  # Salimans and Ho 2022 (https://arxiv.org/abs/2202.00512), appendix D
             clean = level.alpha * sample - level.sigma * output
         else:

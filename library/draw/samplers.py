@@ -12,6 +12,7 @@ from diffusers import SchedulerMixin
 from library.draw import schedulers
 from library.draw.gradual_latent import GrowingEulerAncestral
 from library.draw.schedulers import ChurnedEuler, LatePNDM
+from library.draw.step_noise import never_wait
 from library.files.prediction import TRAINING_SCHEDULE
 from library.plan.job import Job
 from library.settings.noise_schedule import NoiseSchedule
@@ -56,9 +57,9 @@ def make_scheduler(
     with warnings.catch_warnings():
         # DPM-Solver is announced to go in diffusers 1.0; requirements.txt pins an earlier version
         warnings.filterwarnings("ignore", ".*algorithm_types", FutureWarning)
-        if s_churn:
-            return ChurnedEuler(s_churn, **arguments)
-        return scheduler_class(**arguments)
+        made = ChurnedEuler(s_churn, **arguments) if s_churn else scheduler_class(**arguments)
+    never_wait(made)
+    return made
 
 
 def run_from(scheduler: SchedulerMixin, left_out: int) -> torch.Tensor:
@@ -70,6 +71,19 @@ def run_from(scheduler: SchedulerMixin, left_out: int) -> torch.Tensor:
     if set_begin_index := getattr(scheduler, "set_begin_index", None):
         set_begin_index(first)
     return scheduler.timesteps[first:]
+
+
+def add_noise(
+    scheduler: SchedulerMixin, clean: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor
+) -> torch.Tensor:
+    """Clean latents (B, C, h, w) with the noise of a timestep, (1), of the scheduler's run.
+
+    How much there is of both is told on the CPU, where schedulers look numbers up: no device is waited for, and
+    diffusers moves none of its tables.
+    """
+    one, zero = torch.ones(()), torch.zeros(())
+    of_clean, of_noise = (scheduler.add_noise(*parts, timestep).item() for parts in ((one, zero), (zero, one)))
+    return of_clean * clean + of_noise * noise
 
 
 def steps_of(scheduler: SchedulerMixin, timesteps: Sequence[float] | torch.Tensor) -> list[int]:

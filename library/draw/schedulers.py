@@ -5,6 +5,8 @@ out over the first steps of the whole schedule, and its LMS reckons with steps t
 (https://github.com/huggingface/diffusers/issues/5630); here they begin at the first step that is run.
 """
 
+from collections.abc import Callable, Mapping
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -15,11 +17,13 @@ from diffusers import (
     LMSDiscreteScheduler,
     PNDMScheduler,
     SASolverScheduler,
+    UniPCMultistepScheduler,
 )
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedulerOutput
 from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteSchedulerOutput
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
-from diffusers.utils.torch_utils import randn_tensor
+
+from library.draw.step_noise import step_noise
 
 _RUNGE_KUTTA_STEPS = 3  # what the linear multistep method of order 4 needs before it
 
@@ -125,7 +129,7 @@ class ChurnedEuler(EulerDiscreteScheduler):
         self.sigmas[following] = raised
         if raised > aim:
             shape, device, dtype = sample.shape, sample.device, sample.dtype
-            noise = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+            noise = step_noise(shape, generator=generator, device=device, dtype=dtype)
             output.prev_sample = output.prev_sample + noise * (raised**2 - aim**2) ** 0.5
         return output
 
@@ -136,3 +140,39 @@ class SASolver(SASolverScheduler):
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """Noise for the step that is next, as diffusers' other multistep solvers have it."""
         return DPMSolverMultistepScheduler.add_noise(self, original_samples, noise, timesteps)
+
+
+class UniPC(UniPCMultistepScheduler):
+    """UniPC (Zhao et al. 2023, https://arxiv.org/abs/2302.04867) whose weights are worked out on the CPU.
+
+    Its steps are sums of the latents and of predictions, by weights that follow from the noise levels. Diffusers sends
+    these to the device at each step, and solves a small system there, which a GPU is waited for.
+    """
+
+    def multistep_uni_p_bh_update(
+        self, model_output: torch.Tensor, *, sample: torch.Tensor, order: int
+    ) -> torch.Tensor:
+        """The predictor."""
+        update = super().multistep_uni_p_bh_update
+        return self._weighted(update, {"model_output": model_output, "sample": sample}, order)
+
+    def multistep_uni_c_bh_update(
+        self, this_model_output: torch.Tensor, *, last_sample: torch.Tensor, this_sample: torch.Tensor, order: int
+    ) -> torch.Tensor:
+        """The corrector."""
+        tensors = {"this_model_output": this_model_output, "last_sample": last_sample, "this_sample": this_sample}
+        return self._weighted(super().multistep_uni_c_bh_update, tensors, order)
+
+    def _weighted(
+        self, update: Callable[..., torch.Tensor], tensors: Mapping[str, torch.Tensor], order: int
+    ) -> torch.Tensor:
+        """What an update makes of tensors and of the predictions before: its weights are what it makes of units."""
+        outputs, made = self.model_outputs, [each for each in self.model_outputs if each is not None]
+        parts = [*tensors.values(), *made]
+        units = list(torch.eye(len(parts)).view(len(parts), 1, -1, 1, 1))  # (1, parts, 1, 1) each
+        try:
+            self.model_outputs = [*outputs[: len(outputs) - len(made)], *units[len(tensors) :]]
+            weights = update(**dict(zip(tensors, units)), order=order).flatten().tolist()
+        finally:
+            self.model_outputs = outputs
+        return reduce(torch.add, [weight * part for weight, part in zip(weights, parts) if weight])

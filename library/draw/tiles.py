@@ -109,7 +109,7 @@ def strips(tiles: Sequence[Tile], parts: Iterable[torch.Tensor]) -> Iterator[tor
             shape = (*part.shape[:-2], tile.height, tile.whole[1])
             total = torch.zeros(shape, device=part.device)
             weights = total.new_zeros(tile.height, tile.whole[1])
-        weight, columns = tile_weights(tile).to(total), slice(tile.left, tile.left + tile.width)
+        weight, columns = tile_weights(tile).to(total, non_blocking=True), slice(tile.left, tile.left + tile.width)
         total[..., columns] += part * weight
         weights[..., columns] += weight
         following = tiles[place + 1].top if place + 1 < len(tiles) else tile.top + tile.height

@@ -256,6 +256,9 @@ def try_to_run(work: Callable[[], Result]) -> Result | None:
         if not is_out_of_memory(problem):
             raise
     # Out here nothing holds the failed attempt's tensors any more; inside the block its traceback did
+    from library.machine import cuda_graphs
+
+    cuda_graphs.give_up_all("out of memory")
     gc.collect()
     malloc.give_back()
     if torch.cuda.is_available():

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from library import values
 from library.settings.options import Options
 
+CUDA_GRAPHS = ("auto", "on", "off")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Computing:
@@ -16,6 +18,7 @@ class Computing:
     xformers: bool = False
     channels_last: bool = False
     compile: bool = False  # the U-Net
+    cuda_graphs: str = "auto"  # one of `CUDA_GRAPHS`
     no_half_vae: bool = False  # the VAE runs in float32
     low_vram: bool = False  # text encoders and VAE leave the device while they are not used
     vae_slices: int | None = None
@@ -45,6 +48,7 @@ def from_options(options: Options, *, one_at_a_time: bool = False) -> Computing:
         xformers=options.xformers or options.diffusers_xformers,
         channels_last=options.opt_channels_last,
         compile=options.compile,
+        cuda_graphs=options.cuda_graphs,
         no_half_vae=options.no_half_vae,
         low_vram=options.lowvram,
         vae_slices=options.vae_slices,

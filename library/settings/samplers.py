@@ -126,7 +126,7 @@ SAMPLERS = {
             timesteps=True,
         ),
         # Zhao et al. 2023 (https://arxiv.org/abs/2302.04867)
-        Sampler("unipc", "UniPCMultistepScheduler", "UniPC", _OFFSET, steps=(1, 999), zero_snr=True),
+        Sampler("unipc", "UniPC", "UniPC", _OFFSET, steps=(1, 999), zero_snr=True),
         # Zhang and Chen 2022 (https://arxiv.org/abs/2204.13902)
         Sampler("deis", "DEISMultistepScheduler", "DEIS", _OFFSET, steps=(1, 999)),
         # Xue et al. 2023 (https://arxiv.org/abs/2309.05019)

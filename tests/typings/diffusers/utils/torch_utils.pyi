@@ -3,5 +3,9 @@
 import torch
 
 def randn_tensor(
-    shape: tuple[int, ...], generator: list[torch.Generator] | None, device: torch.device, dtype: torch.dtype
+    shape: tuple[int, ...],
+    generator: list[torch.Generator] | torch.Generator | None,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    layout: torch.layout | None = None,
 ) -> torch.Tensor: ...

@@ -1,0 +1,305 @@
+"""A GPU that is not there: tensors that say they are on a CUDA device, and are computed on the CPU.
+
+What a GPU would refuse or wait for is an error: tensors of two devices in one operation, and while `Gpu.in_steps` also
+what makes the program wait for the device, tensors of two floating types in one operation, and double precision.
+PyTorch's own `FakeTensorMode` knows devices, too, but no numbers, without which there is no picture to compare and no
+CUDA graph to try; nor does it take gradients where PyTorch was built without CUDA.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import pytest
+import torch
+import torch.utils.checkpoint
+from torch.overrides import TorchFunctionMode, resolve_name
+
+import gen_img_diffusers
+from library.draw.denoiser import Denoiser
+from library.models import models, weight_reading
+
+CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
+
+# What reads a tensor's numbers, or gives something whose shape follows from them
+_READING = {
+    *("item", "tolist", "cpu", "nonzero", "argwhere", "masked_select", "unique", "equal", "allclose", "is_nonzero"),
+    *("bincount", "__bool__", "__int__", "__float__", "__complex__", "__index__", "__contains__", "__format__"),
+    *("__repr__", "__str__"),
+}
+_COPYING = {"to", "copy_", "cuda", "cpu", "tensor", "as_tensor", "type"}  # to another device or type, as is said
+_INDEXING = {"__getitem__", "__setitem__", "index_put_"}
+_MIXING = {"concat"}  # diffusers' XL: a text's vector with the sizes' features, cast together right after
+_NO_OPERATION = {"_parse_to", "_has_compatible_shallow_copy_type", "device"}
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that says it is on the GPU."""
+
+    gpu: "Gpu"
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable, types: Sequence[type], args: Sequence = (), kwargs: dict | None = None
+    ) -> Any:
+        return cls.gpu.call(func, args, kwargs or {})
+
+
+class _AllCalls(TorchFunctionMode):
+    """Hands calls without a tensor of the GPU on as well: they may make one."""
+
+    def __torch_function__(
+        self, func: Callable, types: Sequence[type], args: Sequence = (), kwargs: dict | None = None
+    ) -> Any:
+        return OnGpu.gpu.call(func, args, kwargs or {})
+
+
+class Gpu:
+    """What the device does, and what is asked of it."""
+
+    def __init__(self) -> None:
+        self.in_steps = False
+        self.steps = 0  # that were watched
+        self.kernels = 0  # that the program started one by one
+        self.replays = 0  # of CUDA graphs
+        self.recording: list[tuple[Callable, Sequence, dict, Any]] | None = None  # for a CUDA graph
+        self.free = [2**30]  # bytes of memory, each time that it is asked for; the last ones stay
+
+    def memory(self) -> tuple[int, int]:
+        """Free bytes, and all of them."""
+        return (self.free.pop(0) if len(self.free) > 1 else self.free[0]), 2**34
+
+    def call(self, func: Callable, args: Sequence, kwargs: dict) -> Any:
+        """One of PyTorch's functions, as on a GPU."""
+        with torch._C.DisableTorchFunctionSubclass():
+            return self._call(func, args, kwargs)
+
+    def _call(self, func: Callable, args: Sequence, kwargs: dict) -> Any:
+        name = getattr(func, "__name__", "")
+        leaves = [*_leaves(args), *_leaves(kwargs)]
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        devices = [leaf for leaf in leaves if _is_device(leaf)]
+        concerned = any(isinstance(tensor, OnGpu) for tensor in tensors) or any(map(_is_gpu, devices))
+        if not concerned or name in _NO_OPERATION:
+            return func(*args, **kwargs)
+        if name == "__get__":
+            return self._attribute(func, args[0])
+        on_gpu = _goes_to_gpu(name, args, devices)
+        if problem := self._problem(name, args, kwargs, tensors, on_gpu=on_gpu):
+            raise RuntimeError(f"{problem}: {resolve_name(func) or name}({', '.join(map(_described, tensors))})")
+        if devices:
+            args, kwargs = _mapped(lambda leaf: CPU if _is_device(leaf) else leaf, (args, kwargs))
+        if name in ("to", "cpu", "cuda") and isinstance(args[0], OnGpu) != on_gpu:
+            func, args = torch.Tensor.to, args if name == "to" else (args[0], CPU)
+            kwargs = kwargs | {"copy": True}  # another device's memory
+        result = _mapped(lambda leaf: _placed(leaf, tensors, on_gpu=on_gpu), func(*args, **kwargs))
+        self.kernels += 1
+        if self.recording is not None:
+            self.recording.append((func, args, kwargs, result))
+        return result
+
+    def _attribute(self, getter: Callable, tensor: torch.Tensor) -> Any:
+        of_gpu = {torch.Tensor.device: CUDA, torch.Tensor.is_cuda: True, torch.Tensor.is_cpu: False}
+        if getter.__self__ in of_gpu:
+            return of_gpu[getter.__self__]
+        return _placed(getter(tensor), [tensor], on_gpu=True)
+
+    def _problem(
+        self, name: str, args: Sequence, kwargs: dict, tensors: Sequence[torch.Tensor], *, on_gpu: bool
+    ) -> str | None:
+        sides = {isinstance(tensor, OnGpu) for tensor in tensors if tensor.dim()}  # one number may come from elsewhere
+        if (len(sides) > 1 and name not in _COPYING | _INDEXING) or name in ("numpy", "__array__"):
+            return "tensors of two devices"
+        if not self.in_steps:
+            return None
+        if _waits(name, args, kwargs, tensors, on_gpu=on_gpu):
+            return "the program waits for the device between steps"
+        types = {tensor.dtype for tensor in tensors if tensor.dim() and tensor.is_floating_point()}
+        if (len(types) > 1 and name not in _COPYING | _MIXING) or torch.float64 in types:
+            return "tensors of two types, or of double precision"
+        return None
+
+
+def _goes_to_gpu(name: str, args: Sequence, devices: Sequence[torch.device | str]) -> bool:
+    """Whether a call's result is on the GPU."""
+    if name == "cpu":
+        return False
+    if devices:
+        return _is_gpu(devices[-1])
+    if name in ("to", "type_as") and len(args) > 1 and isinstance(args[1], torch.Tensor):
+        return isinstance(args[1], OnGpu)
+    return True
+
+
+def _waits(name: str, args: Sequence, kwargs: dict, tensors: Sequence[torch.Tensor], *, on_gpu: bool) -> bool:
+    """Whether a GPU's call returns only when all that was asked for before is done."""
+    if name in _READING:
+        return True
+    if name in _INDEXING:  # a list of places is copied to the device; a mask's shape follows from its numbers
+        places = args[1] if isinstance(args[1], tuple) else (args[1],)
+        return any(isinstance(place, list) for place in places) or any(
+            tensor.dtype is torch.bool for tensor in tensors[1:]
+        )
+    if name in ("tensor", "as_tensor"):
+        return not isinstance(args[0], OnGpu)
+    other_device = {"to": lambda: isinstance(args[0], OnGpu) != on_gpu,
+                    "copy_": lambda: isinstance(args[0], OnGpu) != isinstance(args[1], OnGpu)}  # fmt: skip
+    return name in other_device and other_device[name]() and not (kwargs.get("non_blocking") or True in args[2:])
+
+
+def _is_device(leaf: object) -> bool:
+    return isinstance(leaf, torch.device) or (isinstance(leaf, str) and leaf.split(":")[0] in ("cuda", "cpu"))
+
+
+def _is_gpu(device: torch.device | str) -> bool:
+    return torch.device(device).type == CUDA.type
+
+
+def _leaves(value: object) -> Iterator[object]:
+    """What arguments hold, however deep."""
+    if isinstance(value, (tuple, list, dict)):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(each)
+    else:
+        yield value
+
+
+def _mapped(change: Callable[[Any], Any], value: Any) -> Any:
+    """Arguments or results with each of their leaves changed."""
+    if isinstance(value, dict):
+        return {key: _mapped(change, each) for key, each in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)([_mapped(change, each) for each in value])
+    return change(value)
+
+
+def _placed(result: Any, inputs: Sequence[torch.Tensor], *, on_gpu: bool) -> Any:
+    """A tensor on its device; what was handed in is handed back as it is."""
+    if not isinstance(result, torch.Tensor) or any(result is each for each in inputs):
+        return result
+    return result.as_subclass(OnGpu if on_gpu else torch.Tensor)
+
+
+def _described(tensor: torch.Tensor) -> str:
+    return f"{'cuda' if isinstance(tensor, OnGpu) else 'cpu'} {tensor.dtype} {[*tensor.shape]}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What stands for the rest of PyTorch's CUDA
+
+
+class _Event:
+    """Of a stream: what was asked for before it is done at once here."""
+
+    def synchronize(self) -> None:
+        if OnGpu.gpu.in_steps:
+            raise RuntimeError("the program waits for the device between steps: an event")
+
+
+class _Stream:
+    def record_event(self) -> _Event:
+        return _Event()
+
+    def wait_stream(self, other: "_Stream") -> None:
+        pass
+
+
+class _Graph:
+    """A CUDA graph: what was asked for while it was recorded, to be done again in the same memory."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Callable, Sequence, dict, Any]] = []
+
+    def replay(self) -> None:
+        OnGpu.gpu.replays += 1
+        with torch._C.DisableTorchFunction():
+            for func, args, kwargs, result in self.calls:
+                again = func(*args, **kwargs)
+                for own, new in zip(_leaves(result), _leaves(again)):
+                    if isinstance(own, torch.Tensor) and own is not new:
+                        own.copy_(new)
+
+
+@contextmanager
+def _recording(graph: _Graph, pool: object, capture_error_mode: str) -> Iterator[None]:
+    gpu = OnGpu.gpu
+    gpu.recording = graph.calls
+    try:
+        yield
+    finally:
+        gpu.recording = None
+    with torch._C.DisableTorchFunction():
+        graph.calls[-1][-1].fill_(torch.nan)  # what is recorded is not done yet
+
+
+class _InThisThread:
+    """A pool whose work is done at once: what watches PyTorch's functions watches one thread."""
+
+    def __init__(self, max_workers: int) -> None:
+        pass
+
+    def submit(self, work: Callable, *arguments: object) -> Future:
+        future: Future = Future()
+        try:
+            future.set_result(work(*arguments))
+        except Exception as problem:
+            future.set_exception(problem)
+        return future
+
+    def shutdown(self, wait: bool) -> None:
+        pass
+
+    def __enter__(self) -> "_InThisThread":
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        pass
+
+
+@contextmanager
+def pretended_gpu() -> Iterator[Gpu]:
+    """A block in which this machine has a GPU, which watches all steps of pictures from the first one's start on."""
+    gpu = OnGpu.gpu = Gpu()
+    denoise, predict = gen_img_diffusers.Pipeline._denoise, Denoiser.__call__
+
+    def watched_denoise(pipeline, jobs, originals, make_bar, starts=None):
+        def steps(timesteps: torch.Tensor) -> Iterator[torch.Tensor]:
+            gpu.in_steps = True
+            yield from make_bar(timesteps)
+            gpu.in_steps = False
+
+        try:
+            return denoise(pipeline, jobs, originals, steps, starts)
+        finally:
+            gpu.in_steps = False
+
+    def watched_predict(denoiser, sample, timestep, index):
+        prediction = predict(denoiser, sample, timestep, index)
+        wanted = {"sample": (sample, denoiser._models[0].dtype), "prediction": (prediction, torch.float32)}
+        for name, (tensor, dtype) in wanted.items():
+            assert isinstance(tensor, OnGpu), f"{name}: {_described(tensor)}"
+            assert tensor.dtype == dtype, f"{name}: {_described(tensor)}"
+        gpu.steps += 1
+        return prediction
+
+    with pytest.MonkeyPatch.context() as patch, _AllCalls():
+        patch.setattr(gen_img_diffusers.Pipeline, "_denoise", watched_denoise)
+        patch.setattr(Denoiser, "__call__", watched_predict)
+        for module in (gen_img_diffusers, models, weight_reading):
+            patch.setattr(module, "ThreadPoolExecutor", _InThisThread)
+        for name, stand_in in {
+            **{"is_available": lambda: True, "device_count": lambda: 1, "empty_cache": lambda: None},
+            **{"is_bf16_supported": lambda including_emulation: True, "mem_get_info": gpu.memory},
+            **{"current_stream": lambda device=None: _Stream(), "Stream": _Stream, "stream": nullcontext},
+            **{"CUDAGraph": _Graph, "graph": _recording, "graph_pool_handle": object},
+        }.items():
+            patch.setattr(torch.cuda, name, stand_in)
+        # what is computed once more for gradients is computed by PyTorch's engine, which knows nothing of a GPU
+        patch.setitem(torch.utils.checkpoint._allowed_determinism_checks_to_fns, "default", lambda tensor: None)
+        overwrites = torch.__future__.get_overwrite_module_params_on_conversion()
+        torch.__future__.set_overwrite_module_params_on_conversion(True)  # a moved parameter is another object
+        try:
+            yield gpu
+        finally:
+            torch.__future__.set_overwrite_module_params_on_conversion(overwrites)
