@@ -32,6 +32,26 @@ class SeedSource:
         return self._rng.randint(0, _RANDOM_SEED_LIMIT) if self._only is None else self._only
 
 
+class SeedsAgain:
+    """Hands out the seeds of another source, from the first one again after each `rewind`."""
+
+    def __init__(self, source: SeedSource) -> None:
+        self._source = source
+        self._seeds: list[int] = []
+        self._given = 0
+
+    def rewind(self) -> None:
+        """Begin again."""
+        self._given = 0
+
+    def next(self) -> int:
+        """The next picture's seed."""
+        if self._given == len(self._seeds):
+            self._seeds.append(self._source.next())
+        self._given += 1
+        return self._seeds[self._given - 1]
+
+
 def random_seed() -> int:
     """A seed out of nothing."""
     return random.SystemRandom().randint(0, _RANDOM_SEED_LIMIT)
