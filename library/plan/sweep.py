@@ -4,7 +4,7 @@ import math
 import re
 from argparse import ArgumentTypeError
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -130,12 +130,12 @@ def axis(text: str) -> Axis:
     said = _texts(rest) if option is None else _split(rest, ",")
     if option is _SEED:
         said = [str(seed) for each in said for seed in _seeds(each)]
-    known: list[object] = []
+    known: set[Hashable] = set()
     for value in said:
         meant = value if option is None else _converted(option, value)
         if meant in known:
             raise ArgumentTypeError(f"{value!r} is there twice; keep one of them")
-        known.append(meant)
+        known.add(meant)
     return Axis(name, option, tuple(said), text.strip())
 
 
@@ -151,14 +151,16 @@ def _option(name: str) -> PromptOption | None:
     return _NAMES[plain]
 
 
-def _converted(option: PromptOption, value: str) -> object:
+def _converted(option: PromptOption, value: str) -> Hashable:
     """A value as it counts."""
     if OPTION_START.search(value):
         raise ArgumentTypeError(f"{value!r} would begin another option; take the hyphens out, or sweep that option")
     try:
-        return option.convert(value)
+        converted = option.convert(value)
     except ArgumentTypeError as problem:
         raise ArgumentTypeError(f"{value!r}: {problem}") from None
+    assert isinstance(converted, Hashable)  # settings of jobs are
+    return converted
 
 
 def _seeds(value: str) -> tuple[int, ...]:

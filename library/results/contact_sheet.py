@@ -129,8 +129,12 @@ def _parts(table: Table) -> Iterator[Block]:
         for left, right in _cut(columns, most):
             part = [row[left:right] for row in table.rows[top:bottom]]
             if any(picture is not None for row in part for picture in row):
-                row_labels = table.row_labels[top:bottom] if any(table.row_labels) else ()
-                yield Block(part, row_labels, table.column_labels[left:right], table.heading)
+                row_labels = _named(table.row_axis, table.row_labels[top:bottom])
+                yield Block(part, row_labels, _named(table.column_axis, table.column_labels[left:right]), table.heading)
+
+
+def _named(axis: str, labels: Sequence[str]) -> Sequence[str]:
+    return [f"{axis}: {label}" for label in labels] if axis else ()
 
 
 def _cut(count: int, most: int) -> Iterator[tuple[int, int]]:

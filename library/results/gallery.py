@@ -11,6 +11,7 @@ from library.plan.run_plan import RunPlan
 from library.results.contact_sheet import Sheet, draw_sheet, sheets_by_prompt, sheets_by_seed, sheets_of_sweep
 from library.results.made_picture import MadePicture
 from library.results.metadata import RunFacts, shown_settings
+from library.results.sweep_tables import sweep_tables
 from library.results.web_page import Command, make_page
 from library.settings.options import Said
 from library.texts import readable
@@ -38,7 +39,8 @@ def show_results(plan: RunPlan, facts: RunFacts, said: Said) -> Iterator[Path]:
     if plan.output.page and pictures:
         mark = f"gen_img_diffusers.py, run {plan.record.run}"
         title = f"{plan.output.folder.resolve().name}, {plan.record.started[:10]}"
-        page = make_page(pictures, title, Command(said, plan.defaults, plan.model.family.size_px), mark)
+        tables = list(sweep_tables(pictures, plan.sweep)) if plan.sweep.axes else []
+        page = make_page(pictures, title, Command(said, plan.defaults, plan.model.family.size_px), mark, tables)
         yield _save(readable(page).encode(), plan.output.folder / "index.html", replace_if=mark.encode())
 
 

@@ -10,10 +10,12 @@ from library.results.made_picture import MadePicture
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of pictures, None where one is missing; an empty label stands for an axis that there is not."""
+    """Rows of pictures, None where one is missing; an axis that there is not has no name."""
 
-    heading: str  # the value of the third axis
+    heading: str  # the value on the third axis, with that one's name
+    row_axis: str
     row_labels: Sequence[str]
+    column_axis: str
     column_labels: Sequence[str]
     rows: Sequence[Sequence[MadePicture | None]]
 
@@ -33,10 +35,10 @@ class PromptTables:
 
 
 _Key = tuple[str, str]  # an axis and a value on it
-_Dimension = Sequence[tuple[_Key, str]]  # with the label of each
+_Dimension = tuple[str, Sequence[tuple[_Key, str]]]  # an axis, and what stands on it with the label of each
 _IMAGE = "\0image"  # the axis of pictures that differ by more than a sweep's values
 _NOTHING: _Key = ("", "")
-_NONE: _Dimension = [(_NOTHING, "")]
+_NONE: _Dimension = ("", [(_NOTHING, "")])
 
 
 def sweep_tables(pictures: Iterable[MadePicture], sweep: Sweep) -> Iterator[PromptTables]:
@@ -51,7 +53,7 @@ def sweep_tables(pictures: Iterable[MadePicture], sweep: Sweep) -> Iterator[Prom
     for made in by_line.values():
         named = {name for name, _ in _cell(made[0]).values}
         dimensions: list[_Dimension] = [
-            [((axis.name, value), f"{axis.name}: {value}") for value in axis.values]
+            (axis.name, [((axis.name, value), value) for value in axis.values])
             for axis in sweep.axes
             if axis.name in named
         ]
@@ -78,10 +80,10 @@ def _cell(picture: MadePicture) -> SweepCell:
 def _images(pictures: Sequence[MadePicture]) -> _Dimension:
     """The axis of pictures that a line has several of in each combination; tells their prompts, where these differ."""
     prompts = {picture.job.prompt for picture in pictures}
-    return [
+    return "seed", [
         (
             (_IMAGE, str(_cell(picture).image)),
-            f"seed: {picture.job.seed}{f', {picture.job.prompt}' if len(prompts) > 1 else ''}",
+            f"{picture.job.seed}{f', {picture.job.prompt}' if len(prompts) > 1 else ''}",
         )
         for picture in pictures
     ]
@@ -89,8 +91,9 @@ def _images(pictures: Sequence[MadePicture]) -> _Dimension:
 
 def _tables(made: Sequence[MadePicture], dimensions: Sequence[_Dimension]) -> PromptTables:
     """The tables of pictures by at most three dimensions."""
-    by_image = any(key[0] == _IMAGE for dimension in dimensions for key, _ in dimension)
-    rows, columns, tables = [*([_NONE] if len(dimensions) < 2 else []), *dimensions, _NONE, _NONE][:3]
+    by_image = any(key[0] == _IMAGE for _, along in dimensions for key, _ in along)
+    all_three = [*([_NONE] if len(dimensions) < 2 else []), *dimensions, _NONE, _NONE][:3]
+    (row_axis, rows), (column_axis, columns), (table_axis, tables) = all_three
     places: dict[frozenset[_Key], MadePicture] = {}
     for picture in made:
         cell = _cell(picture)
@@ -106,8 +109,10 @@ def _tables(made: Sequence[MadePicture], dimensions: Sequence[_Dimension]) -> Pr
         str(made[0].job.seed) if len(seeds) == 1 else "",
         [
             Table(
-                heading,
+                f"{table_axis}: {heading}" if table_axis else "",
+                row_axis,
                 [label for _, label in rows],
+                column_axis,
                 [label for _, label in columns],
                 [[at(row, column, table) for column, _ in columns] for row, _ in rows],
             )
