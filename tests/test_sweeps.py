@@ -109,6 +109,7 @@ def test_text_of_prompts_is_replaced(sd1, generate, tmp_path):
         ("a --L 3", ["scale=4,5"], "--l: the line sets it, and so does --sweep scale=4,5; take one of them out"),
         ("a", ["l=1,2", "s=1,2", "w=64,72", "h=64,72"], "--sweep: 4 axes; give at most 3"),
         ("a", ["am=0,1"], "--am 0: there is no network"),
+        ("a", ["strength=0.4,1"], "--sweep strength=0.4,1: changes nothing without --image_path"),
         ("a", ["s=1,2", "seed=0-600"], "--n_iter 1, --images_per_prompt 1"),
     ],
 )  # fmt: skip

@@ -18,7 +18,7 @@ from library.plan.job_checks import check_loss_guidance, check_settings, warn_of
 from library.plan.prompt_lines import PromptLine, parse_prompt_line, place_of, seeds_of
 from library.plan.prompt_syntax import SD_SCRIPTS, check_tags, read_prompt, web_ui_marks
 from library.plan.sampling import Sampling
-from library.plan.seeds import SeedsAgain, SeedSource
+from library.plan.seeds import SeedsAgain, SeedSource, seed_of
 from library.plan.sources import NO_SOURCES, SourceLine, SourcePicture, Sources, in_turn
 from library.plan.stages import stages
 from library.plan.sweep import NO_SWEEP, Sweep
@@ -32,7 +32,7 @@ from library.settings.masks import NO_MASKS, MaskSettings
 from library.settings.samplers import SAMPLERS
 from library.settings.sizes import NOT_SAID
 from library.settings.tiling import WHOLE, Tiling
-from library.values import FRESH_SEED, MAX_SEED, PIXELS_PER_CELL
+from library.values import MAX_SEED, PIXELS_PER_CELL
 from networks.strengths import Strength, parse_tag
 from networks.tags import TaggedNetworks, TagUse
 
@@ -129,7 +129,7 @@ class JobMaker:
         if line.parsed is not None:
             said = line.parsed.settings.get("seeds")
             for image in range(self.images_per_prompt or 1):
-                yield self._job(line.parsed, _seed(said, image, seeds), line, name_file)
+                yield self._job(line.parsed, seed_of(said, image, seeds), line, name_file)
             return
         dynamic = _dynamic_prompt(line, self.wildcards)
         variants: Iterable[DynamicPrompt] = (
@@ -143,7 +143,7 @@ class JobMaker:
             if parsed is None or variant.is_dynamic or dynamic.enumerated:
                 parsed = parse_prompt_line(variant.resolve(0), line.where, line.cells)
             said = parsed.settings.get("seeds")
-            seed = _seed(said, image, seeds)
+            seed = seed_of(said, image, seeds)
             resolved = parsed
             if variant.is_dynamic:
                 resolved = parse_prompt_line(variant.resolve(seed), line.where, line.cells)
@@ -298,12 +298,6 @@ class JobMaker:
 
 def _dynamic_prompt(line: SourceLine, wildcards: Wildcards) -> DynamicPrompt:
     return wildcards.parse(line.text, line.where, partial(place_of, line.where, cells=line.cells))
-
-
-def _seed(said: Sequence[int] | None, image: int, seeds: SeedSource | SeedsAgain) -> int:
-    """The seed of a line's image, from 0: what the line says, else a new one."""
-    seed = said[min(image, len(said) - 1)] if said else FRESH_SEED
-    return seeds.next() if seed == FRESH_SEED else seed
 
 
 def _pictures_of(text: str, images_per_prompt: int | None) -> int:

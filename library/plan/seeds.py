@@ -1,6 +1,9 @@
 """Seeds for pictures whose prompt line names none."""
 
 import random
+from collections.abc import Sequence
+
+from library.values import FRESH_SEED
 
 _RANDOM_SEED_LIMIT = 0x7FFFFFFF  # as sd-scripts draws them
 
@@ -50,6 +53,12 @@ class SeedsAgain:
             self._seeds.append(self._source.next())
         self._given += 1
         return self._seeds[self._given - 1]
+
+
+def seed_of(said: Sequence[int] | None, image: int, seeds: SeedSource | SeedsAgain) -> int:
+    """The seed of a line's image, from 0: what the line says, else a new one."""
+    seed = said[min(image, len(said) - 1)] if said else FRESH_SEED
+    return seeds.next() if seed == FRESH_SEED else seed
 
 
 def random_seed() -> int:

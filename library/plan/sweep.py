@@ -23,7 +23,7 @@ _NAMES: dict[str, PromptOption | None] = {
     **{name.lower(): PROMPT_OPTIONS[line] for name, line in IN_LINES.items()},
     **COLUMNS,
 }
-_SEED, _FILE_NAME = PROMPT_OPTIONS["d"], PROMPT_OPTIONS["f"]
+_SEED, _STRENGTH, _FILE_NAME = (PROMPT_OPTIONS[name] for name in "dtf")
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def from_options(options: Options) -> Sweep:
     """The axes of a run.
 
     Raises:
-        InputError: for too many axes, two of one thing, and seeds that would be drawn again.
+        InputError: for too many axes, two of one thing, a strength of nothing, and seeds that would be drawn again.
     """
     axes: list[Axis] = options.sweep or []
     if len(axes) > MAX_AXES:
@@ -107,6 +107,10 @@ def from_options(options: Options) -> Sweep:
     for place, axis in enumerate(axes):
         if (before := next((each for each in axes[:place] if each.key == axis.key), None)) is not None:
             raise InputError(f"--sweep {axis}", f"is about the same as --sweep {before}; put the values into one")
+    for axis in axes:
+        if axis.option is _STRENGTH and options.image_path is None and options.highres_fix_scale is None:
+            problem = "changes nothing without --image_path and without Highres. fix; give one of them"
+            raise InputError(f"--sweep {axis}", problem)
     repeated = [name for name in ("images_per_prompt", "n_iter") if (getattr(options, name) or 1) > 1]
     for axis in axes if repeated else ():
         if axis.option is _SEED:

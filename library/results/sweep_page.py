@@ -23,8 +23,9 @@ th { font-weight: normal; font-size: .85rem; text-align: start; vertical-align: 
 th, td { padding: 2px; box-sizing: border-box; width: var(--cell) }
 tbody th, thead td { width: var(--label); position: sticky; left: 0; background: Canvas; font-size: .85rem }
 thead td { color: GrayText; overflow-wrap: anywhere }
-td a { display: block }
-a:focus-visible, button:focus-visible, .scroll:focus-visible { outline: 3px solid Highlight; outline-offset: -3px }
+td a { display: block; scroll-margin: 9rem .5rem 1rem var(--label) }
+.scroll:focus-visible { outline: 3px solid Highlight; outline-offset: -3px }
+td a:focus-visible { outline: 4px solid Highlight; box-shadow: 0 0 0 8px Canvas; position: relative }
 .about { display: none }
 .apart { visibility: hidden }
 dialog { box-sizing: border-box; width: min(96vw, 70rem); max-width: 96vw; max-height: 96vh; overflow: auto }
