@@ -87,6 +87,10 @@ def test_text_of_prompts_is_replaced(sd1, generate, tmp_path):
     ]
     assert {job["negative_prompt"] for job in jobs[:-1]} == {"cat"}
     assert [each["name"] for each in jobs[0]["sweep"]["values"]] == ["prompt ((cat:1.2))", "prompt (red cat)"]
+    # one text may begin with the other
+    axes = ("--sweep", "prompt=red:blue", "prompt=red cat:fox")
+    jobs = planned(generate(sd1.folder, "--prompt", "a red cat, red", *axes, "--dry_run", "--json"))
+    assert [job["prompt"] for job in jobs] == ["a red cat, red", "a fox, red", "a red cat, blue", "a fox, blue"]
 
 
 @pytest.mark.parametrize(
@@ -245,6 +249,8 @@ def test_a_sheet_of_three_axes(tmp_path):
     width, height = Image.open(io.BytesIO(drawn)).size
     assert sheet.cell_px == (128, 144)  # wide enough for a word; a square would be 144 wide
     assert width < 5 * 144 and height > 6 * 144
+    wide, sweep = pictures_of(tmp_path / "b", ["scale=1,2"], size=(768, 384))
+    assert next(sheets_of_sweep(wide, sweep)).cell_px == (256, 128)
 
 
 def test_one_axis_is_a_row_and_seeds_are_another(tmp_path):
