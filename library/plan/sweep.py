@@ -129,7 +129,8 @@ def axis(text: str) -> Axis:
     name, equals, rest = text.partition("=")
     name = name.strip()
     if not equals or not name:
-        raise ArgumentTypeError("is no axis; write NAME=VALUE,VALUE, for instance scale=4,7.5,12")
+        example = "for instance scale=4,7.5,12, and in quotes where it has spaces"
+        raise ArgumentTypeError(f"is no axis; write NAME=VALUE,VALUE, {example}")
     option = _option(name)
     said = _texts(rest) if option is None else _split(rest, ",")
     if option is _SEED:

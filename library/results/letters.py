@@ -86,9 +86,10 @@ def warn_of_lacking(letters: Letters, what: str) -> None:
     if not (lacking := letters.lacking):
         return
     name = unicodedata.name(lacking[0], "")
-    package = next((package for start, package in _ADVICE.items() if name.startswith(start)), "fonts-noto-core")
+    usual = "fonts-symbola" if unicodedata.category(lacking[0]) == "So" else "fonts-noto-core"
+    package = next((package for start, package in _ADVICE.items() if name.startswith(start)), usual)
     shown = lacking[:10] + "…" * (len(lacking) > 10)
-    advice = f"install one, such as Noto Sans (on Debian and Ubuntu: apt install {package})"
+    advice = f"install one that has them (on Debian and Ubuntu: apt install {package})"
     logger.warning("%s: no font here has the letters %s, which are boxes; %s", what, shown, advice)
 
 
@@ -104,6 +105,14 @@ def _font(file: Path, size_px: int) -> "FreeTypeFont":
     return ImageFont.truetype(file, size_px)
 
 
+@lru_cache(maxsize=64)
+def _plain_font(file: Path) -> "FreeTypeFont":
+    """A font that looks each character up by itself, without writing systems' rules."""
+    from PIL import ImageFont
+
+    return ImageFont.truetype(file, 20, layout_engine=ImageFont.Layout.BASIC)
+
+
 @lru_cache(maxsize=1 << 16)
 def has(file: Path, character: str) -> bool:
     """Whether a font has a letter of its own for a character, not what it draws for those that it lacks."""
@@ -114,9 +123,9 @@ def has(file: Path, character: str) -> bool:
 
 @lru_cache(maxsize=1 << 12)
 def _drawn(file: Path, character: str) -> tuple[object, bytes]:
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
-    font = ImageFont.truetype(file, 20, layout_engine=ImageFont.Layout.BASIC)  # which looks single characters up
+    font = _plain_font(file)
     left, top, right, bottom = font.getbbox(character)
     drawn = Image.new("L", (40, 40))
     ImageDraw.Draw(drawn).text((10 - left, 10 - top), character, 255, font)
