@@ -32,6 +32,7 @@ from library.plan.prompt_lines import PROMPT_OPTIONS
 from library.plan.prompt_syntax import SD_SCRIPTS, prompt_syntax
 from library.plan.run_plan import RunPlan
 from library.plan.stages import stages
+from library.plan.sweep import axis
 from library.plan.tokens import MOST_CHUNKS
 from library.results.gallery import show_results
 from library.results.metadata import FileHash, RunFacts
@@ -101,6 +102,7 @@ _EXAMPLES = """examples:
   a file of prompts:      gen_img_diffusers.py --ckpt model.safetensors --bf16 --batch_size 4 --from_file prompts.txt
   what it would make:     gen_img_diffusers.py --ckpt model.safetensors --from_file prompts.txt --dry_run
   after an interruption:  gen_img_diffusers.py --ckpt model.safetensors --bf16 --from_file prompts.txt --resume
+  settings compared:      gen_img_diffusers.py --ckpt model.safetensors --prompt "a cat" --sweep scale=4,7,12 --grid
   from a picture:         gen_img_diffusers.py --ckpt model.safetensors --image_path sketch.png --prompt "a castle"
   prompt after prompt:    gen_img_diffusers.py --ckpt model.safetensors --interactive
   options from a file:    gen_img_diffusers.py --config settings.toml --seed 7"""
@@ -188,6 +190,9 @@ def _source_options(group: OptionGroup) -> None:
               help="sd-scripts (default), or webui: [a:b:0.5], [a|b], AND with weights, <lora:name:0.8>")  # fmt: skip
     group.add("--wildcard_dir", use=CHOICE, metavar="DIR", convert=Path,
               help="folder of .txt and .yaml lists, of which __name__ in a prompt takes an entry")  # fmt: skip
+    group.add("--sweep", use=CHOICE, many=True, again=True, metavar="NAME=VALUE,...", convert=axis,
+              help="draw each prompt with each of these values: scale=4,7.5,12, seed=1-4, network_mul=0,0.5,1 or "
+              "prompt=old:new|new; several of them in all combinations, with the same seeds")  # fmt: skip
     group.switch("--shuffle_prompts", use=CHOICE, help="mix the lines anew in each iteration")
 
 

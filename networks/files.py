@@ -152,7 +152,8 @@ def find_networks(
     for name, values in (("--network_mul", multipliers), ("--network_args", arguments)):
         if len(values) > len(modules):
             networks = f"{len(modules)} network{'s' if len(modules) > 1 else ''}"
-            advice = f"; to compare strengths, write a prompt line for each: {', '.join(f'--am {v}' for v in values)}"
+            swept = ",".join(f'"{value}"' if "," in str(value) else str(value) for value in values)
+            advice = f"; to compare strengths, give --sweep network_mul={swept}, or a line for each (--am {values[0]})"
             advice = advice if name == "--network_mul" else ""
             raise InputError(name, f"has {len(values)} values for {networks}; give at most as many{advice}")
     for module in modules:

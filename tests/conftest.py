@@ -1,9 +1,11 @@
 """Shared fixtures: tiny models of random weights in every layout, and the program run in this process."""
 
+import http.server
 import os
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 # The tiny models gain nothing from threads, and many small parallel regions crawl on a machine that does other work.
@@ -140,3 +142,21 @@ def generate(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Generate:
         return Result(status, captured.out, captured.err, files)
 
     return run
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[tuple[str, list[tuple[str, int]]]]:
+    """A folder served over HTTP: its address, and the paths that were asked for with the answers' status."""
+    asked: list[tuple[str, int]] = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+            asked.append((self.path, int(code)))
+
+        def log_error(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=tmp_path / "site")) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", asked
+        server.shutdown()

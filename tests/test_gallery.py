@@ -1,14 +1,11 @@
 """Contact sheets and the page of a run, in a real browser where there is one; picture formats and what they carry."""
 
 import html
-import http.server
 import re
 import shlex
 import shutil
 import subprocess
-import threading
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -106,24 +103,6 @@ def test_the_page_tells_how_each_picture_was_made(sd1, prompts, generate, tmp_pa
     assert (tmp_path / "out" / "index.html").read_text().count("<figure>") == 6
     generate(*command)
     assert (tmp_path / "out" / "index-1.html").read_text().count("<figure>") == 6
-
-
-@pytest.fixture
-def site(tmp_path):
-    """A folder served over HTTP: its address, and the paths that were asked for with the answers' status."""
-    asked: list[tuple[str, int]] = []
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-            asked.append((self.path, int(code)))
-
-        def log_error(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=tmp_path / "site")) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}", asked
-        server.shutdown()
 
 
 def write_site(folder: Path, pictures: int) -> None:

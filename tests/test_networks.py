@@ -393,7 +393,7 @@ def test_numbers_that_do_not_pair_up(sd1, files, generate, tmp_path):
         (
             (*one, "--network_mul", 1, 2),
             "--network_mul: has 2 values for 1 network; give at most as "
-            "many; to compare strengths, write a prompt line for each: --am 1, --am 2",
+            "many; to compare strengths, give --sweep network_mul=1,2, or a line for each (--am 1)",
         ),
         ((*one, "--network_mul", "x"), "--network_mul x: not a number"),
         ((*one, "--network_args", "a"), "--network_args a: 'a' is not key=value"),

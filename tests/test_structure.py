@@ -108,7 +108,7 @@ def test_every_option_that_code_reads_exists():
         (COMPUTING, "ckpt tokenizer_cache_dir network_show_meta control_net_save_guides vae_slices xformers sdpa "
                     "diffusers_xformers lowvram compile opt_channels_last"),
         (CHOICE, "shuffle_prompts seed iter_same_seed images_per_prompt n_iter sequential_file_name image_path "
-                 "use_original_file_name file_name mask_path natural_order wildcard_dir"),
+                 "use_original_file_name file_name mask_path natural_order wildcard_dir sweep"),
         (RUN, "prompt from_file interactive no_preview outdir grid html batch_size vae_batch_size"),
         (TELLING, "resume dry_run json quiet verbose debug"),
         (COMMAND_LINE, "config list_samplers version help"),
@@ -199,6 +199,7 @@ def test_an_id_tells_every_field_that_changes_the_picture():
     changes |= {"extend": Margins(0, 0, 8, 0), "boxes": (Box(0, 0, 8, 8),)}
     changes |= {"follows": None, "sizes": ToldSizes(crop_top=1), "tags": (TAG,)}
     not_told = {"file", "file_name", "where"}
+    not_told |= {"cell"}  # of a sweep, whose values are told by what they set
     not_told |= {"canvas", "turn"}  # the size of the source, whose content is compared; what is drawn at the moment
     assert set(changes) | not_told == set(Job.__dataclass_fields__)  # a new field belongs here, and into the ids
     for kind, names in run_record._PARTS.items():
@@ -238,6 +239,7 @@ def test_what_pictures_of_a_batch_share_is_in_its_key():
     own |= {"canvas", "turn"}  # its source's size; which box is drawn, alike in a batch
     own |= {"control_net", "stage"}  # those of Highres. fix's stages, alike in all pictures of a run
     own |= {"upscale"}  # likewise
+    own |= {"cell"}  # of a sweep, for what is shown
     shared = {
         "width": 64,
         "height": 64,

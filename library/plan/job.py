@@ -16,6 +16,18 @@ from networks.strengths import OFF, Strength
 from networks.tags import TagUse
 
 
+@dataclass(frozen=True, slots=True)
+class SweepCell:
+    """A picture's place in a sweep: what the sweep sets for it, by the names of axes, in a prompt line as written.
+
+    Pictures of one line whose `image` is the same have one seed, source and guides, and differ by the sweep alone.
+    """
+
+    line: str
+    values: tuple[tuple[str, str], ...]
+    image: int = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSettings:
     """What the command line sets for all pictures and a prompt line may set for its own."""
@@ -76,6 +88,7 @@ class Job(JobSettings):
     tags: tuple[TagUse, ...] = ()  # the networks of its prompt's tags, by their places in the run
     stage: int = 0  # of Highres. fix: 1 is the small picture, 2 its enlargement; 0 is drawn in one go
     steps_before: int = 0  # that the stages before this one run
+    cell: SweepCell | None = None  # of a sweep; None in a run without one
 
     @property
     def described(self) -> str:

@@ -18,7 +18,7 @@ from library.texts import is_text
 
 _PROMPT = "prompt"
 # by the names of options in lines, and by the names of what they set; None is the prompt itself
-_COLUMNS: dict[str, PromptOption | None] = {
+COLUMNS: dict[str, PromptOption | None] = {
     _PROMPT: None,
     **{option.sets: option for option in PROMPT_OPTIONS.values() if "." not in option.sets},
     "seed": PROMPT_OPTIONS["d"],
@@ -88,12 +88,12 @@ def _as_line(where: str, row: Iterable[tuple[str, object]], clean: Callable[[str
 
 def _option(column: str, where: str) -> PromptOption | None:
     name = column.lower()
-    if name not in _COLUMNS:
+    if name not in COLUMNS:
         option = meant_option(name, IN_LINES)
-        column_meant = IN_LINES[option] if option and is_same_thing(name, option) else nearest(name, _COLUMNS)
-        hint = f"did you mean {column_meant}?" if column_meant else f"known are {', '.join(_COLUMNS)}"
+        column_meant = IN_LINES[option] if option and is_same_thing(name, option) else nearest(name, COLUMNS)
+        hint = f"did you mean {column_meant}?" if column_meant else f"known are {', '.join(COLUMNS)}"
         raise InputError(column[:60] or "a column without a name", f"no such column; {hint}", where)
-    return _COLUMNS[name]
+    return COLUMNS[name]
 
 
 def _cell_text(column: str, value: object, option: PromptOption | None, where: str, clean: Callable[[str], str]) -> str:

@@ -3,7 +3,7 @@
 import logging
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,9 +18,10 @@ from library.plan.job_checks import check_loss_guidance, check_settings, warn_of
 from library.plan.prompt_lines import PromptLine, parse_prompt_line, place_of, seeds_of
 from library.plan.prompt_syntax import SD_SCRIPTS, check_tags, read_prompt, web_ui_marks
 from library.plan.sampling import Sampling
-from library.plan.seeds import SeedSource
+from library.plan.seeds import SeedsAgain, SeedSource, seed_of
 from library.plan.sources import NO_SOURCES, SourceLine, SourcePicture, Sources, in_turn
 from library.plan.stages import stages
+from library.plan.sweep import NO_SWEEP, Sweep
 from library.plan.wildcards import Wildcards
 from library.settings import gradual_latent
 from library.settings.deep_shrink import USUAL_DEPTH
@@ -31,7 +32,7 @@ from library.settings.masks import NO_MASKS, MaskSettings
 from library.settings.samplers import SAMPLERS
 from library.settings.sizes import NOT_SAID
 from library.settings.tiling import WHOLE, Tiling
-from library.values import FRESH_SEED, MAX_SEED, PIXELS_PER_CELL
+from library.values import MAX_SEED, PIXELS_PER_CELL
 from networks.strengths import Strength, parse_tag
 from networks.tags import TaggedNetworks, TagUse
 
@@ -62,6 +63,7 @@ class JobMaker:
         tagged: the networks that prompts' tags name; None where there are no tags.
         masks: how masks are read, and what is drawn of pictures.
         tiling: what of a picture the model sees at once.
+        sweep: what each line is drawn with in all combinations.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class JobMaker:
         tagged: TaggedNetworks | None = None,
         masks: MaskSettings = NO_MASKS,
         tiling: Tiling = WHOLE,
+        sweep: Sweep = NO_SWEEP,
     ) -> None:
         self.defaults = defaults
         self.images_per_prompt = images_per_prompt
@@ -97,6 +100,7 @@ class JobMaker:
         self.tagged = tagged
         self.masks = masks
         self.tiling = tiling
+        self.sweep = sweep
         self._made = 0
         self._last_file: Path | None = None
 
@@ -111,9 +115,21 @@ class JobMaker:
         Raises:
             InputError: for a fault in the line, with its place.
         """
+        if not self.sweep.axes:
+            yield from self._jobs(line, seeds, name_file)
+            return
+        first, again = self._made, SeedsAgain(seeds)
+        for combined in self.sweep.lines(line):
+            self._made = first  # sources and guides are those of the other combinations, too
+            again.rewind()
+            yield from self._jobs(combined, again, name_file)
+
+    def _jobs(self, line: SourceLine, seeds: SeedSource | SeedsAgain, name_file: NameFile) -> Iterator[Job]:
+        """The jobs of one prompt line, or of one combination of it."""
         if line.parsed is not None:
-            for _ in range(self.images_per_prompt or 1):
-                yield self._job(line.parsed, seeds.next(), line, name_file)
+            said = line.parsed.settings.get("seeds")
+            for image in range(self.images_per_prompt or 1):
+                yield self._job(line.parsed, seed_of(said, image, seeds), line, name_file)
             return
         dynamic = _dynamic_prompt(line, self.wildcards)
         variants: Iterable[DynamicPrompt] = (
@@ -127,8 +143,7 @@ class JobMaker:
             if parsed is None or variant.is_dynamic or dynamic.enumerated:
                 parsed = parse_prompt_line(variant.resolve(0), line.where, line.cells)
             said = parsed.settings.get("seeds")
-            seed = said[min(image, len(said) - 1)] if said else FRESH_SEED
-            seed = seeds.next() if seed == FRESH_SEED else seed
+            seed = seed_of(said, image, seeds)
             resolved = parsed
             if variant.is_dynamic:
                 resolved = parse_prompt_line(variant.resolve(seed), line.where, line.cells)
@@ -179,6 +194,7 @@ class JobMaker:
             regions=regions,
             guides=self.sources.guides_of(place),
             tags=tags,
+            cell=replace(line.cell, image=self._made) if line.cell else None,
             follows=self._last_file if self.loss_guidance.uses_goal_picture and not self.sources.guides else None,
         )
         self._made += 1
@@ -309,9 +325,13 @@ def _with_implied(overrides: dict[str, object], defaults: JobSettings) -> dict[s
 
 
 def count_pictures(
-    lines: Sequence[SourceLine], images_per_prompt: int | None, iterations: int, wildcards: Wildcards | None = None
+    lines: Sequence[SourceLine],
+    images_per_prompt: int | None,
+    iterations: int,
+    wildcards: Wildcards | None = None,
+    sweep: Sweep = NO_SWEEP,
 ) -> int:
-    """How many pictures a run makes.
+    """How many pictures a run makes of its lines, in one combination of its sweep.
 
     Raises:
         InputError: for a fault in a line's dynamic prompt, and for more than `MAX_JOBS`.
@@ -325,13 +345,14 @@ def count_pictures(
         dynamic = _dynamic_prompt(line, named)
         return dynamic.count() if dynamic.enumerated else _pictures_of(line.text, images_per_prompt)
 
-    pictures = iterations * sum(_for_all(lines, count))
+    counts = _for_all(lines, count)
+    pictures = iterations * sum(each * sweep.combinations(line) for line, each in zip(lines, counts))
     if pictures > MAX_JOBS:
         raise InputError(
-            f"--n_iter {iterations}, --images_per_prompt {images_per_prompt or 1}",
+            f"--n_iter {iterations}, --images_per_prompt {images_per_prompt or 1}{', --sweep' * bool(sweep.axes)}",
             f"{pictures:,} pictures, more than {MAX_JOBS:,} in one run; make several runs",
         )
-    return pictures
+    return iterations * sum(counts)
 
 
 def plan_jobs(

@@ -49,7 +49,8 @@ def plan_parts(
     usual = {"sampler": maker.defaults.sampler, "schedule": maker.defaults.schedule}
     jobs: list[Job] = []
     parts: list[Part] = []
-    counts = (repeats.images_per_prompt, repeats.iterations, maker.wildcards)
+    counts = (repeats.images_per_prompt, repeats.iterations, maker.wildcards, maker.sweep)
+    maker.sweep.check(lines)
     of_all = count_pictures(lines, *counts)
     if earlier:
         _check_wildcards(earlier, maker.wildcards.files)

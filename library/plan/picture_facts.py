@@ -11,7 +11,7 @@ from pathlib import Path
 
 from library.files.control_net import ControlNetFile
 from library.files.lllite import LLLiteFile
-from library.plan.job import Job
+from library.plan.job import Job, SweepCell
 from library.plan.run_plan import RunPlan
 from library.plan.run_record import FORMAT_VERSION
 from library.plan.stages import stages
@@ -35,6 +35,7 @@ _TOLD_OTHERWISE = (
     "guides",
     "upscale",
     "canvas",
+    "cell",
 )
 _INNER = ("control_net", "follows", "stage", "steps_before", "turn")  # what jobs note for the way they are drawn
 
@@ -81,7 +82,13 @@ def picture_facts(plan: RunPlan, job: Job, file: Path | None = None) -> dict[str
         **_masks(plan.masks, job),
         "format": plan.output.suffix.removeprefix("."),
         "quality": None if plan.output.suffix == ".png" else plan.output.quality,
+        **({"sweep": _place(job.cell)} if job.cell else {}),
     }
+
+
+def _place(cell: SweepCell) -> dict[str, object]:
+    """What a sweep sets for a picture, and which pictures differ by that alone: those of one image number."""
+    return {"image": cell.image, "line": cell.line, "values": [{"name": n, "value": v} for n, v in cell.values]}
 
 
 def to_json(facts: Mapping[str, object]) -> str:

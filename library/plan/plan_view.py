@@ -18,12 +18,14 @@ def show_plan(plan: RunPlan, batches: Sequence[Sequence[Job]]) -> Iterator[str]:
             state = {"batch": batch_of.get(id(job)), "done": place in plan.done}
             yield to_json(picture_facts(plan, job) | state)
         return
-    rows = [("file", "size", "steps", "scale", "batch", "prompt")]
+    swept = [axis.name for axis in plan.sweep.axes if axis.name not in ("steps", "scale")]
+    rows = [("file", "size", "steps", "scale", *map(one_line, swept), "batch", "prompt")]
     for job in plan.jobs:
         size, batch = "{}x{}".format(*job.file_size), str(batch_of.get(id(job), "done"))
-        rows.append(
-            (one_line(job.file.name), size, str(job.steps_run), f"{job.guidance_scale:g}", batch, _short(job.prompt))
-        )
+        values = dict(job.cell.values) if job.cell else {}
+        of_axes = [_short(values.get(name, "")) for name in swept]
+        settings = (size, str(job.steps_run), f"{job.guidance_scale:g}", *of_axes)
+        rows.append((one_line(job.file.name), *settings, batch, _short(job.prompt)))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     for row in rows:
         yield "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[-1]]).rstrip()
@@ -33,6 +35,8 @@ def summary(plan: RunPlan, batches: Sequence[Sequence[Job]] | None = None) -> st
     """The plan in one line: pictures, and where the batches are known how full they are."""
     count = len(plan.to_do)
     text = f"{count} picture{'' if count == 1 else 's'} to make"
+    if plan.sweep.axes:
+        text += f" ({plan.sweep.describe()})"
     if plan.done:
         text += f", {len(plan.done)} there already"
     sizes = sorted({job.file_size for job in plan.to_do})

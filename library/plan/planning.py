@@ -11,7 +11,7 @@ from library.files.model_files import ModelFiles, find_model
 from library.files.model_inputs import PLAIN
 from library.files.textual_inversion import find_embeddings
 from library.files.weight_types import check_model
-from library.plan import earlier_runs, model_inputs, sampling
+from library.plan import earlier_runs, model_inputs, sampling, sweep
 from library.plan.canvas import MAX_REGIONS
 from library.plan.file_names import FileNames, check_folder, guide_name, sheet_name
 from library.plan.job import Job, JobSettings
@@ -24,6 +24,7 @@ from library.plan.run_plan import Keyboard, RunPlan, TextPlan
 from library.plan.run_record import RunRecord
 from library.plan.seeds import SeedSource, random_seed
 from library.plan.sources import SourceLine, Sources, find_sources, run_negative, source_lines
+from library.plan.sweep import Sweep
 from library.plan.textual_inversion import warn_of_unused
 from library.plan.tokens import MOST_CHUNKS, WEB_UI_MOVED_TOKENS
 from library.plan.wildcards import Wildcards
@@ -67,7 +68,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
     two_stages, interval = highres.from_options(options, enlarger), cfg_interval.from_options(options)
     guidance = loss_guidance.from_options(options)
     out, counts = output.from_options(options), repeats.from_options(options)
-    redrawn, tiles = masks.from_options(options), tiling.from_options(options)
+    redrawn, tiles, swept = masks.from_options(options), tiling.from_options(options), sweep.from_options(options)
     sources = find_sources(options, redrawn)
     lines = source_lines(options, sources)
     check_folder(out.folder, "--outdir")
@@ -95,6 +96,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         tagged=tagged,
         masks=redrawn,
         tiling=tiles,
+        sweep=swept,
     )
     name_file = _file_names(options, out, begun, model.name, two_stages=two_stages is not None).next
     if options.interactive:  # other runs have lines, which may say otherwise
@@ -121,9 +123,10 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         control_nets=control_net.from_options(options, model.family, model.unet),
         masks=redrawn,
         tiling=tiles,
-        computing=computing.from_options(options, one_at_a_time=_follows_another(guidance, sources)),
+        computing=computing.from_options(options, one_at_a_time=_follows_another(guidance, sources, swept)),
         output=out,
         repeats=counts,
+        sweep=swept,
         defaults=maker.defaults,
         jobs=tuple(jobs),
         done=earlier_runs.finished(earlier, out.folder, jobs) if earlier else {},
@@ -155,9 +158,16 @@ def _as_begun(counts: repeats.Repeats, begun: RunRecord | None) -> repeats.Repea
     return replace(counts, images_per_prompt=begun.options.get("images_per_prompt"))
 
 
-def _follows_another(guidance: LossGuidanceSettings, sources: Sources) -> bool:
-    """Whether each picture is guided by the one before it."""
+def _follows_another(guidance: LossGuidanceSettings, sources: Sources, swept: Sweep) -> bool:
+    """Whether each picture is guided by the one before it.
+
+    Raises:
+        InputError: when that one is another combination of a sweep.
+    """
     follows = guidance.uses_goal_picture and not sources.guides
+    if follows and swept.axes:
+        problem = "each picture would be guided by the combination before it; give --guide_image_path"
+        raise InputError(f"--sweep {swept.axes[0]}", problem)
     if follows:
         logger.warning("no --guide_image_path: each picture is guided by the one before it, one at a time")
     return follows

@@ -15,6 +15,7 @@ from library.plan.job_maker import JobMaker, NameFile
 from library.plan.run_record import RunRecord
 from library.plan.seeds import SeedSource
 from library.plan.stages import stages
+from library.plan.sweep import Sweep
 from library.plan.tokens import PromptTokens
 from library.settings.cfg_interval import CfgInterval
 from library.settings.computing import Computing
@@ -82,6 +83,7 @@ class RunPlan:
     computing: Computing
     output: OutputSettings
     repeats: Repeats
+    sweep: Sweep
     defaults: JobSettings
     jobs: tuple[Job, ...]
     record: RunRecord  # what makes the run the same one when it is gone on with

@@ -1,6 +1,9 @@
 """Seeds for pictures whose prompt line names none."""
 
 import random
+from collections.abc import Sequence
+
+from library.values import FRESH_SEED
 
 _RANDOM_SEED_LIMIT = 0x7FFFFFFF  # as sd-scripts draws them
 
@@ -30,6 +33,32 @@ class SeedSource:
 
     def _draw(self) -> int:
         return self._rng.randint(0, _RANDOM_SEED_LIMIT) if self._only is None else self._only
+
+
+class SeedsAgain:
+    """Hands out the seeds of another source, from the first one again after each `rewind`."""
+
+    def __init__(self, source: SeedSource) -> None:
+        self._source = source
+        self._seeds: list[int] = []
+        self._given = 0
+
+    def rewind(self) -> None:
+        """Begin again."""
+        self._given = 0
+
+    def next(self) -> int:
+        """The next picture's seed."""
+        if self._given == len(self._seeds):
+            self._seeds.append(self._source.next())
+        self._given += 1
+        return self._seeds[self._given - 1]
+
+
+def seed_of(said: Sequence[int] | None, image: int, seeds: SeedSource | SeedsAgain) -> int:
+    """The seed of a line's image, from 0: what the line says, else a new one."""
+    seed = said[min(image, len(said) - 1)] if said else FRESH_SEED
+    return seeds.next() if seed == FRESH_SEED else seed
 
 
 def random_seed() -> int:

@@ -11,6 +11,7 @@ from library.errors import InputError
 from library.files.pictures import Found, check_picture, find_pictures, read_drawn, region_color
 from library.files.text_files import LINE_END, read_text
 from library.plan.canvas import blurred, oriented_mask
+from library.plan.job import SweepCell
 from library.plan.job_files import is_job_file, read_rows
 from library.plan.picture_prompts import read_prompt
 from library.plan.prompt_lines import OPTION_START, Cell, PromptLine, one_line
@@ -227,6 +228,7 @@ class SourceLine:
     parsed: PromptLine | None = None
     picture: int | None = None
     cells: tuple[Cell, ...] = ()  # of the row that it was in a job file
+    cell: SweepCell | None = None  # of a sweep, where it is one of a line's combinations
 
 
 def source_lines(options: Options, sources: Sources) -> list[SourceLine]:

@@ -1,6 +1,6 @@
 """What a run has made, to look at: contact sheets and a web page beside the pictures."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -8,9 +8,10 @@ from library.files.picture_files import save_whole
 from library.plan.earlier_runs import finished, read_runs
 from library.plan.file_names import sheet_name
 from library.plan.run_plan import RunPlan
-from library.results.contact_sheet import draw_sheet, sheets_by_prompt, sheets_by_seed
+from library.results.contact_sheet import Sheet, draw_sheet, sheets_by_prompt, sheets_by_seed, sheets_of_sweep
 from library.results.made_picture import MadePicture
 from library.results.metadata import RunFacts, shown_settings
+from library.results.sweep_tables import sweep_tables
 from library.results.web_page import Command, make_page
 from library.settings.options import Said
 from library.texts import readable
@@ -33,14 +34,20 @@ def show_results(plan: RunPlan, facts: RunFacts, said: Said) -> Iterator[Path]:
         return
     pictures = made_pictures(plan, facts)
     if plan.output.sheets:
-        sheets = sheets_by_seed(pictures) if plan.repeats.same_seed_in_iteration else sheets_by_prompt(pictures)
-        for sheet in sheets:
-            yield _save(draw_sheet(sheet), plan.output.folder / sheet_name(sheet.first.file.stem))
+        for sheet in _sheets(plan, pictures):
+            yield _save(draw_sheet(sheet), plan.output.folder / sheet_name(sheet.pictures[0].file.stem))
     if plan.output.page and pictures:
         mark = f"gen_img_diffusers.py, run {plan.record.run}"
         title = f"{plan.output.folder.resolve().name}, {plan.record.started[:10]}"
-        page = make_page(pictures, title, Command(said, plan.defaults, plan.model.family.size_px), mark)
+        tables = list(sweep_tables(pictures, plan.sweep)) if plan.sweep.axes else []
+        page = make_page(pictures, title, Command(said, plan.defaults, plan.model.family.size_px), mark, tables)
         yield _save(readable(page).encode(), plan.output.folder / "index.html", replace_if=mark.encode())
+
+
+def _sheets(plan: RunPlan, pictures: Sequence[MadePicture]) -> Iterator[Sheet]:
+    if plan.sweep.axes:
+        return sheets_of_sweep(pictures, plan.sweep)
+    return sheets_by_seed(pictures) if plan.repeats.same_seed_in_iteration else sheets_by_prompt(pictures)
 
 
 def made_pictures(plan: RunPlan, facts: RunFacts) -> list[MadePicture]:

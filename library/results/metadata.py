@@ -88,6 +88,7 @@ def metadata(job: Job, facts: RunFacts) -> dict[str, str]:
         "networks": facts.networks.describe(job.all_strengths),
         "clip-prompt": job.clip_prompt if facts.loss_guidance.clip_scale else None,
         "raw-prompt": job.raw_prompt,
+        "sweep": "; ".join(f"{name}={value}" for name, value in job.cell.values) if job.cell else None,
     }
     texts = {name: readable(value) for name, value in values.items() if value is not None and value != ""}
     if facts.tells_sizes:  # what is not said is written as well, as sd-scripts writes it

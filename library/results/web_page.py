@@ -2,13 +2,15 @@
 
 import html
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
 from library.plan.job import Job, JobSettings
 from library.plan.line_text import prompt_line
+from library.results import sweep_page
 from library.results.made_picture import MadePicture
+from library.results.sweep_tables import PromptTables
 from library.settings.options import Said
 from library.texts import shell_word
 
@@ -75,7 +77,9 @@ class Command:
         return " ".join(map(shell_word, words))
 
 
-def make_page(pictures: Sequence[MadePicture], title: str, command: Command, mark: str) -> str:
+def make_page(
+    pictures: Sequence[MadePicture], title: str, command: Command, mark: str, sweep: Sequence[PromptTables] = ()
+) -> str:
     """A page that needs nothing but the picture files beside it; they are loaded as they are scrolled to.
 
     Args:
@@ -83,31 +87,58 @@ def make_page(pictures: Sequence[MadePicture], title: str, command: Command, mar
         title: of the page.
         command: makes a picture again.
         mark: what tells the page of this run from others.
+        sweep: the pictures as the tables that they are shown in; none for one after the other.
     """
+    style, script = (_STYLE + sweep_page.STYLE, sweep_page.SCRIPT) if sweep else (_STYLE, _SCRIPT)
     return "".join(
         [
             "<!DOCTYPE html>\n<html lang=en><head><meta charset=utf-8>",
             f'<meta name=generator content="{html.escape(mark)}">',
             "<meta name=viewport content='width=device-width'>",
-            f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n<body><header>",
+            f"<title>{html.escape(title)}</title><style>{style}</style></head>\n<body><header>",
             f"<h1>{html.escape(title)}</h1>",
             f"<label>Show <output>{len(pictures)}</output> of {len(pictures)} pictures with the words ",
-            "<input type=search autofocus></label></header><main>\n",
-            *_figures(pictures, command),
-            f"</main><script>{_SCRIPT}</script></body></html>\n",
+            f"<input type=search autofocus></label>{sweep_page.BAR if sweep else ''}</header>",
+            *(_tables(sweep, command) if sweep else _figures(pictures, command)),
+            f"</main>{sweep_page.DIALOG if sweep else ''}<script>{script}</script></body></html>\n",
         ]
     )
 
 
-def _figures(pictures: Iterable[MadePicture], command: Command) -> Iterable[str]:
+def _figures(pictures: Iterable[MadePicture], command: Command) -> Iterator[str]:
+    yield "<main>\n"
     for picture in pictures:
-        job, address = picture.job, quote(os.fsencode(picture.file.name))
-        width, height = job.file_size
-        rows = "".join(f"<dt>{html.escape(n)}<dd>{html.escape(v)}" for n, v in picture.settings.items())
-        negative = f"<p>− {html.escape(job.negative_prompt)}</p>" if job.negative_prompt else ""
-        yield (
-            f'<figure><a href="{address}"><img loading=lazy width={width} height={height} '
-            f'src="{address}" alt="{html.escape(job.prompt)}"></a><figcaption><p>{html.escape(job.prompt)}</p>'
-            f"{negative}<dl>{rows}</dl><details><summary>Command</summary>"
-            f"<pre>{html.escape(command.for_job(job))}</pre></details></figcaption></figure>\n"
-        )
+        yield f"<figure>{_link(picture)}<figcaption>{_about(picture, command)}</figcaption></figure>\n"
+
+
+def _tables(sweep: Iterable[PromptTables], command: Command) -> Iterator[str]:
+    yield "<main class=sweep>\n"
+    yield from sweep_page.sections(sweep, lambda picture: _cell(picture, command))
+
+
+def _cell(picture: MadePicture, command: Command) -> str:
+    """A picture in a sweep's table; what is told of it is shown with the enlarged picture."""
+    values = picture.job.cell.values if picture.job.cell else ()
+    shown = "".join(f"<p>{html.escape(name)}: {html.escape(value)}</p>" for name, value in values)
+    label = ", ".join(f"{name}: {value}" for name, value in values)
+    return f"{_link(picture, label)}<div class=about>{shown}{_about(picture, command)}</div>"
+
+
+def _link(picture: MadePicture, label: str = "") -> str:
+    """A picture as the link to its file."""
+    address, (width, height) = quote(os.fsencode(picture.file.name)), picture.job.file_size
+    return (
+        f'<a href="{address}"><img loading=lazy width={width} height={height} '
+        f'src="{address}" alt="{html.escape(label or picture.job.prompt)}"></a>'
+    )
+
+
+def _about(picture: MadePicture, command: Command) -> str:
+    """Its prompts, its settings, and the command that makes it again."""
+    job = picture.job
+    rows = "".join(f"<dt>{html.escape(n)}<dd>{html.escape(v)}" for n, v in picture.settings.items())
+    negative = f"<p>− {html.escape(job.negative_prompt)}</p>" if job.negative_prompt else ""
+    return (
+        f"<p>{html.escape(job.prompt)}</p>{negative}<dl>{rows}</dl><details><summary>Command</summary>"
+        f"<pre>{html.escape(command.for_job(job))}</pre></details>"
+    )

@@ -23,7 +23,9 @@ def run_interactive(plan: RunPlan, painter: Painter, writer: PictureWriter, keyb
     console.say(f"a prompt and Enter draw a picture; {ending} the loop, as do exit and quit")
     while (line := ask_for_line(keyboard.maker.syntax)) is not None:
         try:
-            count_pictures([line], plan.repeats.images_per_prompt, plan.repeats.iterations, keyboard.maker.wildcards)
+            maker, repeats = keyboard.maker, plan.repeats
+            maker.sweep.check([line])
+            count_pictures([line], repeats.images_per_prompt, repeats.iterations, maker.wildcards, maker.sweep)
             jobs = plan_jobs([line], keyboard.maker, keyboard.seeds, keyboard.name_file, plan.repeats.iterations)
         except InputError as problem:
             console.error(problem)

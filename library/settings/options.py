@@ -207,7 +207,8 @@ class OptionParser(argparse.ArgumentParser):
                 names, default = action.option_strings, argparse.SUPPRESS
                 plain.add_argument(*names, dest=action.dest, action="store_true", default=default)
             else:
-                plain.add_argument(*action.option_strings, dest=action.dest, nargs=action.nargs)
+                kind = "extend" if isinstance(action, argparse._ExtendAction) else "store"
+                plain.add_argument(*action.option_strings, dest=action.dest, nargs=action.nargs, action=kind)
         try:
             said = vars(plain.parse_known_args(argv)[0])
             return {name: value for name, value in said.items() if value is not False}  # switched off again
@@ -241,13 +242,14 @@ class OptionGroup:
         convert: Converter = str,
         default: object = None,
         many: bool = False,
+        again: bool = False,
         required: bool = False,
         needs: Needs | Sequence[Needs] = (),
         alternative: str = "",
         names_files: bool = False,
         not_with: tuple[str, ...] = (),
     ) -> None:
-        """Add an option with a value, or with `many` of them; see `Option`."""
+        """Add an option with a value, or with `many` of them, which add up where it is given `again`; see `Option`."""
         self._group.add_argument(
             *names,
             help=help,
@@ -256,6 +258,7 @@ class OptionGroup:
             default=default,
             nargs="+" if many else None,
             required=required,
+            action="extend" if again else "store",
         )
         self._note(names[0], use, needs, alternative, names_files, default, not_with)
 
