@@ -111,7 +111,7 @@ def test_every_option_that_code_reads_exists():
                  "use_original_file_name file_name mask_path natural_order wildcard_dir"),
         (RUN, "prompt from_file interactive no_preview outdir grid html batch_size vae_batch_size"),
         (TELLING, "resume dry_run json quiet verbose debug"),
-        (COMMAND_LINE, "config list_samplers version help"),
+        (COMMAND_LINE, "config list_samplers version h help completion"),
     ],
 )  # fmt: skip
 def test_only_these_options_do_not_change_how_a_picture_looks(use, names):
