@@ -75,6 +75,7 @@ if TYPE_CHECKING:  # torch and what needs it are imported once every option and 
     from library.draw.control_net import ControlNets
     from library.draw.decoding import Decoding
     from library.draw.denoiser import Cfg, Said
+    from library.draw.latent_preview import LatentPreview
     from library.draw.lllite import LLLites
     from library.draw.loss_guidance import Judges
     from library.draw.model_inputs import Beside
@@ -139,6 +140,7 @@ _NOT_WITH_LLLITE = ("compile", "clip_guidance_scale", "clip_image_guidance_scale
 _TILES = Needs(("tile",), "is for tiles; give --tile too, or leave it out")
 # what would be compiled for each tile, or sees the picture as a whole
 _NOT_WITH_TILES = ("compile", "clip_guidance_scale", "clip_image_guidance_scale", "vgg16_guidance_scale")
+_INTERACTIVE = Needs(("interactive",), "is for the loop's window; give --interactive too, or leave it out")
 _LOOP = ("interactive",)  # where one line is known at a time
 _REGION_MAP = Needs(("mask_path",), "reads a map of regions; give --mask_path too")
 _ENLARGING = Needs(
@@ -192,6 +194,8 @@ def _source_options(group: OptionGroup) -> None:
               help="file with one prompt line a line (- is standard input), or rows in .jsonl or .csv")  # fmt: skip
     group.switch("--interactive", use=RUN, alternative=sources, help="ask for prompt lines and show the pictures")
     group.switch("--no_preview", use=RUN, help="show no windows in interactive use")
+    group.add("--preview_every", use=RUN, metavar="N", convert=values.whole_number(1), needs=_INTERACTIVE,
+              not_with=("no_preview",), help="show pictures as they come, at every N-th step")  # fmt: skip
     group.add("--prompt_syntax", use=PICTURE, metavar="NAME", convert=prompt_syntax, default=SD_SCRIPTS,
               words=SYNTAXES,
               help="sd-scripts (default), or webui: [a:b:0.5], [a|b], AND with weights, <lora:name:0.8>")  # fmt: skip
@@ -539,9 +543,17 @@ class Pipeline:
         self.masks = plan.masks
         self.highres, self.upscaler = plan.highres, upscaler or Lanczos()
         self.judges = judges
+        self.preview: LatentPreview | None = None
         self.tiling = plan.tiling
         self.sources = SourceLatents(models.vae, plan.tiling)
         self.cell_px = 2 ** (len(self.vae.config.block_out_channels) - 1)  # pixels a latent cell stands for, each way
+
+    def watch(self, every: int, show: Callable[[np.ndarray], None]) -> None:
+        """From now on show what a batch's pictures look like by then, at every so many steps; see `LatentPreview`."""
+        from library.draw.latent_preview import LatentPreview
+
+        with self._on_device(self.vae):
+            self.preview = LatentPreview(self.vae, every, show)
 
     @property
     def works_ahead(self) -> bool:
@@ -659,6 +671,8 @@ class Pipeline:
         if self.judges:
             prompts = [[text.rows(*cfg.prompt_of(place)) for place in range(len(jobs))] for text in texts]
             before_step.append(self.judges.guide(jobs, prompts, scheduler, timesteps))
+        if self.preview:
+            before_step.append(self.preview.follow(scheduler, timesteps))
         shrinker = Shrinker(jobs[0].deep_shrink, self.family.shrink_points(self.unet.config), timesteps.tolist())
         guided = self.cfg_interval.guided(len(timesteps), scheduler.order)
         if self.control_nets.settings.save_guides:

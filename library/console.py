@@ -144,6 +144,11 @@ def say(message: str) -> None:
     logger.info("%s", message)
 
 
+def answer(line: str) -> None:
+    """Write one line that was asked for, on standard error, whatever else is shown there."""
+    tqdm.write(one_line(readable(line)), file=sys.stderr)
+
+
 def result(line: str) -> None:
     """Write one line of results to standard output, clear of the progress bars."""
     try:
