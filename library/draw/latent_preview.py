@@ -1,8 +1,8 @@
 """Pictures as they come: what the latents promise, shown by a linear map in place of the VAE.
 
-Latents are nearly a small picture in other colours, as was found for Stable Diffusion 1 by a least squares fit ("Decoding
-latents to RGB without upscaling", Hugging Face's forum, 2022). Here the fit is made for the VAE at hand, so that each has
-its own map.
+Latents are nearly a small picture in other colours, as was found for Stable Diffusion 1 by a least squares fit
+("Decoding latents to RGB without upscaling", Hugging Face's forum, 2022). Here the fit is made for the VAE at hand, so
+that each has its own map.
 """
 
 from collections.abc import Callable

@@ -102,7 +102,8 @@ class Window:
         """Leave the finished pictures to be looked at until a key is pressed or the window is closed."""
         import cv2
 
-        self._tell(self._title)
+        if self._is_open():
+            cv2.setWindowTitle(_WINDOW, self._title)  # from here on keys count
         while self._finished and self._is_open() and cv2.waitKey(_POLL_MS) < 0:
             pass
 
@@ -158,11 +159,11 @@ class Layout:
     def __init__(self, sizes: Sequence[tuple[int, int]]) -> None:
         width, height = (max(sides) for sides in zip(*sizes))
 
-        def grid(columns: int) -> tuple[float, int]:
-            """How much smaller so many columns make the pictures, and how far the window is from a square."""
+        def grid(columns: int) -> tuple[float, int, int]:
+            """How much smaller so many columns make the pictures, how far the window is from a square, and how wide."""
             rows = math.ceil(len(sizes) / columns)
             scale = min(1, _SCREEN[0] / (columns * width), _SCREEN[1] / (rows * height))
-            return scale, -abs(columns * width - rows * height)
+            return scale, -abs(columns * width - rows * height), columns
 
         self._columns = max(range(1, len(sizes) + 1), key=grid)
         rows = math.ceil(len(sizes) / self._columns)
