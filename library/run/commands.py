@@ -150,10 +150,11 @@ class Session:
                 raise InputError(subject, "a prompt file is a text; let its name end in .txt")
             if os.path.lexists(file):
                 raise InputError(subject, "is there already; give another name")
-            once = "".join(
-                f" --{option} 1" for option, count in self._repeats().items() if count not in (None, 1)
-            )  # lines have their seeds, and each is one picture
-            again = f"the same command with --from_file {shell_word(text)}{once} in place of --interactive draws them"
+            # lines have their seeds, and each is one picture
+            once = "".join(f" --{option} 1" for option, count in self._repeats().items() if count not in (None, 1))
+            again = (
+                f"the same command with --from_file {shell_word(str(file))}{once} in place of --interactive draws them"
+            )
             content = "\n".join([f"# The pictures of a loop; {again}", *self._drawn]) + "\n"
             file = save_whole(readable(content).encode(), file)
         except (OSError, RuntimeError, ValueError) as problem:  # no path
