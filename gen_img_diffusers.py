@@ -29,7 +29,7 @@ from library.plan.picture_facts import picture_facts, to_json
 from library.plan.plan_view import show_plan, summary
 from library.plan.planning import make_plan
 from library.plan.prompt_lines import PROMPT_OPTIONS
-from library.plan.prompt_syntax import SD_SCRIPTS, prompt_syntax
+from library.plan.prompt_syntax import SD_SCRIPTS, SYNTAXES, prompt_syntax
 from library.plan.run_plan import RunPlan
 from library.plan.stages import stages
 from library.plan.sweep import axis
@@ -42,7 +42,7 @@ from library.run.manifest import Manifest, recover
 from library.run.processes import Others, Team, outlive_others
 from library.run.report import Tally, save_failed
 from library.run.runs import run_jobs
-from library.settings import deep_shrink, gradual_latent, masks, samplers, sizes, tiling
+from library.settings import completion, deep_shrink, gradual_latent, masks, samplers, sizes, tiling
 from library.settings.computing import CUDA_GRAPHS, vae_batch_size
 from library.settings.control_net import control_type
 from library.settings.emphasis import ORIGINAL, normalization
@@ -76,6 +76,7 @@ if TYPE_CHECKING:  # torch and what needs it are imported once every option and 
     from library.draw.control_net import ControlNets
     from library.draw.decoding import Decoding
     from library.draw.denoiser import Cfg, Said
+    from library.draw.latent_preview import LatentPreview
     from library.draw.lllite import LLLites
     from library.draw.loss_guidance import Judges
     from library.draw.model_inputs import Beside
@@ -107,6 +108,13 @@ _EXAMPLES = """examples:
   prompt after prompt:    gen_img_diffusers.py --ckpt model.safetensors --interactive
   options from a file:    gen_img_diffusers.py --config settings.toml --seed 7"""
 
+# What -h shows: enough for a first picture, for others like it, and for one from a picture
+_FIRST = (
+    *("ckpt", "prompt", "from_file", "interactive", "negative_prompt", "W", "H", "steps", "scale", "sampler", "seed"),
+    *("images_per_prompt", "image_path", "strength", "network_weights", "network_mul", "outdir"),
+    *("batch_size", "bf16", "resume", "dry_run"),
+)
+
 _IMG2IMG = Needs(("image_path",), "is for img2img; give --image_path too, or leave it out")
 _MASKED = Needs(
     ("mask_path", "mask_from_alpha", "extend"),
@@ -135,6 +143,7 @@ _NOT_WITH_LLLITE = ("compile", "clip_guidance_scale", "clip_image_guidance_scale
 _TILES = Needs(("tile",), "is for tiles; give --tile too, or leave it out")
 # what would be compiled for each tile, or sees the picture as a whole
 _NOT_WITH_TILES = ("compile", "clip_guidance_scale", "clip_image_guidance_scale", "vgg16_guidance_scale")
+_INTERACTIVE = Needs(("interactive",), "is for the loop's window; give --interactive too, or leave it out")
 _LOOP = ("interactive",)  # where one line is known at a time
 _REGION_MAP = Needs(("mask_path",), "reads a map of regions; give --mask_path too")
 _ENLARGING = Needs(
@@ -145,14 +154,16 @@ _UPSCALER = Needs(("highres_fix_upscaler",), "has no upscaler; give --highres_fi
 
 def make_parser() -> OptionParser:
     """All options, in groups."""
-    prompt_options = "\n".join(f"  --{o.name} {o.metavar:16} {o.help}" for o in PROMPT_OPTIONS.values())
+    prompt_options = "\n".join(f"{f'--{o.name} {o.metavar}':21} {o.help}" for o in PROMPT_OPTIONS.values())
     parser = OptionParser(
         prog="gen_img_diffusers.py",
-        description=__doc__ or "",
-        epilog=f"options inside a prompt line, which hold for that line:\n{prompt_options}\n\n{_EXAMPLES}",
+        usage="%(prog)s --ckpt MODEL (--prompt TEXT | --from_file FILE | --interactive) [options]",
+        description=f"{__doc__}\n\n{_EXAMPLES}",
     )
     for title, add_options in _OPTION_GROUPS.items():
         add_options(parser.add_options(title))
+        if add_options is _source_options:
+            parser.add_argument_group("options of a prompt line", prompt_options)
     return parser
 
 
@@ -186,7 +197,10 @@ def _source_options(group: OptionGroup) -> None:
               help="file with one prompt line a line (- is standard input), or rows in .jsonl or .csv")  # fmt: skip
     group.switch("--interactive", use=RUN, alternative=sources, help="ask for prompt lines and show the pictures")
     group.switch("--no_preview", use=RUN, help="show no windows in interactive use")
+    group.add("--preview_every", use=RUN, metavar="N", convert=values.whole_number(1), needs=_INTERACTIVE,
+              not_with=("no_preview",), help="show pictures as they come, at every N-th step")  # fmt: skip
     group.add("--prompt_syntax", use=PICTURE, metavar="NAME", convert=prompt_syntax, default=SD_SCRIPTS,
+              words=SYNTAXES,
               help="sd-scripts (default), or webui: [a:b:0.5], [a|b], AND with weights, <lora:name:0.8>")  # fmt: skip
     group.add("--wildcard_dir", use=CHOICE, metavar="DIR", convert=Path,
               help="folder of .txt and .yaml lists, of which __name__ in a prompt takes an entry")  # fmt: skip
@@ -202,6 +216,26 @@ def _picture_options(group: OptionGroup) -> None:
     group.add("--steps", use=PICTURE, metavar="N", convert=values.steps, default=50, help="sampling steps (default 50)")
     group.add("--scale", use=PICTURE, metavar="SCALE", convert=values.guidance_scale, default=7.5,
               help="guidance scale; up to 1 is without guidance (default 7.5)")  # fmt: skip
+    group.add("--sampler", use=PICTURE, metavar="NAME", convert=sampler_name, default=NamedSampler("ddim"),
+              words=(*SAMPLERS, *SECOND_NAMES),
+              help=f"{', '.join([*SAMPLERS, *SECOND_NAMES])}; "
+              "or a name of the web UI, 'DPM++ 2M Karras' (default ddim)")  # fmt: skip
+    group.add("--seed", use=CHOICE, metavar="SEED", convert=values.seed_or_fresh,
+              help="the picture's seed, or what those of several are drawn from (-1, default: a new one)")  # fmt: skip
+    group.switch("--iter_same_seed", use=CHOICE, help="one seed for all pictures of an iteration")
+    group.add("--images_per_prompt", use=CHOICE, metavar="N", convert=values.whole_number(1),
+              help="pictures for each prompt (default 1; of a line with --d 1,2,3 one for each seed)")  # fmt: skip
+    group.add("--n_iter", use=CHOICE, metavar="N", convert=values.whole_number(1), default=1,
+              help="how often all prompts are gone through (default 1)")  # fmt: skip
+    group.add("--schedule", use=PICTURE, metavar="NAME", convert=schedule_name, default="own",
+              words=schedule_names().split(", "),
+              help=f"how noise falls from step to step: {schedule_names()} (default own, the sampler's)")  # fmt: skip
+    group.add("--timesteps", use=PICTURE, metavar="T,T,...", convert=samplers.timesteps,
+              help="the timesteps themselves, one for each step: 999,749,499,249")  # fmt: skip
+    group.add("--eta", use=PICTURE, metavar="SHARE", convert=samplers.eta,
+              help="ddim, tcd: share of noise in what a step changes, 0 to 1 (default 0 and 0.3)")  # fmt: skip
+    group.add("--s_churn", use=PICTURE, metavar="AMOUNT", convert=samplers.s_churn, default=0.0,
+              help="euler: noise that is stirred in, over all steps (default 0)")  # fmt: skip
     group.add("--negative_scale", use=PICTURE, metavar="SCALE", convert=values.number_or_none,
               help="guidance scale of the negative prompt alone")  # fmt: skip
     group.add("--image_guidance", use=PICTURE, metavar="SCALE", convert=values.image_guidance,
@@ -212,24 +246,6 @@ def _picture_options(group: OptionGroup) -> None:
               help="approximate, faster: guide up to this share of the steps only (default 1)")  # fmt: skip
     group.add("--guidance_rescale", use=PICTURE, metavar="PHI", convert=values.share, default=0.0,
               help="pull what guidance overdoes back, 0 to 1; 0.7 for models with zero terminal SNR")  # fmt: skip
-    group.add("--sampler", use=PICTURE, metavar="NAME", convert=sampler_name, default=NamedSampler("ddim"),
-              help=f"{', '.join([*SAMPLERS, *SECOND_NAMES])}; "
-              "or a name of the web UI, 'DPM++ 2M Karras' (default ddim)")  # fmt: skip
-    group.add("--schedule", use=PICTURE, metavar="NAME", convert=schedule_name, default="own",
-              help=f"how noise falls from step to step: {schedule_names()} (default own, the sampler's)")  # fmt: skip
-    group.add("--timesteps", use=PICTURE, metavar="T,T,...", convert=samplers.timesteps,
-              help="the timesteps themselves, one for each step: 999,749,499,249")  # fmt: skip
-    group.add("--eta", use=PICTURE, metavar="SHARE", convert=samplers.eta,
-              help="ddim, tcd: share of noise in what a step changes, 0 to 1 (default 0 and 0.3)")  # fmt: skip
-    group.add("--s_churn", use=PICTURE, metavar="AMOUNT", convert=samplers.s_churn, default=0.0,
-              help="euler: noise that is stirred in, over all steps (default 0)")  # fmt: skip
-    group.add("--seed", use=CHOICE, metavar="SEED", convert=values.seed_or_fresh,
-              help="the picture's seed, or what those of several are drawn from (-1, default: a new one)")  # fmt: skip
-    group.switch("--iter_same_seed", use=CHOICE, help="one seed for all pictures of an iteration")
-    group.add("--images_per_prompt", use=CHOICE, metavar="N", convert=values.whole_number(1),
-              help="pictures for each prompt (default 1; of a line with --d 1,2,3 one for each seed)")  # fmt: skip
-    group.add("--n_iter", use=CHOICE, metavar="N", convert=values.whole_number(1), default=1,
-              help="how often all prompts are gone through (default 1)")  # fmt: skip
 
 
 def _size_options(group: OptionGroup) -> None:
@@ -254,7 +270,7 @@ def _output_options(group: OptionGroup) -> None:
     group.add("--file_name", use=CHOICE, metavar="PATTERN", convert=name_pattern, alternative=names,
               help=f"name pictures so, with {{seed}} and its like for {', '.join(FIELDS)}")  # fmt: skip
     group.add("--format", use=PICTURE, metavar="FORMAT", convert=picture_format, default="png",
-              help=f"{', '.join(FORMATS)} (default png)")  # fmt: skip
+              words=FORMATS, help=f"{', '.join(FORMATS)} (default png)")  # fmt: skip
     group.add("--quality", use=PICTURE, metavar="N", convert=values.whole_number(1, 100),
               help=f"of WebP and JPEG, 1 to 100 (default {DEFAULT_QUALITY})")  # fmt: skip
     group.switch("--grid", use=RUN, not_with=_LOOP,
@@ -275,10 +291,15 @@ def _run_options(group: OptionGroup) -> None:
     shown.switch("--quiet", use=TELLING, help="show warnings and errors only")
     shown.switch("--verbose", use=TELLING, help="show more of what is done")
     group.switch("--debug", use=TELLING, help="show the traceback of an error")
-    group.show_and_leave("--list_samplers", lines=sampler_lines, help="write the samplers' names and leave")
+    group.show_help(_FIRST)
+    group.show_and_leave(
+        "--list_samplers", lines=lambda *_: sampler_lines(), help="write the samplers' names and leave"
+    )
+    group.show_and_leave("--completion", lines=completion.script, metavar="SHELL", words=completion.SHELLS,
+                         convert=values.one_of(completion.SHELLS),
+                         help="write what completes options in bash, zsh or fish and leave")  # fmt: skip
     version = f"gen_img_diffusers.py {VERSION}"
-    group.show_and_leave("--version", lines=lambda: iter([version]), help="write the version and leave")
-    group.show_help("-h", "--help", help="write this text and leave")
+    group.show_and_leave("--version", lines=lambda *_: iter([version]), help="write the version and leave")
 
 
 def _network_options(group: OptionGroup) -> None:
@@ -332,17 +353,17 @@ def _img2img_options(group: OptionGroup) -> None:
     group.add("--mask_blur", use=PICTURE, metavar="PIXELS", convert=values.number(0, 1024), default=0,
               needs=(_IMG2IMG, _MASKED), help="soften the mask's edges (default 0)")  # fmt: skip
     group.add("--fill", use=PICTURE, metavar="NAME", convert=values.one_of(masks.FILLS), default=masks.FILLS[0],
-              needs=(_IMG2IMG, _MASKED),
+              needs=(_IMG2IMG, _MASKED), words=masks.FILLS,
               help="what is under the mask at first: original (default), noise, blur or black")  # fmt: skip
     group.add("--inpaint_area", use=PICTURE, metavar="AREA", convert=values.one_of(masks.AREAS),
-              default=masks.AREAS[0], needs=(_IMG2IMG, _MASKED),
+              default=masks.AREAS[0], needs=(_IMG2IMG, _MASKED), words=masks.AREAS,
               help="draw the whole picture (default), or mask: its box alone, at --W and --H, and put it back "
               "in its place")  # fmt: skip
     group.add("--inpaint_padding", use=PICTURE, metavar="PIXELS", convert=values.whole_number(0, values.MAX_SIZE_PX),
               default=masks.DEFAULT_PADDING_PX,
               help=f"how much around the box is drawn as well (default {masks.DEFAULT_PADDING_PX})")  # fmt: skip
     group.add("--inpaint_regions", use=PICTURE, metavar="HOW", convert=values.one_of(masks.REGIONS),
-              default=masks.REGIONS[0],
+              default=masks.REGIONS[0], words=masks.REGIONS,
               help="draw what the mask marks together (default), or each separate region of it in turn")  # fmt: skip
     group.add("--extend", use=PICTURE, metavar="LEFT,TOP,RIGHT,BOTTOM", convert=masks.margins, needs=_IMG2IMG,
               help="grow the picture by so many pixels on each side, and paint them")  # fmt: skip
@@ -416,8 +437,10 @@ def _control_net_options(group: OptionGroup) -> None:
               names_files=True, alternative=kinds, not_with=_NOT_WITH_LLLITE,
               help="XL: ControlNet-LLLites; several work together, each with a guide of its own")  # fmt: skip
     group.add("--control_net_types", use=PICTURE, many=True, metavar="KIND", convert=control_type, needs=_CONTROL_NET,
+              words=CONTROL_TYPES,
               help=f"kind of each guide for a ControlNet Union: {', '.join(CONTROL_TYPES)}")  # fmt: skip
     group.add("--control_net_preps", use=PICTURE, many=True, metavar="PREP", convert=preprocessing, needs=_CONTROL,
+              words=PREPROCESSORS,
               help=f"for each none (default), {', '.join(map(written, PREPROCESSORS))}")  # fmt: skip
     group.add("--control_net_weights", use=PICTURE, many=True, metavar="WEIGHT", needs=_CONTROL,
               convert=values.number(-values.MAX_SCALE, values.MAX_SCALE),
@@ -476,22 +499,22 @@ def _speed_options(group: OptionGroup) -> None:
                  help="put the channels last in memory (done on CPUs anyway)")  # fmt: skip
 
 
-_OPTION_GROUPS = {
+_OPTION_GROUPS = {  # what people use first comes first
     "model": _model_options,
     "prompts": _source_options,
     "picture": _picture_options,
-    sizes.GROUP: _size_options,
     "output": _output_options,
     "the run": _run_options,
+    "memory and speed": _speed_options,
     "img2img, inpainting and regions": _img2img_options,
-    "Highres. fix and enlarging": _highres_options,
-    "tiles": _tile_options,
-    "Gradual Latent": _gradual_latent_options,
-    "Deep Shrink": _deep_shrink_options,
     "networks and embeddings": _network_options,
     "ControlNet": _control_net_options,
+    "Highres. fix and enlarging": _highres_options,
+    "tiles": _tile_options,
     "guidance by CLIP and VGG16": _guidance_options,
-    "memory and speed": _speed_options,
+    sizes.GROUP: _size_options,
+    "Gradual Latent": _gradual_latent_options,
+    "Deep Shrink": _deep_shrink_options,
 }
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -531,10 +554,18 @@ class Pipeline:
         self.masks = plan.masks
         self.highres, self.upscaler = plan.highres, upscaler or Lanczos()
         self.judges = judges
+        self.preview: LatentPreview | None = None
         self.tiling = plan.tiling
         self.sources = SourceLatents(models.vae, plan.tiling)
         self.graphs = None if judges or lllites else make_cuda_graphs(plan.computing, self.unet.device)
         self.cell_px = 2 ** (len(self.vae.config.block_out_channels) - 1)  # pixels a latent cell stands for, each way
+
+    def watch(self, every: int, show: Callable[[np.ndarray], None]) -> None:
+        """From now on show what a batch's pictures look like by then, at every so many steps; see `LatentPreview`."""
+        from library.draw.latent_preview import LatentPreview
+
+        with self._on_device(self.vae):
+            self.preview = LatentPreview(self.vae, every, show)
 
     @property
     def works_ahead(self) -> bool:
@@ -652,6 +683,8 @@ class Pipeline:
         if self.judges:
             prompts = [[text.rows(*cfg.prompt_of(place)) for place in range(len(jobs))] for text in texts]
             before_step.append(self.judges.guide(jobs, prompts, scheduler, timesteps))
+        if self.preview:
+            before_step.append(self.preview.follow(scheduler, timesteps))
         shrinker = Shrinker(jobs[0].deep_shrink, self.family.shrink_points(self.unet.config), timesteps.tolist())
         guided = self.cfg_interval.guided(len(timesteps), scheduler.order)
         if self.control_nets.settings.save_guides:

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 _PACKAGES = ("library", "networks", "tools")  # whose messages are this program's
 _LONGEST = 2000  # characters of an error or a warning; beyond that a value is quoted that nobody reads
 _JOINERS = "\u200c\u200d"  # without which scripts and emoji fall apart; all they do is join
+_SECONDS_BETWEEN_LINES = 10  # of progress, where there is no terminal
 _COLOURS = {"error": 31, "warning": 33}  # ECMA-48: red, yellow
 
 
@@ -143,6 +144,11 @@ def say(message: str) -> None:
     logger.info("%s", message)
 
 
+def answer(line: str) -> None:
+    """Write one line that was asked for, on standard error, whatever else is shown there."""
+    tqdm.write(one_line(readable(line)), file=sys.stderr)
+
+
 def result(line: str) -> None:
     """Write one line of results to standard output, clear of the progress bars."""
     try:
@@ -155,6 +161,8 @@ def result(line: str) -> None:
 class Progress:
     """Progress of a run: a bar for its pictures and one for the current batch's steps on a terminal, else plain lines.
 
+    Of these there is one at most every ten seconds, so that a log of a long run can be read, and one at the end.
+
     Args:
         pictures: how many the run makes; None when that is not known, as in interactive use.
     """
@@ -163,7 +171,7 @@ class Progress:
         self._on_terminal = sys.stderr.isatty() and logger.isEnabledFor(logging.INFO)
         self._total = pictures
         self._done = 0
-        self._started = time.monotonic()
+        self._started = self._told = time.monotonic()
         self._pictures = tqdm(
             total=pictures, unit="image", desc="images", disable=not self._on_terminal or pictures is None, position=0
         )
@@ -177,10 +185,18 @@ class Progress:
         more = pictures - self._done
         self._done = pictures
         self._pictures.update(more)
-        if more and not self._on_terminal and self._total is not None:
-            per_picture = (time.monotonic() - self._started) / self._done
+        if more and not self._on_terminal and self._total is not None and self._is_time():
+            per_picture = (self._told - self._started) / self._done
             left = tqdm.format_interval(per_picture * (self._total - self._done))
             say(f"{self._done}/{self._total} images, {per_picture:.2f} s each, {left} left")
+
+    def _is_time(self) -> bool:
+        """Whether a line is due, which is noted."""
+        now = time.monotonic()
+        if now - self._told < _SECONDS_BETWEEN_LINES and self._done != self._total:
+            return False
+        self._told = now
+        return True
 
     def close(self) -> None:
         """Take the bars away."""

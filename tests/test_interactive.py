@@ -90,7 +90,7 @@ def test_a_display_that_cannot_be_reached(sd1, tmp_path):
 def xvfb():
     """An X server of our own and its display."""
     display = f":{os.getpid() % 10_000 + 100}"
-    server = subprocess.Popen(["Xvfb", display, "-screen", "0", "640x480x24"], stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(["Xvfb", display, "-screen", "0", "800x480x24"], stderr=subprocess.DEVNULL)
     socket = Path(f"/tmp/.X11-unix/X{display[1:]}")
     deadline = time.monotonic() + 30
     while not socket.exists() and time.monotonic() < deadline:
@@ -106,9 +106,9 @@ def xvfb():
 def test_windows_show_the_pictures_until_they_are_closed_or_a_key_is_pressed(sd1, tmp_path, xvfb):
     environment = os.environ | {"DISPLAY": xvfb}
     argv = [sys.executable, "gen_img_diffusers.py", "--ckpt", sd1.folder, "--outdir", tmp_path / "out", "--interactive"]
-    argv += ["--W", "256", "--H", "192", "--steps", "1"]
+    argv += ["--W", "256", "--H", "192", "--steps", "2", "--preview_every", "1"]
     process = subprocess.Popen(argv, stdin=subprocess.PIPE, env=environment, text=True, stderr=subprocess.PIPE)
-    process.stdin.write("a distinctive title --d 1\na second --d 2\n")
+    process.stdin.write(":set --l 1\na distinctive title --d 1\na second --d 2,3\n")
     process.stdin.close()
 
     def x(*command: str) -> str:
@@ -123,16 +123,18 @@ def test_windows_show_the_pictures_until_they_are_closed_or_a_key_is_pressed(sd1
         server.sync()  # a server may drop what is not yet read from a client that leaves
         server.close()
 
-    for title in ("a distinctive title", "a second"):
+    for title, made in (("a distinctive title", 1), ("a second", 3)):
         window = x("xdotool", "search", "--sync", "--name", title).splitlines()[-1]
-        drawn = sorted((tmp_path / "out").glob("*.png"))[-1]
-        picture = np.asarray(Image.open(drawn)).astype(int)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         shown = False
-        while not shown and time.monotonic() < deadline:  # it is painted some time after it is there
+        while not shown and time.monotonic() < deadline:  # it is there before the pictures, with progress in its title
+            files = sorted((tmp_path / "out").glob("*.png"))[-1 if made == 1 else -2 :]
+            if len(list((tmp_path / "out").glob("*.png"))) < made or x("xdotool", "getwindowname", window) != title:
+                continue
             x("import", "-window", "root", str(tmp_path / "screen.png"))
-            shown = shows(np.asarray(Image.open(tmp_path / "screen.png").convert("RGB")).astype(int), picture)
-        assert shown, f"the window {title!r} does not show {drawn.name}"
+            screen = np.asarray(Image.open(tmp_path / "screen.png").convert("RGB")).astype(int)
+            shown = all(shows(screen, np.asarray(Image.open(file)).astype(int)) for file in files)
+        assert shown, f"the window {title!r} does not show {files}"
         if title == "a second":
             x("xdotool", "key", "--window", window, "space")
         else:

@@ -28,14 +28,15 @@ def prompt_line(job: Job, defaults: JobSettings, size_px: int) -> str:
         # a sampler or timesteps in the line mean a schedule and steps of their own
         other = {"schedule": "sampler", "steps": "timesteps"}.get(option.sets)
         if value != implied or (other and getattr(job, other) != getattr(defaults, other)):
-            texts.append(f"--{option.name} {_as_typed(value)}")
+            texts.append(f"--{option.name} {as_typed(value)}")
     line = " ".join(texts)
     if job.prompt_syntax == WEB_UI:
         line = with_hashes_escaped(line)
     return f" {line}" if line.startswith("#") else line  # not a comment
 
 
-def _as_typed(value: object) -> str:
+def as_typed(value: object) -> str:
+    """A setting as an option's value in a prompt line."""
     if value is None or value == ():
         return "none"
     if isinstance(value, Strength):
@@ -43,5 +44,5 @@ def _as_typed(value: object) -> str:
     if is_dataclass(value) and not isinstance(value, type):
         value = astuple(value)
     if isinstance(value, tuple):
-        return ",".join(map(_as_typed, value))
+        return ",".join(map(as_typed, value))
     return str(int(value)) if isinstance(value, bool) else str(value)

@@ -133,6 +133,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         resumed=earlier is not None,
         keyboard=_keyboard(maker, seed, counts, name_file) if options.interactive else None,
         preview=options.interactive and not options.no_preview,
+        preview_every=options.preview_every,
         dry_run=options.dry_run,
     )
 

@@ -90,7 +90,8 @@ class RunPlan:
     done: Mapping[int, Path]  # pictures that an earlier process has made, by their place in `jobs`
     resumed: bool
     keyboard: Keyboard | None  # when prompts come from there
-    preview: bool
+    preview: bool  # whether there may be a window
+    preview_every: int | None  # at how many steps it shows the pictures as they come
     dry_run: bool
 
     @property

@@ -7,17 +7,19 @@ option cannot be forgotten anywhere: without its use it cannot be added.
 import argparse
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from library import console
 from library.errors import InputError
+from library.settings.option_help import long_help, short_help
 from library.settings.other_names import is_same_thing, meant_option, of_line
 
 Said = dict[str, str | list[str] | bool]  # options as they were written, by name
 Converter = Callable[[str], object]
+ShownLines = Callable[["OptionParser", Any], Iterator[str]]
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Records
@@ -62,6 +64,7 @@ class Option:
         names_files: its values name files that pictures are made from.
         default: what it is where it is not given.
         not_with: what it does not go together with, without hyphens.
+        words: values that a shell can complete.
     """
 
     name: str
@@ -72,6 +75,7 @@ class Option:
     names_files: bool = False
     default: object = None
     not_with: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
 
 
 class Options:
@@ -248,6 +252,7 @@ class OptionGroup:
         alternative: str = "",
         names_files: bool = False,
         not_with: tuple[str, ...] = (),
+        words: Iterable[str] = (),
     ) -> None:
         """Add an option with a value, or with `many` of them, which add up where it is given `again`; see `Option`."""
         self._group.add_argument(
@@ -260,7 +265,7 @@ class OptionGroup:
             required=required,
             action="extend" if again else "store",
         )
-        self._note(names[0], use, needs, alternative, names_files, default, not_with)
+        self._note(names[0], use, needs, alternative, names_files, default, not_with, tuple(words))
 
     def switch(
         self,
@@ -276,14 +281,45 @@ class OptionGroup:
         _add_switch(self._parser, self._group, name, help=help)
         self._note(name, use, needs, alternative, default=False, not_with=not_with)
 
-    def show_and_leave(self, *names: str, help: str, lines: Callable[[], Iterator[str]]) -> None:
-        """Add an option that writes some lines and leaves the program."""
-        self._group.add_argument(*names, help=help, action=_ShowLines, lines=lines, dest=names[-1].removeprefix("--"))
-        self._note(names[-1], COMMAND_LINE)
+    def show_and_leave(
+        self,
+        name: str,
+        *,
+        help: str,
+        lines: ShownLines,
+        metavar: str | None = None,
+        optional: bool = False,
+        convert: Converter = str,
+        words: Iterable[str] = (),
+    ) -> None:
+        """Add an option that writes some lines and leaves the program.
 
-    def show_help(self, *names: str, help: str) -> None:
-        """Add an option that writes the program's help and leaves it."""
-        self.show_and_leave(*names, help=help, lines=lambda: iter(self._parser.format_help().splitlines()))
+        Args:
+            name: with its hyphens.
+            help: on it.
+            lines: made of the parser and the option's value, or None; may raise InputError.
+            metavar: of its value, which may be `optional`; None where it has none.
+            convert: the value's converter.
+            words: values that a shell can complete.
+        """
+        settings: dict[str, Any] = {"nargs": 0}
+        if metavar is not None:
+            settings = {"metavar": metavar, "type": _named(name, convert), "nargs": "?" if optional else None}
+        self._group.add_argument(name, help=help, action=_ShowLines, lines=lines, dest=name.lstrip("-"), **settings)
+        self._note(name, COMMAND_LINE, words=tuple(words))
+
+    def show_help(self, first: Sequence[str]) -> None:
+        """Add the options that write the program's help and leave it; `first` are the options of the short one."""
+        self.show_and_leave(
+            "-h", help="write what people use first and leave", lines=lambda parser, _: short_help(parser, first)
+        )
+        self.show_and_leave(
+            "--help",
+            help="write all of this, or one group, and leave: --help networks",
+            lines=long_help,
+            metavar="GROUP",
+            optional=True,
+        )
 
     def only_one(self) -> "OptionGroup":
         """A part of the group of which one option can be given."""
@@ -298,9 +334,12 @@ class OptionGroup:
         names_files: bool = False,
         default: object = None,
         not_with: tuple[str, ...] = (),
+        words: tuple[str, ...] = (),
     ) -> None:
-        plain, needed = name.removeprefix("--"), (needs,) if isinstance(needs, Needs) else tuple(needs)
-        self._parser.table[plain] = Option(plain, self._title, use, needed, alternative, names_files, default, not_with)
+        plain, needed = name.lstrip("-"), (needs,) if isinstance(needs, Needs) else tuple(needs)
+        self._parser.table[plain] = Option(
+            plain, self._title, use, needed, alternative, names_files, default, not_with, words
+        )
 
 
 class _Switch(argparse.Action):
@@ -330,8 +369,8 @@ def _add_switch(parser: argparse.ArgumentParser, group: argparse._ActionsContain
 class _ShowLines(argparse.Action):
     """Writes some lines and leaves."""
 
-    def __init__(self, *, lines: Callable[[], Iterator[str]], **settings: Any) -> None:
-        super().__init__(nargs=0, default=argparse.SUPPRESS, **settings)
+    def __init__(self, *, lines: ShownLines, **settings: Any) -> None:
+        super().__init__(default=argparse.SUPPRESS, **settings)
         self._lines = lines
 
     def __call__(
@@ -342,8 +381,12 @@ class _ShowLines(argparse.Action):
         option_string: str | None = None,
     ) -> NoReturn:
         """Write the lines."""
-        for line in self._lines():
-            console.result(line)
+        assert isinstance(parser, OptionParser)  # which alone has such options
+        try:
+            for line in self._lines(parser, None if self.nargs == 0 else values):
+                console.result(line)
+        except InputError as problem:
+            parser.error(str(problem))
         parser.exit()
 
 
