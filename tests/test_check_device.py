@@ -13,6 +13,8 @@ import pytest
 import torch
 
 import gen_img_diffusers
+from tools.benchmark_child import Case
+from tools.device_check import measures
 from tools.device_check.processes import Notes, Processes, Result, Task
 from tools.device_check.report import ReportFiles
 from tools.device_check.sections import FAILED, GOOD, LOOK, NOT_DONE, section
@@ -109,7 +111,8 @@ def is_refused(notes: Notes) -> None:
     gen_img_diffusers.parse_options(["--ckpt", "model", "--no_such_option", "on"])
 
 
-def test_a_measurement_that_fails_says_why_and_keeps_what_it_found(tmp_path):
+def test_a_measurement_that_fails_says_why_and_keeps_what_it_found(tmp_path, monkeypatch):
+    monkeypatch.setattr("tools.device_check.processes._IMPORTED_ONCE", ["torch"])  # as much as these need
     processes = Processes(tmp_path)
 
     def run(measure, limit_s: float = 30) -> Result:
@@ -125,6 +128,15 @@ def test_a_measurement_that_fails_says_why_and_keeps_what_it_found(tmp_path):
     assert raised.error == "ValueError: no such kernel"
     assert "and much more" in raised.traceback
     assert refused.error == "error: --no_such_option: no such option; --help lists them all"
+
+
+def test_writing_is_measured_on_pictures_that_are_written(sd1, tmp_path):
+    case = Case(str(sd1.folder), "sd1", 64, 64, 2, "fp32", 2, False, str(tmp_path / "new" / "pictures"))
+    measures.writing(case, 2, Notes(tmp_path / "notes"))
+    figures = json.loads((tmp_path / "notes").read_text())["figures"]
+    assert figures["pictures"] == 4  # of a run; four are written, three are not
+    assert len(list((tmp_path / "new" / "pictures").glob("*.png"))) == 4 * 4
+    assert 0 < figures["handing_over_ms"] < figures["picture_ms"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -173,6 +185,7 @@ def test_speed_is_held_against_the_targets_by_the_best_way():
     assert "SD 1.5, steps/s, one picture: 60, target at least 105" in found.text
     assert "SD 1.5, pictures/s, batched: 7.9, target at least 8" in found.text
     assert "XL" not in found.text
+    assert "SD 1.5, steps/s, one picture: –, target at least 105" in section("speed", [xl], tiny=False).text
 
 
 def test_memory_is_held_against_the_targets():

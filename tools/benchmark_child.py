@@ -232,7 +232,7 @@ def machine(case: Case) -> dict[str, object]:
         torch.mm(a, b)
         seconds.append(now() - start)
     return {
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"{device.type}, {_processor()}",
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"{device.type}, {processor()}",
         "device_type": device.type,
         "threads": torch.get_num_threads(),
         "dtype": str(dtype).removeprefix("torch."),
@@ -244,7 +244,8 @@ def machine(case: Case) -> dict[str, object]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 

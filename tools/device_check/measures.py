@@ -21,6 +21,7 @@ from tools.benchmark_child import (
     diffusers_steady,
     load_program,
     now,
+    processor,
     program_draw,
     program_steady,
     timed_batch,
@@ -53,11 +54,12 @@ def machine(device: str, notes: Notes) -> None:
         commit=_said_by("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"),
         python=platform.python_version(),
         system=platform.platform(),
+        processor=processor(),
         cores=os.cpu_count(),
         **{library: _version(library) for library in _LIBRARIES},
     )
     if device == "cpu":
-        notes.figures(device="cpu", processor=platform.processor() or platform.machine())
+        notes.figures(device="CPU")
         return
     free, total = torch.cuda.mem_get_info()
     card = torch.cuda.get_device_properties(0)
@@ -242,6 +244,7 @@ def writing(case: Case, batches: int, notes: Notes) -> None:
     """
     import gen_img_diffusers as program
 
+    Path(case.outdir).mkdir(parents=True, exist_ok=True)
     options = case.command_line()
     place = options.index("--images_per_prompt") + 1
     options[place] = str(case.batch_size * batches)

@@ -12,8 +12,7 @@ from tools.device_check.sections import FAILED, Section, section, table
 from tools.device_check.tasks import MACHINE, MODELS, PARTS
 
 _MACHINE_NAMES = {
-    "device": "card",
-    "processor": "processor",
+    "device": "device",
     "memory_gb": "its memory, GB",
     "taken_gb": "taken at the start, GB",
     "capability": "compute capability",
@@ -22,7 +21,8 @@ _MACHINE_NAMES = {
     "cudnn": "cuDNN",
     "power_limit": "power limit",
     "temperature": "temperature at the start, °C",
-    "cores": "CPU cores",
+    "processor": "processor",
+    "cores": "its cores",
     "system": "system",
     "python": "Python",
     "program": "this program",
@@ -89,7 +89,8 @@ class ReportFiles:
         lines += [*table(("part", "verdict"), verdicts), ""]
         lines += self._machine(facts, results)
         for part, found in self._sections.items():
-            lines += [f"## {part}: {PARTS[part]}", "", f"**{found.verdict}**: {found.text}", "", *found.lines, ""]
+            lines += [f"## {part}: {PARTS[part]}", "", f"**{found.verdict}**: {found.text}", ""]
+            lines += [*itertools.dropwhile(lambda line: not line, found.lines), ""]
         return [*lines, "## How to send it", "", _SEND]
 
     def _machine(self, facts: dict[str, Any], results: Sequence[Result]) -> list[str]:
@@ -100,9 +101,9 @@ class ReportFiles:
         lines = ["## The machine", "", *table(("", ""), rows), ""]
         if facts.get("taken_gb", 0) > _TAKEN_GB:
             lines += ["Another program holds memory of the card: figures may be too low. Close it and check again.", ""]
-        for made in (*_of(results, MACHINE), *_of(results, MODELS)):
-            if made.error or made.skipped:
-                lines += [f"- {made.task.name}: {made.error or made.skipped}", ""]
+        made = [*_of(results, MACHINE), *_of(results, MODELS)]
+        failed = [f"- {each.task.name}: {each.error or each.skipped}" for each in made if each.error or each.skipped]
+        lines += ["Failed before anything was measured:", *failed, ""] if failed else []
         return lines
 
 

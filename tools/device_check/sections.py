@@ -16,6 +16,7 @@ _SAME = 0.01  # of a result's length: float16 and bfloat16 round by less
 _AS_FAST = 1.05
 _UNSEEN = 0.02  # of a picture's time: what runs differ by anyway
 _NONE = "–"
+_FAILURES = "Failed (the JSON has the tracebacks; what was measured before stands in the table):"
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,11 @@ def section(part: str, results: Sequence[Result], *, tiny: bool) -> Section:
     errors = [f"- {result.task.name}: {result.error}" for result in results if result.error]
     skipped = [f"- {result.task.name}: {result.skipped}" for result in results if result.skipped]
     if all(result.skipped for result in results):
-        return Section(NOT_DONE, "nothing of it was measured.", skipped)
+        return Section(NOT_DONE, "nothing of it was measured, for the reasons below.", skipped)
     found = _SECTIONS[part](results, tiny)
     lines = list(found.lines)
     if errors:
-        lines += ["", "Failed (the JSON has the tracebacks; what was measured before stands in the table):", *errors]
+        lines += ["", _FAILURES, *errors]
         if found.verdict != FAILED:
             text = f"{len(errors)} of {len(results)} measurements failed; of the others: {found.text}"
             found = Section(FAILED, text)
