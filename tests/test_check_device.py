@@ -1,6 +1,7 @@
 """tools/check_device.py, from its command line to its report; how fast anything is is not tested."""
 
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -107,6 +108,13 @@ def raises(notes: Notes) -> None:
     raise ValueError("no such kernel\nand much more")
 
 
+def needs_no_fork(notes: Notes) -> None:
+    parent = multiprocessing.parent_process()
+    if parent is None or os.getppid() != parent.pid:  # forked from the process that has everything imported
+        raise RuntimeError("Cannot re-initialize CUDA in forked subprocess. To use CUDA with multiprocessing, ...")
+    notes.figures(begun_anew=True)
+
+
 def is_refused(notes: Notes) -> None:
     gen_img_diffusers.parse_options(["--ckpt", "model", "--no_such_option", "on"])
 
@@ -128,6 +136,8 @@ def test_a_measurement_that_fails_says_why_and_keeps_what_it_found(tmp_path, mon
     assert raised.error == "ValueError: no such kernel"
     assert "and much more" in raised.traceback
     assert refused.error == "error: --no_such_option: no such option; --help lists them all"
+    begun_anew = run(needs_no_fork, 60)  # where something has touched the GPU before it was forked
+    assert not begun_anew.error and begun_anew.figures == {"begun_anew": True}
 
 
 def test_writing_is_measured_on_pictures_that_are_written(sd1, tmp_path):
