@@ -1004,9 +1004,19 @@ def run(options: Options, team: Team) -> int:
     if plan.dry_run:
         return show(plan)
     make_folder(plan.output.folder, "--outdir")
-    model_hash = FileHash(plan.model.path)
-    facts = RunFacts(
-        *(plan.record.model, plan.text.clip_skip, model_hash, plan.highres),
+    facts = run_facts(plan)
+    if plan.keyboard is not None:
+        announce_here = partial(announce, plan=plan)
+        with PictureWriter(facts, announce_here, quality=plan.output.quality) as writer:
+            run_interactive(plan, load_pipeline(plan), writer, plan.keyboard)
+        return 0
+    return make_pictures(plan, facts, options, team)
+
+
+def run_facts(plan: RunPlan) -> RunFacts:
+    """What the pictures' metadata says of the run as a whole."""
+    return RunFacts(
+        *(plan.record.model, plan.text.clip_skip, FileHash(plan.model.path), plan.highres),
         *(plan.networks, plan.loss_guidance, plan.control_nets.specs, plan.cfg_interval),
         *(plan.noise, plan.guidance_rescale, plan.text.normalization, plan.text.zero_empty_negative, plan.masks),
         tiling=plan.tiling,
@@ -1014,12 +1024,6 @@ def run(options: Options, team: Team) -> int:
         upscaler=plan.upscaler,
         embeddings=plan.text.embeddings,
     )
-    if plan.keyboard is not None:
-        announce_here = partial(announce, plan=plan)
-        with PictureWriter(facts, announce_here, quality=plan.output.quality) as writer:
-            run_interactive(plan, load_pipeline(plan), writer, plan.keyboard)
-        return 0
-    return make_pictures(plan, facts, options, team)
 
 
 def show(plan: RunPlan) -> int:

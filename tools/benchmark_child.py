@@ -12,7 +12,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import DiffusionPipeline
+    from diffusers import DiffusionPipeline, UNet2DConditionModel
+
+    from gen_img_diffusers import Pipeline
+    from library.plan.job import Job
+    from library.plan.run_plan import RunPlan
 
 PROMPT = "a red fox in the snow, golden hour, a detailed photograph"
 GUIDANCE_SCALE = 7.5
@@ -123,10 +127,20 @@ def timed_batch(draw: Draw, case: Case) -> dict[str, float]:
 
 def program_steady(case: Case) -> dict[str, float]:
     """This program's figures with the model loaded."""
+    pipeline, plan = load_program(case)
+    return steady(program_draw(pipeline, plan.to_do), case)
+
+
+def load_program(case: Case) -> tuple[Pipeline, RunPlan]:
+    """This program's pipeline, loaded, and the plan whose pictures are one batch."""
     import gen_img_diffusers as program
 
     plan = program.make_plan(program.parse_options(case.command_line()))
-    pipeline = program.load_pipeline(plan)
+    return program.load_pipeline(plan), plan
+
+
+def program_draw(pipeline: Pipeline, jobs: Sequence[Job]) -> Draw:
+    """Draws these jobs as one batch with this program."""
 
     def draw(steps: int, step_ended: Callable[[int], None]) -> None:
         def clocked(timesteps: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
@@ -134,11 +148,11 @@ def program_steady(case: Case) -> dict[str, float]:
                 yield timestep
                 step_ended(index)
 
-        pictures = pipeline.draw([replace(job, steps=steps) for job in plan.to_do], clocked)
+        pictures = pipeline.draw([replace(job, steps=steps) for job in jobs], clocked)
         if any(picture is None for _, picture in pictures):
             raise ArithmeticError("the model gave NaN; use another precision")
 
-    return steady(draw, case)
+    return draw
 
 
 def load_diffusers(case: Case) -> tuple[DiffusionPipeline, dict[str, object]]:
@@ -218,7 +232,7 @@ def machine(case: Case) -> dict[str, object]:
         torch.mm(a, b)
         seconds.append(now() - start)
     return {
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"{device.type}, {_processor()}",
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"{device.type}, {processor()}",
         "device_type": device.type,
         "threads": torch.get_num_threads(),
         "dtype": str(dtype).removeprefix("torch."),
@@ -230,7 +244,8 @@ def machine(case: Case) -> dict[str, object]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
@@ -265,16 +280,22 @@ def step_operations(case: Case) -> int:
 
 def make_control_net(case: Case) -> dict[str, object]:
     """Write a ControlNet that adds nothing yet, as each is before it is trained, and a guide picture of noise."""
+    from diffusers import UNet2DConditionModel
+
+    write_control_net(case, UNet2DConditionModel.from_pretrained(case.ckpt, subfolder="unet"))
+    return {}
+
+
+def write_control_net(case: Case, unet: UNet2DConditionModel) -> None:
+    """Write the case's ControlNet, made from its U-Net, and its guide picture."""
     import numpy as np
-    from diffusers import ControlNetModel, UNet2DConditionModel
+    from diffusers import ControlNetModel
     from PIL import Image
 
     assert case.control_net is not None and case.guide is not None  # else there is none to make
-    unet = UNet2DConditionModel.from_pretrained(case.ckpt, subfolder="unet")
-    ControlNetModel.from_unet(unet).save_pretrained(case.control_net)
+    ControlNetModel.from_unet(unet).to(dtype=unet.dtype).save_pretrained(case.control_net)
     noise = np.random.default_rng(0).integers(0, 256, (case.height, case.width, 3), np.uint8)
     Image.fromarray(noise).save(case.guide)
-    return {}
 
 
 MEASUREMENTS = {

@@ -13,7 +13,8 @@ import copy
 import json
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,10 @@ def configurations(family: Family, *, tiny: bool, inputs: ModelInputs = PLAIN) -
 
 
 def random_networks(family: str, *, tiny: bool, seed: int, inputs: ModelInputs = PLAIN) -> Networks:
-    """A family's components with the random weights their classes start from, by their parts."""
+    """A family's components with the random weights their classes start from, by their parts.
+
+    They are made where and in what PyTorch makes tensors: on the CPU in float32, or see `made_on`.
+    """
     configs = configurations(BY_NAME[family], tiny=tiny, inputs=inputs)
     texts = {
         kind.part: CLIPTextModelWithProjection if kind.pooled else CLIPTextModel for kind in BY_NAME[family].encoders
@@ -79,6 +83,18 @@ def random_networks(family: str, *, tiny: bool, seed: int, inputs: ModelInputs =
         "unet": UNet2DConditionModel.from_config(configs.pop("unet")),
         "vae": AutoencoderKL.from_config(configs.pop("vae")),
     } | {part: texts[part](CLIPTextConfig(**config)) for part, config in configs.items()}
+
+
+@contextmanager
+def made_on(device: str, dtype: torch.dtype) -> Iterator[None]:
+    """A block in which networks are made on a device in a type, which takes seconds on a GPU."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def family_of(networks: Networks) -> Family:
