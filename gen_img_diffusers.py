@@ -101,6 +101,7 @@ _EXAMPLES = """examples:
   what it would make:     gen_img_diffusers.py --ckpt model.safetensors --from_file prompts.txt --dry_run
   after an interruption:  gen_img_diffusers.py --ckpt model.safetensors --bf16 --from_file prompts.txt --resume
   from a picture:         gen_img_diffusers.py --ckpt model.safetensors --image_path sketch.png --prompt "a castle"
+  pictures again:         gen_img_diffusers.py --ckpt model.safetensors --from_pictures outputs --steps 40
   prompt after prompt:    gen_img_diffusers.py --ckpt model.safetensors --interactive
   options from a file:    gen_img_diffusers.py --config settings.toml --seed 7"""
 
@@ -111,7 +112,7 @@ _MASKED = Needs(
 )
 _MASK = Needs(("mask_path", "mask_from_alpha"), "needs a mask; give --mask_path or --mask_from_alpha too")
 _PICTURES = Needs(
-    ("image_path", "mask_path", "guide_image_path"),
+    ("image_path", "mask_path", "guide_image_path", "from_pictures"),
     "sorts pictures; give --image_path, --mask_path or --guide_image_path too, or leave it out",
 )
 _HIGHRES = Needs(("highres_fix_scale",), "is for Highres. fix; give --highres_fix_scale too, or leave it out")
@@ -181,6 +182,9 @@ def _source_options(group: OptionGroup) -> None:
               help="negative prompt of all lines without a --n of their own; groups and wildcards count")  # fmt: skip
     group.add("--from_file", use=RUN, metavar="FILE", alternative=sources,
               help="file with one prompt line a line (- is standard input), or rows in .jsonl or .csv")  # fmt: skip
+    group.add("--from_pictures", use=RUN, many=True, metavar="PATH", convert=values.not_empty, alternative=sources,
+              help="draw pictures again as their metadata tells, of this program and of others: files, folders, "
+              "globs; options given here win")  # fmt: skip
     group.switch("--interactive", use=RUN, alternative=sources, help="ask for prompt lines and show the pictures")
     group.switch("--no_preview", use=RUN, help="show no windows in interactive use")
     group.add("--prompt_syntax", use=PICTURE, metavar="NAME", convert=prompt_syntax, default=SD_SCRIPTS,
@@ -962,7 +966,7 @@ def run(options: Options, team: Team) -> int:
         with PictureWriter(facts, announce_here, quality=plan.output.quality) as writer:
             run_interactive(plan, load_pipeline(plan), writer, plan.keyboard)
         return 0
-    return make_pictures(plan, facts, options, team)
+    return make_pictures(plan, facts, team)
 
 
 def show(plan: RunPlan) -> int:
@@ -974,7 +978,7 @@ def show(plan: RunPlan) -> int:
     return 0
 
 
-def make_pictures(plan: RunPlan, facts: RunFacts, options: Options, team: Team) -> int:
+def make_pictures(plan: RunPlan, facts: RunFacts, team: Team) -> int:
     """Make the planned pictures that are not there yet, and say what came of it."""
     with Manifest(plan.output.folder, plan.record) as manifest:
         if plan.resumed and team.is_first:
@@ -992,12 +996,12 @@ def make_pictures(plan: RunPlan, facts: RunFacts, options: Options, team: Team) 
             console.say(summary(plan))
             if pipeline is not None:
                 if team.is_first:
-                    keep_settings(plan.output.folder, options)
+                    keep_settings(plan.output.folder, plan.options)
                 with PictureWriter(facts, saved, manifest, plan.output.quality, plan.resumed) as writer:
                     run_jobs(plan, pipeline, writer, tally, team, others)
             if team.is_first:
                 tally.list_missing(others.jobs_made())
-                for file in show_results(plan, facts, options.for_one()):
+                for file in show_results(plan, facts, plan.options.for_one()):
                     console.say(f"written: {file}")
         finally:
             tally.made_elsewhere = len(others.jobs_made())
