@@ -67,6 +67,7 @@ def redrawn(options: Options) -> tuple[Options, list[SourceLine]]:
     """
     if not options.from_pictures:
         return options, []
+    options.check_alternatives()
     notes = Notes()
     told = _read_all(options, notes)
     if notes.faults:

@@ -130,9 +130,9 @@ def _read_old(dream: str) -> Recipe:
         words = rest.split()
     said: dict[str, str] = {}
     for place, word in enumerate(words):
-        if flag := re.fullmatch(r"--?([a-zA-Z_]+)[= ]?([\d.]*)", word):
-            name = _LONG_FLAGS.get(flag[1], flag[1])
-            said[name] = flag[2] or (words[place + 1] if place + 1 < len(words) else "")
+        if flag := re.fullmatch(r"--(\w+)=?(.*)|-([a-zA-Z])(.*)", word):
+            name, value = (_LONG_FLAGS.get(flag[1], flag[1]), flag[2]) if flag[1] else (flag[3], flag[4])
+            said[name] = value or (words[place + 1] if place + 1 < len(words) else "")
     prompt, negative = _split_negative(text)
     over = ((SOURCE, _OVER),) if "I" in said or "f" in said else ()
     return Recipe(

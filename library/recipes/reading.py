@@ -43,10 +43,11 @@ def recipe_of(texts: dict[str, str]) -> Recipe:
     Raises:
         Unreadable: when nothing can be made of them.
     """
+    is_long = any(len(text) > _LONGEST for text in texts.values())
+    texts = {name: text for name, text in texts.items() if len(text) <= _LONGEST}
     prompt, parameters = texts.get("prompt", ""), texts.get("parameters", "")
-    if any(len(text) > _LONGEST for text in texts.values()):
-        texts = {name: text for name, text in texts.items() if len(text) <= _LONGEST}
-        prompt, parameters = texts.get("prompt", ""), texts.get("parameters", "")
+    if not texts and is_long:
+        raise Unreadable(f"has metadata of more than {_LONGEST:,} characters")
     if prompt and not is_json(prompt):
         return read_own(texts)
     program = program_of(texts)

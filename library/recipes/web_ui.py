@@ -148,7 +148,7 @@ def _files(settings: Mapping[str, str]) -> tuple[tuple[Givers, str], ...]:
     """What files it was made with."""
     upscalers = (settings.get("Hires upscaler", ""), settings.get("Postprocess upscaler", ""))
     files = [(UPSCALER, f"upscaler {name}") for name in upscalers if not re.match(r"$|Latent$|Lanczos|None", name)]
-    files += [(CONTROL_NET, f"{name} ({settings[name]})") for name in settings if name.startswith("ControlNet")]
+    files += [(CONTROL_NET, f"{name} ({settings[name][:60]})") for name in settings if name.startswith("ControlNet")]
     embeddings = re.findall(r"([^,:]+):", settings.get("TI hashes", ""))
     files += [(EMBEDDING, f"embedding {name.strip()}") for name in embeddings]
     return tuple(files)

@@ -172,7 +172,6 @@ class Options:
         Raises:
             InputError: for the first of these.
         """
-        alternatives: dict[str, list[str]] = {}
         for name, option in self._table.items():
             if not self.given(name):
                 continue
@@ -181,7 +180,17 @@ class Options:
                     raise InputError(f"--{name}", needs.problem)
             for other in filter(self.given, option.not_with):
                 raise InputError(f"--{name} and --{other}", "do not go together; give one")
-            if option.alternative:
+        self.check_alternatives()
+
+    def check_alternatives(self) -> None:
+        """Refuse several options where one is meant.
+
+        Raises:
+            InputError: for the first of these.
+        """
+        alternatives: dict[str, list[str]] = {}
+        for name, option in self._table.items():
+            if option.alternative and self.given(name):
                 alternatives.setdefault(option.alternative, []).append(f"--{name}")
         for kind, given in alternatives.items():
             if len(given) > 1:
