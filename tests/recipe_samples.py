@@ -93,7 +93,7 @@ WEB_UI = (
             **{"clip_skip": 2, "highres_fix_steps": 20, "highres_fix_latents_upscaling": True},
             "highres_fix_scale": 0.7,  # of 768x576 gives 512x384, too
         },
-        ("VAE",),
+        ("VAE soft.vae: give --vae",),
     ),
     Sample(
         "web-ui-lora",
@@ -202,7 +202,7 @@ COMFYUI = (
         "comfyui-1",
         {"prompt": _json(basic_graph()), "workflow": _json({"nodes": [], "links": [], "version": 0.4})},
         "a green (valley:1.1) \\[mist\\] and sun --n text, watermark --s 20 --l 8 --d 156680208700286 --w 512 --h 448 "
-        "--sampler euler --schedule linspace",
+        "--sampler euler",
         {"prompt_syntax": "webui"},
     ),
     Sample(
@@ -420,7 +420,7 @@ SWARMUI = (
     Sample(
         "swarmui-1",
         _swarm(negativeprompt="crack", sampler="euler", scheduler="normal", automaticvae=True),
-        "a snow globe --n crack --s 20 --l 7 --d 1 --w 512 --h 512 --sampler euler --schedule linspace",
+        "a snow globe --n crack --s 20 --l 7 --d 1 --w 512 --h 512 --sampler euler",
     ),
     Sample(
         "swarmui-lora",

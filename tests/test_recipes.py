@@ -85,10 +85,13 @@ ODD = basic_graph(
     [
         ({"prompt": json.dumps(CIRCLE)}, "--n text, watermark --s 20 --l 8 --d 156680208700286 --w 64"),
         ({"prompt": json.dumps(DEEP)}, "--n text, watermark --s 20"),
-        ({"prompt": json.dumps(ODD)}, "5 --s 9 --d 17 --w 64 --h 64 --schedule linspace"),
+        ({"prompt": json.dumps(ODD)}, "5 --s 9 --d 17 --w 64 --h 64"),
         ({"parameters": '{"sui_image_params": {"prompt": ["a"], "seed": {}, "steps": -5, "width": 1e9}}'}, None),
         ({"parameters": '{"sui_image_params": {"prompt": "a", "seed": NaN, "steps": "many", "width": 0}}'}, "a --w 64"),
-        ({"parameters": "a\nSteps: 0, Sampler: Euler, CFG scale: -3, Seed: -1, Size: 9x9999999"}, "a --d -1 --w 64"),
+        (
+            {"parameters": "a\nSteps: 0, Sampler: Euler, CFG scale: -3, Seed: -1, Size: 9x9999999"},
+            "a --d -1 --w 64 --h 64 --sampler euler",
+        ),
         (
             {"parameters": "a\nSteps: 2, Seed: " + "9" * 5000 + ", Size: 4x4, Hires upscale: 1e99"},
             "a --s 2 --w 8 --h 8",

@@ -16,7 +16,7 @@ COMPANIONS = SHAPES / "companions"
 
 LINES = """\
 a red circle --d 1
-a (red:1.3) circle, [dim] {{x --n a \\(star\\) --d 2 --s 4 --sampler dpmsolver++ --schedule karras --l 5.25
+a (red:1.3) circle, [dim] {big|small} --n a \\(star\\) --d 2 --s 4 --sampler dpmsolver++ --schedule karras --l 5.25
 a --w 64 --h 128 --d 3 --sampler euler_a --s 6 --glt 900 --glr 0.5 --gls 0.25 --gle 1 --glus 3,0.5,0.25,0
 a --d 4 --dsd1 1 --dst1 500 --dsr 0.75 --s 3
 a --d 5 --nl 2.5 --n b --sampler ddim --eta 0.5
@@ -52,9 +52,11 @@ def same(first, second) -> bool:
 @pytest.mark.parametrize("ending", ["png", "jpg"])
 def test_pictures_are_the_same_again(sd1, generate, redraw, tmp_path, ending):
     """Lossless or not: what is compared is what both runs write."""
-    (tmp_path / "p.txt").write_text(LINES)
+    lines = LINES if ending == "png" else "".join(LINES.splitlines(keepends=True)[:2])
+    (tmp_path / "p.txt").write_text(lines)
     how = ("--format", ending, "--sequential_file_name")
     first = generate(sd1.folder, "--from_file", tmp_path / "p.txt", *how, "--clip_skip", 2, "--guidance_rescale", 0.5)
+    assert first.status == 0, first.stderr
     again = redraw(sd1.folder, tmp_path / "out", *how)
     assert again.status == 0
     assert "not taken over" not in again.stderr

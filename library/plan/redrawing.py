@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from library.errors import InputError, InputErrors
@@ -87,7 +87,10 @@ def _read_all(options: Options, notes: Notes) -> dict[Path, tuple[Recipe, tuple[
     told: dict[Path, tuple[Recipe, tuple[int, int]]] = {}
     for path in dict.fromkeys(found.path for pictures in given for found in pictures):
         try:
-            told[path] = read_recipe(path, f"{OPTION} {path}")
+            recipe, (width, height) = read_recipe(path, f"{OPTION} {path}")
+            if not (recipe.width or recipe.height or "image_path" in options.said):
+                recipe = replace(recipe, width=str(width), height=str(height))
+            told[path] = recipe, (width, height)
         except Unreadable as problem:
             notes.refuse(
                 f"{problem}; leave it out, or give a picture of {', '.join(PROGRAMS[:-1])} or {PROGRAMS[-1]}", path

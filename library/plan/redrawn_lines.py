@@ -16,7 +16,7 @@ from library.settings.options import Options
 from library.settings.other_names import IN_LINES
 from library.settings.sampler_names import NamedSampler, told_sampler, told_schedule
 from library.settings.samplers import OWN, SAMPLERS
-from library.values import MAX_SEED, MAX_SIZE_PX, PIXELS_PER_CELL
+from library.values import FRESH_SEED, MAX_SEED, MAX_SIZE_PX, PIXELS_PER_CELL
 from networks.files import FOLDER_STEMS
 from networks.folder import NetworkFolder
 from networks.strengths import Strength, parse_strength, parse_tag
@@ -98,6 +98,8 @@ class LineMaker:
 
     def _seed(self, path: Path, text: str) -> str:
         """A seed within what there are here; ComfyUI's have a bit more."""
+        if text == str(FRESH_SEED):
+            self._notes.lose("seed -1, which is a new one each time", path)
         if text.isascii() and text.isdigit() and len(text) <= 20 and int(text) > MAX_SEED:
             self._notes.lose(f"seed {text}, which is {int(text) & MAX_SEED} here", path)
             return str(int(text) & MAX_SEED)
@@ -140,6 +142,8 @@ class LineMaker:
         if self._given & {"schedule", "sampler"}:
             return {}
         schedule = told_schedule(text)
+        if schedule == "linspace" != text.lower() and SAMPLERS[sampler].spacing in ("linspace", None):
+            return {}  # by another program's name for what the sampler does anyway
         if schedule is None or schedule not in SAMPLERS[sampler].schedules:
             self._notes.lose(f"schedule {text[:60]} of {sampler}", path)
             return {}

@@ -2,42 +2,18 @@
 
 import re
 from collections import deque
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Collection, Iterator
 
-from library.recipes.comfyui_graph import Graph, Node, as_link
-from library.recipes.emphasis import from_comfyui
+from library.recipes.comfyui_graph import DETAILER, Graph, Node, is_sampler, toward_latent
+from library.recipes.comfyui_parts import Found, Size, Texts, read_models
 from library.recipes.recipe import (
-    CONTROL_NET,
-    SOURCE,
-    Givers,
     Recipe,
-    ToldNetwork,
     Unreadable,
-    as_object,
-    file_stem,
     number,
     plain,
-    strength_of,
 )
 
-_SAMPLER = re.compile(
-    r"^(?:KSampler(?!Select)|SamplerCustom|FaceDetailer|UltimateSDUpscale)|\bKSampler\b", re.IGNORECASE
-)
 _SAVES = re.compile(r"save.*image|image.*save|preview.*image|SaveAnimatedWEBP", re.IGNORECASE)
-_DEEPEST = 300
-_PLAIN_MODEL_NODES = re.compile(r"loader|reroute|ModelSamplingDiscrete|checkpoint", re.IGNORECASE)
-
-
-@dataclass
-class _Found:
-    """What the walk from one sampler has gathered."""
-
-    graph: Graph
-    files: list[tuple[Givers, str]] = field(default_factory=list)
-    networks: list[ToldNetwork] = field(default_factory=list)
-    clip_skip: str = ""
-    model: str = ""
 
 
 def read_comfyui(texts: dict[str, str]) -> Recipe:
@@ -48,7 +24,7 @@ def read_comfyui(texts: dict[str, str]) -> Recipe:
     """
     graph = Graph.of(texts)
     sampler, others = _samplers(graph)
-    found = _Found(graph)
+    found = Found(graph)
     said = _sampling(graph, sampler)
     first, first_said = _earlier(graph, sampler)
     if first is not None and _continues(sampler):  # a refiner ends what the first one began
@@ -58,16 +34,16 @@ def read_comfyui(texts: dict[str, str]) -> Recipe:
     if others:
         graph.tell(f"the samplers before or beside it (node {', '.join(sorted(others))})")
     positive, negative = _sides(graph, sampler)
-    prompt = _Texts(found, "positive").prompt(positive)
-    negative_prompt = _Texts(found, "negative").negative(negative)
-    _models(found, sampler)
+    prompt = Texts(found, "positive").prompt(positive)
+    negative_prompt = Texts(found, "negative").negative(negative)
+    read_models(found, sampler)
     latent = sampler.inputs.get("latent_image", sampler.inputs.get("samples", sampler.inputs.get("latent")))
-    width, height = _Size(found).of(latent)
+    width, height = Size(found).of(latent)
     drawn_over = 0 < (number(said["strength"]) or 1) < 1
     run = {"clip_skip": found.clip_skip} if found.clip_skip else {}
     first_stage = None
     if first is not None and drawn_over:
-        first_stage = _Size(_Found(graph)).of(first.inputs.get("latent_image"))
+        first_stage = Size(Found(graph)).of(first.inputs.get("latent_image"))
         run |= {"highres_fix_steps": first_said["steps"]}
         run |= {"highres_fix_latents_upscaling": ""} if _enlarges_latents(graph, latent) else {}
         if first_said["seed"] != said["seed"]:
@@ -89,6 +65,7 @@ def read_comfyui(texts: dict[str, str]) -> Recipe:
         model=found.model,
         networks=tuple(found.networks),
         first_stage=first_stage if first_stage and 0 not in first_stage else None,
+        line=found.line,
         run=run,
         files=tuple(dict.fromkeys(found.files)),
         untold=tuple(graph.untold),
@@ -99,36 +76,49 @@ def read_comfyui(texts: dict[str, str]) -> Recipe:
 # Samplers
 
 
-def _is_sampler(node: Node) -> bool:
-    given = node.inputs
-    looks_like_one = any(name in given for name in ("seed", "noise_seed")) and "positive" in given and "steps" in given
-    return _SAMPLER.search(node.kind) is not None or looks_like_one
-
-
 def _samplers(graph: Graph) -> tuple[Node, set[str]]:
     """The sampler nearest to what is saved, and the ids of all others.
 
     Raises:
         Unreadable: when there is none.
     """
-    all_of_them = {name for name, node in graph.nodes.items() if _is_sampler(node)}
+    all_of_them = [name for name, node in graph.nodes.items() if is_sampler(node)]
     if not all_of_them:
         raise Unreadable("has a graph of ComfyUI without a sampler that is known here")
     used = {link for node in graph.nodes.values() for link in graph.links(node)}
     ends = [name for name, node in graph.nodes.items() if _SAVES.search(node.kind)]
     ends = [name for name in ends if "save" in graph.nodes[name].kind.lower()] or ends
     ends = ends or [name for name in graph.nodes if name not in used] or list(graph.nodes)
-    waiting, seen = deque(ends), set(ends)
+    nearest = list(dict.fromkeys(filter(None, (_nearest(graph, end, all_of_them) for end in ends))))
+    # of several that are saved, one that another goes on from is a stage of its picture
+    stages = {name for each in nearest for link in graph.links(graph.nodes[each]) for name in _behind(graph, link)}
+    last = next((name for name in nearest if name not in stages), [*nearest, *all_of_them][0])
+    return graph.nodes[last], set(all_of_them) - {last}
+
+
+def _behind(graph: Graph, start: str) -> Iterator[str]:
+    """A node, and those that it is made from, the nearest first."""
+    waiting, seen = deque([start]), {start}
     while waiting:
         name = waiting.popleft()
-        if name in all_of_them:
-            return graph.nodes[name], all_of_them - {name}
+        yield name
         for link in graph.links(graph.nodes[name]):
             if link not in seen:
                 seen.add(link)
                 waiting.append(link)
-    last = list(all_of_them)[-1]
-    return graph.nodes[last], all_of_them - {last}
+
+
+def _nearest(graph: Graph, end: str, samplers: Collection[str]) -> str | None:
+    """The sampler nearest to a node that saves; what draws over its picture in between is told of."""
+    passed: list[str] = []
+    for name in _behind(graph, end):
+        if name in samplers:
+            for kind in passed:
+                graph.tell(kind)
+            return name
+        if DETAILER.search(graph.nodes[name].kind):
+            passed.append(f"{graph.nodes[name].kind} (node {name})")
+    return None
 
 
 def _sampling(graph: Graph, sampler: Node) -> dict[str, str]:
@@ -188,8 +178,8 @@ def _schedule_of_class(kind: str) -> str:
 
 def _earlier(graph: Graph, sampler: Node) -> tuple[Node | None, dict[str, str]]:
     """The sampler whose picture or latents a sampler draws over, if there is one."""
-    chain = graph.follow(graph.node(sampler.inputs.get("latent_image")), _toward_latent)
-    first = next((node for node in chain if _is_sampler(node) and node.id != sampler.id), None)
+    chain = graph.follow(graph.node(sampler.inputs.get("latent_image")), toward_latent)
+    first = next((node for node in chain if is_sampler(node) and node.id != sampler.id), None)
     return (None, {}) if first is None else (first, _sampling(graph, first))
 
 
@@ -199,14 +189,8 @@ def _continues(sampler: Node) -> bool:
     return plain(sampler.inputs.get("add_noise")) == "disable" or begins > 0
 
 
-def _toward_latent(node: Node) -> object:
-    """The input through which a picture or latents come."""
-    names = ("latent_image", "samples", "latent", "pixels", "image", "images", "upscaled_image")
-    return next((node.inputs[name] for name in names if as_link(node.inputs.get(name))), None)
-
-
 def _enlarges_latents(graph: Graph, latent: object) -> bool:
-    chain = graph.follow(graph.node(latent), _toward_latent)
+    chain = graph.follow(graph.node(latent), toward_latent)
     return any(node.kind.startswith("LatentUpscale") for node in chain)
 
 
@@ -218,204 +202,3 @@ def _sides(graph: Graph, sampler: Node) -> tuple[object, object]:
     if guider is not None and "cond2" in given:
         graph.tell(f"{guider.kind} (node {guider.id})")
     return positive, given.get("negative")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Texts
-
-
-class _Texts:
-    """Walks conditioning back to its texts.
-
-    Args:
-        found: what is gathered on the way.
-        side: which of a node's two outputs is followed, `positive` or `negative`.
-    """
-
-    def __init__(self, found: _Found, side: str) -> None:
-        self.found, self.graph, self.side = found, found.graph, side
-
-    def prompt(self, value: object) -> str:
-        """The prompt: parts that are combined compose, each with an equal share."""
-        if self.graph.node(value) is None:
-            self.graph.tell("the prompt")
-        parts = list(dict.fromkeys(filter(None, self._parts(value, frozenset()))))
-        if len(parts) < 2:
-            return "".join(parts)
-        return " AND ".join(f"{part} :{1 / len(parts):.4g}" for part in parts)
-
-    def negative(self, value: object) -> str:
-        """The negative prompt, which has no parts here."""
-        parts = list(dict.fromkeys(filter(None, self._parts(value, frozenset()))))
-        if len(parts) > 1:
-            self.graph.tell("a combined negative prompt, which is joined")
-        return ", ".join(parts)
-
-    def _parts(self, value: object, above: frozenset[str]) -> list[str]:
-        """The texts that are drawn side by side."""
-        node = self.graph.node(value)
-        if node is None:
-            return []
-        if node.id in above or len(above) > _DEEPEST:
-            self.graph.tell("conditioning that goes round in circles")
-            return []
-        above, given = above | {node.id}, node.inputs
-        if node.kind == "ConditioningCombine":
-            return [
-                text
-                for name in sorted(given)
-                if name.startswith("conditioning")
-                for text in self._parts(given[name], above)
-            ]
-        if node.kind == "ConditioningConcat":
-            first, second = (self._parts(given.get(f"conditioning_{end}"), above) for end in ("to", "from"))
-            return [" BREAK ".join(filter(None, (", ".join(first), ", ".join(second))))]
-        if node.kind == "ConditioningZeroOut":
-            return []
-        if node.kind == "ConditioningAverage":
-            self.graph.tell(f"ConditioningAverage (node {node.id})")
-            return self._parts(given.get("conditioning_to"), above)
-        if node.kind.startswith("CLIPTextEncode") or "clip" in given:
-            return [self._encoded(node)]
-        return self._through(node, above)
-
-    def _encoded(self, node: Node) -> str:
-        """The text of a node that encodes it."""
-        given = node.inputs
-        self._clip(given.get("clip"))
-        names = [name for name in ("text", "text_g", "text_l", "clip_l", "t5xxl", "prompt", "string") if name in given]
-        texts = list(dict.fromkeys(filter(None, (self.graph.text(given[name]).strip() for name in names))))
-        if len(texts) > 1:
-            self.graph.tell(f"a text of its own for each encoder (node {node.id}); they are joined")
-        if not names:
-            self.graph.tell(f"the text of {node.kind} (node {node.id})")
-        return from_comfyui(", ".join(texts))
-
-    def _clip(self, value: object) -> None:
-        for node in self.graph.follow(self.graph.node(value), lambda each: each.inputs.get("clip")):
-            if node.kind == "CLIPSetLastLayer" and not self.found.clip_skip:
-                skip = number(self.graph.number(node.inputs.get("stop_at_clip_layer"))) or -1
-                self.found.clip_skip = plain(abs(skip)) if abs(skip) > 1 else ""
-
-    def _through(self, node: Node, above: frozenset[str]) -> list[str]:
-        """Past a node that changes conditioning, or that holds texts itself as loaders of some packages do."""
-        given = node.inputs
-        control = self.graph.node(given.get("control_net"))
-        if control is not None:
-            name = file_stem(control.inputs.get("control_net_name")) or f"of node {control.id}"
-            self.found.files.append((CONTROL_NET, f"ControlNet {name}"))
-        else:
-            self.graph.tell(f"{node.kind} (node {node.id})")
-        own = given.get(self.side)
-        if isinstance(own, str):
-            return [from_comfyui(own.strip())]
-        names = (
-            self.side,
-            "conditioning",
-            "positive",
-            "conditioning_1",
-            "conditioning_to",
-            "cond",
-            "base_ctx",
-            "context",
-        )
-        for name in names:
-            if as_link(given.get(name)):
-                return self._parts(given[name], above)
-        if text := self.graph.text(given["text"]) if "text" in given else "":
-            return [from_comfyui(text.strip())]
-        return []
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Models and sizes
-
-
-def _models(found: _Found, sampler: Node) -> None:
-    """The model that a sampler uses, its networks, and what else changes it."""
-    guider = found.graph.node(sampler.inputs.get("guider"))
-    start = sampler.inputs.get("model", guider.inputs.get("model") if guider else None)
-    networks: list[ToldNetwork] = []
-    for node in found.graph.follow(found.graph.node(start), lambda each: each.inputs.get("model")):
-        given = node.inputs
-        here = _networks_of(found.graph, node)
-        networks += here
-        name = next((given[each] for each in ("ckpt_name", "unet_name", "model_name") if each in given), None)
-        if isinstance(name, str):
-            found.model = file_stem(name)
-        elif not here and "lora" not in node.kind.lower() and not _PLAIN_MODEL_NODES.search(node.kind):
-            found.graph.tell(f"{node.kind} (node {node.id})")
-        skip = number(given.get("clip_skip"))
-        if skip is not None and abs(skip) > 1:
-            found.clip_skip = found.clip_skip or plain(abs(skip))
-    found.networks += reversed(networks)  # in the order in which they are loaded
-
-
-def _networks_of(graph: Graph, node: Node) -> list[ToldNetwork]:
-    """The networks that a node loads: one, or a list of numbered ones, or of objects with switches."""
-    given, found = node.inputs, []
-    for name, value in given.items():
-        entry: Any = as_object(value)
-        if entry.get("lora") and entry.get("on", True):
-            second = entry.get("strengthTwo")
-            found.append(ToldNetwork(file_stem(entry["lora"]), strength_of(entry.get("strength"), second)))
-        match = re.fullmatch(r"lora_name(?:_?(\d+))?|lora_(\d+)", name)
-        if match and isinstance(value, str) and value not in ("", "None") and file_stem(value):
-            number_of = match[1] or match[2]
-            unet, text = (_strength(graph, given, kind, number_of) for kind in ("model", "clip"))
-            text = unet if text is None and "OnlyModel" not in node.kind and "ModelOnly" not in node.kind else text
-            found.append(ToldNetwork(file_stem(value), strength_of(unet, "0" if text is None else text)))
-    return found[::-1]
-
-
-def _strength(graph: Graph, given: Any, kind: str, number_of: str | None) -> str | None:
-    """A network's strength for the U-Net (`model`) or the text encoders (`clip`)."""
-    if not number_of:
-        names = [f"strength_{kind}", f"lora_{kind}_strength", f"{kind}_strength"]
-    else:
-        names = [f"strength_{kind}_{number_of}", f"{kind}_str_{number_of}", f"{kind}_weight_{number_of}"]
-        names += [f"strength_{number_of}", f"lora_wt_{number_of}", f"lora_weight_{number_of}"]
-    value = next((given[name] for name in names if name in given), None)
-    return None if value is None else graph.number(value) or None
-
-
-class _Size:
-    """Follows latents back to the size that they have, in pixels; zeros where nothing tells it."""
-
-    def __init__(self, found: _Found) -> None:
-        self.found, self.graph = found, found.graph
-
-    def of(self, value: object, above: frozenset[str] = frozenset()) -> tuple[int, int]:
-        """Width and height of what an input is given."""
-        node = self.graph.node(value)
-        if node is None or node.id in above or len(above) > _DEEPEST:
-            return 0, 0
-        above, given = above | {node.id}, node.inputs
-        if (number(self.graph.number(given.get("batch_size"))) or 1) > 1:
-            self.graph.tell(f"which of the {plain(given.get('batch_size'))} pictures of its batch it is")
-        if node.kind.startswith("LoadImage") or node.kind.startswith("ETN_LoadImage"):
-            name = plain(given.get("image")).rpartition("/")[2][:80]
-            self.found.files.append((SOURCE, f"picture {name} that it was drawn over".replace("  ", " ")))
-            return 0, 0
-        prefix = "empty_latent_" if "empty_latent_width" in given else ""
-        wide, high = (_pixels(self.graph.number(given.get(f"{prefix}{side}"))) for side in ("width", "height"))
-        inner = self.of(_toward_latent(node), above)
-        if wide and high and not (_is_sampler(node) and any(inner)):
-            return wide, high
-        if (wide or high) and all(inner):  # one side of 0 keeps the shape
-            return wide or inner[0] * high // inner[1], high or inner[1] * wide // inner[0]
-        factor = number(self.graph.number(given.get("scale_by", given.get("upscale_by")))) or self._of_model(node)
-        return (int(inner[0] * factor), int(inner[1] * factor)) if 0 < factor <= 16 else inner
-
-    def _of_model(self, node: Node) -> float:
-        """By how much a node with an upscaling model enlarges, as the model's name tells: `4x_…`, `…x4`."""
-        model = self.graph.node(node.inputs.get("upscale_model"))
-        if model is None:
-            return 1.0
-        told = re.search(r"(?<![0-9])([1-9])x|x([1-9])(?![0-9])", plain(model.inputs.get("model_name")), re.IGNORECASE)
-        return float(told[1] or told[2]) if told else 1.0
-
-
-def _pixels(text: str) -> int:
-    value = number(text) or 0
-    return int(value) if 0 < value < 1 << 20 else 0

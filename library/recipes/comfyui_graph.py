@@ -12,6 +12,8 @@ _DEEPEST = 300  # nodes one behind the other that are followed
 _TEXT_NAMES = ("text", "value", "string", "prompt", "text_0", "STRING", "text1", "populated_text", "wildcard_text")
 _NUMBER_NAMES = ("value", "seed", "noise_seed", "int", "float", "number", "Number", "INT", "FLOAT", "int_value", "a")
 _JOINERS = re.compile(r"concat|join|combine|append|merge", re.IGNORECASE)
+_SAMPLER = re.compile(r"^(?:KSampler(?!Select)|SamplerCustom)|\bKSampler\b", re.IGNORECASE)
+DETAILER = re.compile(r"Detailer|UltimateSDUpscale", re.IGNORECASE)  # draw over parts of a picture that is there
 _SEPARATORS = ("delimiter", "separator", "linebreak_addition")
 
 
@@ -153,3 +155,17 @@ def _is_node(value: object) -> bool:
 
 def _node(name: str, value: Mapping[str, Any]) -> Node:
     return Node(name, value["class_type"], as_object(value.get("inputs")))
+
+
+def is_sampler(node: Node) -> bool:
+    given = node.inputs
+    if DETAILER.search(node.kind):
+        return False
+    looks_like_one = any(name in given for name in ("seed", "noise_seed")) and "positive" in given and "steps" in given
+    return _SAMPLER.search(node.kind) is not None or looks_like_one
+
+
+def toward_latent(node: Node) -> object:
+    """The input through which a picture or latents come."""
+    names = ("latent_image", "samples", "latent", "pixels", "image", "images", "upscaled_image")
+    return next((node.inputs[name] for name in names if as_link(node.inputs.get(name))), None)

@@ -10,6 +10,7 @@ from library.recipes.recipe import (
     CONTROL_NET,
     SOURCE,
     UPSCALER,
+    VAE,
     Recipe,
     ToldNetwork,
     Unreadable,
@@ -118,7 +119,9 @@ def read_swarmui(texts: Mapping[str, str]) -> Recipe:
     said = as_object(_first_object(texts, "SwarmUI", "sui_image_params").get("sui_image_params"))
     prompt = without_networks(plain(said.get("prompt")))
     tags = {tag.lower() for tag in _SWARM_TAG.findall(prompt)}
-    strength = plain(said.get("initimagecreativity"))
+    strength, vae = plain(said.get("initimagecreativity")), plain(said.get("vae"))
+    files = [(SOURCE, "the picture that it was drawn over")] if strength or "initimage" in said else []
+    files += [(VAE, f"VAE {file_stem(vae)}")] if vae not in ("", "None", "Automatic") else []
     return Recipe(
         program="SwarmUI",
         prompt=from_comfyui(_SWARM_TAG.sub("", prompt).strip()),
@@ -134,7 +137,7 @@ def read_swarmui(texts: Mapping[str, str]) -> Recipe:
         model=file_stem(said.get("model")),
         networks=_swarm_networks(said),
         run=_clip_skip(said.get("clipstopatlayer")),
-        files=((SOURCE, "the picture that it was drawn over"),) if strength or "initimage" in said else (),
+        files=tuple(files),
         untold=(*(f"<{tag}:…>" for tag in sorted(tags)), *_swarm_untold(said)),
     )
 
@@ -217,7 +220,8 @@ def read_draw_things(texts: Mapping[str, str]) -> Recipe:
     said = _first_object(found, "Draw Things", "c", "uc", "sampler", "seed")
     width, _, height = plain(said.get("size")).partition("x")
     second = as_object(said.get("v2"))
-    strength = plain(said.get("strength"))
+    strength, sampler = plain(said.get("strength")), plain(said.get("sampler"))
+    timed = re.fullmatch(r"(.+) (AYS|Substep)", sampler)  # steps of its own, which no schedule here is
     is_img2img = strength not in ("", "1")
     controls = as_list(said.get("control"))
     upscaler = plain(said.get("upscaler")) or plain(second.get("upscaler"))
@@ -232,7 +236,8 @@ def read_draw_things(texts: Mapping[str, str]) -> Recipe:
         width=width or plain(second.get("width")),
         height=height or plain(second.get("height")),
         steps=plain(said.get("steps")),
-        sampler=plain(said.get("sampler")),
+        sampler=timed[1] if timed else sampler,
+        schedule=timed[2] if timed else "",
         scale=plain(said.get("scale")),
         strength=strength if is_img2img else "",
         model=file_stem(said.get("model")),

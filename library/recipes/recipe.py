@@ -18,6 +18,7 @@ MASK: Givers = ("mask_path", "mask_from_alpha")
 GUIDE: Givers = ("guide_image_path",)
 CONTROL_NET: Givers = ("control_net_models", "control_net_lllite_models")
 UPSCALER: Givers = ("highres_fix_upscaler",)
+VAE: Givers = ("vae",)
 EMBEDDING: Givers = ("textual_inversion_embeddings", "XTI_embeddings")
 
 

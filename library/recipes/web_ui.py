@@ -15,6 +15,7 @@ from library.recipes.recipe import (
     EMBEDDING,
     SOURCE,
     UPSCALER,
+    VAE,
     Givers,
     Recipe,
     ToldNetwork,
@@ -96,7 +97,16 @@ _KNOWN = {
     *("Image CFG scale", "Lora hashes", "TI hashes", "TI", "VAE hash", "Hashes", "Emphasis", "User", "Batch size"),
     *("Batch pos", "Discard penultimate sigma", "RNG", "Backend", "Parser", "App", "Pipeline", "Operations", "Comment"),
     *("Scheduler", "Metadata scheme", "Lora weights", "Metadata Scheme", "Raw prompt", "Raw negative prompt"),
-    *("Module 1", "Module 2", "Module 3", "Base Model", "Base Model Hash", "Hires prompt", "Hires negative prompt"),
+    *(
+        "Module 1",
+        "Module 2",
+        "Module 3",
+        "Base Model",
+        "Base Model Hash",
+        "VAE",
+        "Hires prompt",
+        "Hires negative prompt",
+    ),
     *("Postprocess upscale by", "Postprocess upscaler", "CFG Scale", "Creator", "Created", "Distilled CFG Scale"),
     *("Beta schedule alpha", "Beta schedule beta", "Civitai resources", "Civitai metadata", "Diffusion in Low Bits"),
 }
@@ -149,6 +159,8 @@ def _files(settings: Mapping[str, str]) -> tuple[tuple[Givers, str], ...]:
     upscalers = (settings.get("Hires upscaler", ""), settings.get("Postprocess upscaler", ""))
     files = [(UPSCALER, f"upscaler {name}") for name in upscalers if not re.match(r"$|Latent$|Lanczos|None", name)]
     files += [(CONTROL_NET, f"{name} ({settings[name][:60]})") for name in settings if name.startswith("ControlNet")]
+    if (vae := settings.get("VAE", "None")) not in ("None", "Automatic", "Default (model)"):
+        files.append((VAE, f"VAE {file_stem(vae)}"))
     embeddings = re.findall(r"([^,:]+):", settings.get("TI hashes", ""))
     files += [(EMBEDDING, f"embedding {name.strip()}") for name in embeddings]
     return tuple(files)

@@ -157,7 +157,7 @@ def meant_in_line(name: str) -> str | None:
     return f"it is an option of the command line, --{option}; write it outside the prompt's quotes"
 
 
-def _of_sampler(name: str) -> tuple[str, str]:
+def split_sampler(name: str) -> tuple[str, str]:
     """Another program's name of a sampler, without what differs from program to program, and the schedule in it."""
     plain, schedule = _plain(name).removeprefix("sample_").removeprefix("k_").removesuffix("scheduler"), ""
     for ending, its in _SAMPLER_ENDINGS.items():
@@ -168,12 +168,12 @@ def _of_sampler(name: str) -> tuple[str, str]:
 
 def is_only_near(name: str) -> bool:
     """Whether `meant_sampler` gives the nearest sampler, not the same one."""
-    return _of_sampler(name)[0] in _ONLY_NEAR
+    return split_sampler(name)[0] in _ONLY_NEAR
 
 
 def meant_sampler(name: str) -> str | None:
     """This program's name of another one's sampler, with its schedule; None where it is not known."""
-    plain, schedule = _of_sampler(name)
+    plain, schedule = split_sampler(name)
     return f"{_OTHER_SAMPLERS[plain]}{schedule}" if plain in _OTHER_SAMPLERS else None
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
-from library.settings.other_names import is_only_near, meant_sampler, nearest
+from library.settings.other_names import is_only_near, meant_sampler, nearest, split_sampler
 from library.settings.samplers import NOISE_LEVELS, OWN, SAMPLERS, SECOND_NAMES, SPACINGS
 
 # A schedule's other names → its own. What the web UI chooses by itself ("Automatic") is told by the sampler's name.
@@ -82,6 +82,9 @@ def told_sampler(text: str) -> tuple[NamedSampler | None, bool]:
     if (near := _NOT_HERE.get(base)) is not None:
         return NamedSampler(near, schedule), False
     if (meant := meant_sampler(text)) is None:
+        base, schedule = split_sampler(text)
+        with suppress(ArgumentTypeError):
+            return NamedSampler(sampler_name(base).name, schedule.strip() or None), True
         return None, False
     name, _, schedule = meant.partition(" ")
     return NamedSampler(name, schedule or None), not is_only_near(text)
