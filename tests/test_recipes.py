@@ -149,6 +149,104 @@ def test_of_samplers_in_a_graph_the_saved_one_counts(tmp_path, told):
     assert "the samplers before or beside it (node 20)" in told()
 
 
+LOADED = {"ckpt_name": "m.ckpt", "clip_skip": -2, "lora_name": "None", "positive": "a (bell)", "negative": "rust"}
+LOADED |= {"empty_latent_width": 384, "empty_latent_height": 256, "batch_size": 1}
+OTHER_GRAPHS = {
+    "two pictures saved, of which one is a stage of the other": (
+        basic_graph(
+            n10=node("LatentUpscale", samples=["3", 0], width=768, height=0),
+            n11=node("KSampler", **SAMPLER | {"seed": 6, "denoise": 0.4, "latent_image": ["10", 0]}),
+            n12=node("VAEDecode", samples=["11", 0]),
+            n13=node("SaveImage", images=["12", 0]),
+        ),
+        "--s 20 --l 8 --t 0.4 --d 6 --w 768 --h 672",
+        "seed 156680208700286",
+    ),
+    "a refiner that ends what the base began": (
+        basic_graph(
+            n10=node(
+                "KSamplerAdvanced",
+                **{**SAMPLER, "add_noise": "disable", "noise_seed": 0, "start_at_step": 16, "latent_image": ["3", 0]},
+            ),
+            n8=node("VAEDecode", samples=["10", 0]),
+        ),
+        "--d 156680208700286 --w 512 --h 448",
+        "the refining sampler (node 10)",
+    ),
+    "a face that is drawn over": (
+        basic_graph(
+            n10=node("FaceDetailer", image=["8", 0], **SAMPLER | {"seed": 1, "steps": 3}),
+            n9=node("SaveImage", images=["10", 0]),
+        ),
+        "--s 20 --l 8 --d 156680208700286",
+        "FaceDetailer (node 10)",
+    ),
+    "a loader that holds texts and sizes": (
+        {
+            "1": node("Efficient Loader", **LOADED),
+            "2": node(
+                "KSampler (Efficient)",
+                **SAMPLER | {"model": ["1", 0], "positive": ["1", 1], "negative": ["1", 2], "latent_image": ["1", 3]},
+            ),
+            "3": node("SaveImage", images=["2", 5]),
+        },
+        "a (bell) --n rust --s 20 --l 8 --d 156680208700286 --w 384 --h 256",
+        "",
+    ),
+    "XL's two texts and sizes": (
+        basic_graph(
+            n6=node(
+                "CLIPTextEncodeSDXL",
+                **{"text_g": "a bell", "text_l": "brass", "width": 2048, "height": 1024, "crop_w": 8, "crop_h": 0},
+            )
+        ),
+        "a bell, brass --n text, watermark --s 20 --l 8 --d 156680208700286 --w 512 --h 448 --sampler euler --ow 2048 "
+        "--oh 1024 --cl 8",
+        "a text of its own for each encoder",
+    ),
+    "several networks in one node": (
+        basic_graph(
+            n4=node(
+                "Power Lora Loader (rgthree)",
+                **{"lora_1": {"on": True, "lora": "one.safetensors", "strength": 0.5}, "model": ["10", 0]},
+                **{"lora_2": {"on": False, "lora": "two.safetensors", "strength": 1}},
+            ),
+            n10=node("CheckpointLoaderSimple", ckpt_name="m.safetensors"),
+        ),
+        "a green",
+        "network one (give --network_dir)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_GRAPHS)
+def test_graphs(tmp_path, told, name):
+    graph, line, untold = OTHER_GRAPHS[name]
+    lines = drawn(write(tmp_path / "x.png", {"prompt": json.dumps(graph)}))[1]
+    assert line in lines[0]
+    assert untold in told()
+    assert "network two" not in told()
+
+
+def test_networks_are_looked_for(tmp_path, told):
+    for name in ("ink", "foxTail"):
+        (tmp_path / f"{name}.safetensors").touch()
+    custom = next(sample for sample in recipe_samples.COMFYUI if sample.name == "comfyui-custom")
+    tagged = next(sample for sample in recipe_samples.WEB_UI if sample.name == "web-ui-lora")
+    of = ("--network_dir", tmp_path)
+    (line,) = drawn(write(tmp_path / "x.png", custom.texts), options=of)[1]
+    assert line.startswith("a paper boat, on a pond <lora:ink:0.8/0.6> --n blur ")
+    (line,) = drawn(write(tmp_path / "y.png", tagged.texts), options=of)[1]
+    assert line.startswith("a fox, <lora:foxTail:0.7/0.5> --s 30 ")
+    assert "network inkBrush (not in --network_dir)" in told()
+    given = ("--network_weights", tmp_path / "other.safetensors", tmp_path / "INK.safetensors", "--network_mul", 0.3)
+    (line,) = drawn(tmp_path / "x.png", options=given)[1]
+    assert "<lora" not in line
+    assert line.endswith("--am 0.3,0.8/0.6") is False  # --network_mul is given, and wins
+    (line,) = drawn(tmp_path / "x.png", options=given[:3])[1]
+    assert line.endswith("--am 1,0.8/0.6")
+
+
 def test_pictures_without_metadata_are_counted(tmp_path):
     paths = [write(tmp_path / f"{name}.png", {}) for name in "abc"]
     with pytest.raises(InputError, match=rf"^--from_pictures {paths[0]} and 2 others: has no prompt in its metadata; "):

@@ -109,6 +109,7 @@ _KNOWN = {
     ),
     *("Postprocess upscale by", "Postprocess upscaler", "CFG Scale", "Creator", "Created", "Distilled CFG Scale"),
     *("Beta schedule alpha", "Beta schedule beta", "Civitai resources", "Civitai metadata", "Diffusion in Low Bits"),
+    "VAE",
 }
 _LORA_WEIGHT = re.compile(r"([^,:]+): *(-?[\d.]+)")
 _USUAL_DISTILLED = "3.5"  # what Forge writes of every model
@@ -119,6 +120,8 @@ def read_parameters(parameters: str, program: str = "the web UI") -> Recipe:
     prompt, negative, line = split_parameters(parameters)
     settings = read_settings(line)
     width, height = _size(settings.get("Size", ""))
+    run = {"clip_skip": settings["Clip skip"]} if settings.get("Clip skip", "1") != "1" else {}
+    run |= {"emb_normalize_mode": "none"} if settings.get("Emphasis") == "No norm" else {}
     recipe = Recipe(
         program=program,
         prompt=prompt,
@@ -134,7 +137,7 @@ def read_parameters(parameters: str, program: str = "the web UI") -> Recipe:
         model=settings.get("Model", ""),
         networks=_networks(settings, prompt),
         line={option: settings[name] for name, option in _IN_LINE.items() if name in settings},
-        run={"clip_skip": settings["Clip skip"]} if settings.get("Clip skip", "1") != "1" else {},
+        run=run,
         files=_files(settings),
         untold=_untold(settings),
     )
@@ -149,6 +152,8 @@ def _untold(settings: Mapping[str, str]) -> tuple[str, ...]:
     """What has no like here."""
     untold = [name for name in settings if name not in _KNOWN and not name.startswith("ControlNet")]
     untold += [f"{name} {settings[name]!r}" for name in ("Hires prompt", "Hires negative prompt") if name in settings]
+    if settings.get("Emphasis", "Original") not in ("Original", "No norm"):
+        untold.append(f"Emphasis {settings['Emphasis']}")
     if settings.get("Distilled CFG Scale", _USUAL_DISTILLED) != _USUAL_DISTILLED:
         untold.append("Distilled CFG Scale")
     return tuple(untold)
