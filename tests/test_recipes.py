@@ -237,7 +237,7 @@ def test_networks_are_looked_for(tmp_path, told):
     (line,) = drawn(write(tmp_path / "x.png", custom.texts), options=of)[1]
     assert line.startswith("a paper boat, on a pond <lora:ink:0.8/0.6> --n blur ")
     (line,) = drawn(write(tmp_path / "y.png", tagged.texts), options=of)[1]
-    assert line.startswith("a fox, <lora:foxTail:0.7/0.5> --s 30 ")
+    assert line.startswith("a fox, <lora:foxTail:0.5:0.7> --s 30 ")
     assert "network inkBrush (not in --network_dir)" in told()
     given = ("--network_weights", tmp_path / "other.safetensors", tmp_path / "INK.safetensors", "--network_mul", 0.3)
     (line,) = drawn(tmp_path / "x.png", options=given)[1]
@@ -245,6 +245,16 @@ def test_networks_are_looked_for(tmp_path, told):
     assert line.endswith("--am 0.3,0.8/0.6") is False  # --network_mul is given, and wins
     (line,) = drawn(tmp_path / "x.png", options=given[:3])[1]
     assert line.endswith("--am 1,0.8/0.6")
+
+
+def test_tags_that_cannot_stay(tmp_path, told):
+    (tmp_path / "ink.safetensors").touch()
+    text = "a <lora:ink:0.5> hut <lora:ink:1> <hypernet:mud:1> <lora:ink:x:y:z>\nNegative prompt: fog <lora:ink:1>"
+    path = write(tmp_path / "x.png", {"parameters": f"{text}\nSteps: 2, Sampler: Euler, Seed: 1, Size: 64x64"})
+    (line,) = drawn(path, options=("--network_dir", tmp_path))[1]
+    assert line.startswith("a <lora:ink:0.5> hut --n fog --s 2 ")
+    for what in ("a second tag of network ink", "hypernetwork mud", "network <lora:ink:…>"):
+        assert what in told()
 
 
 def test_pictures_without_metadata_are_counted(tmp_path):

@@ -1,7 +1,8 @@
 """A picture's recipe as a prompt line: values by the names of a line's options, each checked as if it were typed."""
 
+import re
 from argparse import ArgumentTypeError
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -84,7 +85,10 @@ class LineMaker:
 
     def _texts(self, path: Path, recipe: Recipe, size: tuple[int, int]) -> dict[str, str]:
         """What a recipe says, by the names of a line's options, without what the command line gives."""
-        texts = {"n": one_line(recipe.negative_prompt), "s": recipe.steps, "l": recipe.scale}
+        negative = one_line(recipe.negative_prompt)
+        if recipe.syntax == WEB_UI:  # where tags in a negative prompt do nothing
+            negative = without_networks(negative)
+        texts = {"n": negative, "s": recipe.steps, "l": recipe.scale}
         if self._draws_over(recipe):
             texts["t"] = recipe.strength
         texts |= {"d": self._seed(path, recipe.seed)} | self._size(path, recipe, size)
@@ -179,41 +183,56 @@ class _Networks:
 
         The strengths of networks that options name become the line's `--am`.
         """
-        prompt, named = one_line(recipe.prompt), self._named(path, recipe)
-        if not named:
+        prompt = one_line(recipe.prompt)
+        tagged = self._tagged(path, prompt) if recipe.syntax == WEB_UI else {}
+        named = self._named(recipe, tagged, path)
+        if recipe.syntax != WEB_UI and not named:
             return prompt, ()
         can_tag = self._options.prompt_syntax == WEB_UI or (
             "prompt_syntax" not in self._options.said and recipe.syntax == WEB_UI
         )
-        if recipe.syntax == WEB_UI:
-            prompt = without_networks(prompt)
+        kept: list[str] = []
         strengths: dict[str, Strength] = {}
         beside: list[tuple[str, Strength]] = []
+        added = ""
         for name, strength in named.items():
             if name.casefold() in self._all:
                 strengths[name.casefold()] = strength
             elif not self._is_there(name):
                 where = "not in --network_dir" if self._folder else "give --network_dir"
                 self._notes.lose(f"network {name[:60]} ({where})", path)
+            elif name in tagged and can_tag:
+                kept.append(name)
             elif can_tag:
-                prompt += f" <lora:{name}:{strength}>"
+                added += f" <lora:{name}:{strength}>"
             else:
                 beside.append((name, strength))
+        if recipe.syntax == WEB_UI:
+            prompt = without_networks(prompt, kept)
         if strengths and self._own and "am" not in given:
             usual = dict(zip(self._own, [*self._usual, *["1"] * len(self._own)]))
             texts["am"] = ",".join(str(strengths.get(name, usual[name])) for name in self._own)
-        return prompt, tuple(beside)
+        return prompt + added, tuple(beside)
 
-    def _named(self, path: Path, recipe: Recipe) -> dict[str, Strength]:
-        """The networks of a recipe: those that tags name, then those beside."""
+    def _tagged(self, path: Path, prompt: str) -> dict[str, Strength]:
+        """The networks that tags name; of one that two name, the first counts."""
         named: dict[str, Strength] = {}
-        for tag in take_apart(recipe.prompt, WEB_UI).tags if recipe.syntax == WEB_UI else ():
+        for tag in take_apart(prompt, WEB_UI).tags:
             try:
                 name, strength = parse_tag(*tag)
             except InputError:
                 self._notes.lose(f"network <{tag.kind}:{tag.name[:60]}:…>", path)
                 continue
+            if name in named:
+                self._notes.lose(f"a second tag of network {name[:60]}", path)
             named.setdefault(name, strength)
+        for name in re.findall(r"<hypernet:([^<>:]*)", prompt, re.IGNORECASE):
+            self._notes.lose(f"hypernetwork {name[:60]}", path)
+        return named
+
+    def _named(self, recipe: Recipe, tagged: Mapping[str, Strength], path: Path) -> dict[str, Strength]:
+        """The networks of a recipe: those that tags name, then those beside."""
+        named = dict(tagged)
         for network in recipe.networks:
             if any(file_stem(name).casefold() == network.name.casefold() for name in named):
                 continue

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 _WORDS = re.compile(r"\b(AND|BREAK)\b")  # mean something in the web UI alone; encoders read lower case anyway
 _TAG = re.compile(r"<(?=(?:lora|lyco|hypernet):)", re.IGNORECASE)
-_NETWORK_TAG = re.compile(r"\s*<(?:lora|lyco):[^<>]*>", re.IGNORECASE)
+_NETWORK_TAG = re.compile(r"\s*<(?:lora|lyco|hypernet):([^<>:]*)[^<>]*>", re.IGNORECASE)
 _EMBEDDING = re.compile(r"\bembedding:([^\s,:()\[\]]+)", re.IGNORECASE)
 _MARKS = re.compile(r"\\(?=[\\\[\]])|[\[\]]")  # a backslash that would escape, and brackets that would weaken
 _ALL_MARKS = re.compile(r"\\(?=[\\()\[\]])|[()\[\]]")
@@ -22,9 +22,18 @@ def from_comfyui(text: str) -> str:
     return _MARKS.sub(lambda mark: f"\\{mark[0]}", _without_meaning(text))
 
 
-def without_networks(text: str) -> str:
-    """A prompt without the tags of networks."""
-    return _NETWORK_TAG.sub("", text).strip()
+def without_networks(text: str, but: Iterable[str] = ()) -> str:
+    """A prompt without the tags of networks, but the first one for each of some names."""
+    kept = set(but)
+
+    def keep_or_drop(tag: re.Match[str]) -> str:
+        name = tag[1].strip()
+        if name not in kept or "hypernet" in tag[0].lower():
+            return ""
+        kept.remove(name)
+        return tag[0]
+
+    return _NETWORK_TAG.sub(keep_or_drop, text).strip()
 
 
 def _weighted(runs: Iterable[tuple[str, float]]) -> str:
