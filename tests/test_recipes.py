@@ -100,6 +100,7 @@ ODD = basic_graph(
             {"prompt": "a", "seed": "x", "sampler": "ddim", "steps": "", "scale": "inf"},
             "a --w 64 --h 64 --sampler ddim",
         ),
+        ({"parameters": '{"sui_image_params": {"prompt": "a\\ud800\\u0000b", "steps": 0}}'}, "a�b --w 64"),
         ({"Dream": "\"a ' -s"}, None),
         ({"invokeai_metadata": '{"positive_prompt": "((((a+++", "loras": [1, {}], "model": 5}'}, "(a:1.331) --w 64"),
         ({"Comment": '{"prompt": "]]]{a::2::b::", "uc": 3, "signed_hash": ""}', "Software": "NovelAI"}, None),

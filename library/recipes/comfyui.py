@@ -6,12 +6,7 @@ from collections.abc import Collection, Iterator
 
 from library.recipes.comfyui_graph import DETAILER, Graph, Node, is_sampler, toward_latent
 from library.recipes.comfyui_parts import Found, Size, Texts, read_models
-from library.recipes.recipe import (
-    Recipe,
-    Unreadable,
-    number,
-    plain,
-)
+from library.recipes.recipe import SOURCE, Recipe, Unreadable, number
 
 _SAVES = re.compile(r"save.*image|image.*save|preview.*image|SaveAnimatedWEBP", re.IGNORECASE)
 
@@ -48,7 +43,9 @@ def read_comfyui(texts: dict[str, str]) -> Recipe:
         run |= {"highres_fix_latents_upscaling": ""} if _enlarges_latents(graph, latent) else {}
         if first_said["seed"] != said["seed"]:
             graph.tell(f"the first sampler's seed {first_said['seed']}")
-    elif not drawn_over and not found.files:
+    elif drawn_over and not any(options == SOURCE for options, _ in found.files):
+        graph.tell("what it was drawn over")
+    elif not drawn_over:
         said["strength"] = ""
     return Recipe(
         program="ComfyUI",
@@ -186,7 +183,7 @@ def _earlier(graph: Graph, sampler: Node) -> tuple[Node | None, dict[str, str]]:
 def _continues(sampler: Node) -> bool:
     """Whether a sampler goes on with another one's steps, as refiners do."""
     begins = number(sampler.inputs.get("start_at_step")) or 0
-    return plain(sampler.inputs.get("add_noise")) == "disable" or begins > 0
+    return sampler.inputs.get("add_noise") in (False, "disable") or begins > 0
 
 
 def _enlarges_latents(graph: Graph, latent: object) -> bool:

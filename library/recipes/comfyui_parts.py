@@ -8,6 +8,7 @@ from library.recipes.comfyui_graph import Graph, Node, as_link, is_sampler, towa
 from library.recipes.emphasis import from_comfyui
 from library.recipes.recipe import (
     CONTROL_NET,
+    MASK,
     SOURCE,
     Givers,
     ToldNetwork,
@@ -210,6 +211,8 @@ class Size:
         above, given = above | {node.id}, node.inputs
         if (number(self.graph.number(given.get("batch_size"))) or 1) > 1:
             self.graph.tell(f"which of the {plain(given.get('batch_size'))} pictures of its batch it is")
+        if as_link(given.get("mask")):
+            self.found.files.append((MASK, f"mask of node {node.id}"))
         if node.kind.startswith("LoadImage") or node.kind.startswith("ETN_LoadImage"):
             name = plain(given.get("image")).rpartition("/")[2][:80]
             self.found.files.append((SOURCE, f"picture {name} that it was drawn over".replace("  ", " ")))

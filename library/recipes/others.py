@@ -87,7 +87,9 @@ def read_fooocus(texts: Mapping[str, str]) -> Recipe:
 def _fooocus_networks(said: Mapping[str, Any]) -> tuple[ToldNetwork, ...]:
     """Lists of name, weight and hash; before, `lora_combined_1` with `name : weight`."""
     listed = [each for each in as_list(said.get("loras")) if isinstance(each, list) and len(each) >= 2]
-    listed += [text.rsplit(" : ", 1) for name, text in said.items() if "lora_combined" in name and " : " in str(text)]
+    listed += [
+        plain(text).rsplit(" : ", 1) for name, text in said.items() if name.startswith("lora") and " : " in plain(text)
+    ]
     return tuple(ToldNetwork(file_stem(name), strength_of(weight)) for name, weight, *_ in listed if file_stem(name))
 
 

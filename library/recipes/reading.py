@@ -1,6 +1,7 @@
 """Which program wrote a picture's metadata, and how it says the picture was made: one place for all of them."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from library.files.picture_programs import is_json, program_of
@@ -12,6 +13,7 @@ from library.recipes.others import read_draw_things, read_fooocus, read_novelai,
 from library.recipes.own import read_own
 from library.recipes.recipe import Recipe, Unreadable
 from library.recipes.web_ui import read_parameters
+from library.texts import readable
 
 _READERS: Mapping[str, Callable[[dict[str, str]], Recipe]] = {
     "ComfyUI": read_comfyui,
@@ -39,6 +41,17 @@ def read_recipe(path: Path, subject: str) -> tuple[Recipe, tuple[int, int]]:
 
 def recipe_of(texts: dict[str, str]) -> Recipe:
     """How a picture was made, by its texts.
+
+    Raises:
+        Unreadable: when nothing can be made of them.
+    """
+    recipe = _recipe_of(texts)  # in whose JSON halves of characters may be escaped
+    prompt, negative = (readable(text).replace("\0", "") for text in (recipe.prompt, recipe.negative_prompt))
+    return replace(recipe, prompt=prompt, negative_prompt=negative)
+
+
+def _recipe_of(texts: dict[str, str]) -> Recipe:
+    """How a picture was made, by its texts, by the program that wrote them.
 
     Raises:
         Unreadable: when nothing can be made of them.

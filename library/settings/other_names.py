@@ -15,6 +15,7 @@ _CALLED: Mapping[str, str] = {
     "clip_skip": "clipskip stop_at_clip_layer clip_stop_at_last_layers",
     "prompt": "text positive positive_prompt",
     "from_file": "prompt_file prompts_file prompts_from_file input_file sample_prompts file prompts",
+    "from_pictures": "png_info from_image from_images from_metadata from_picture redraw",
     "wildcard_dir": "wildcards wildcards_dir",
     "negative_prompt": "negative negativeprompt neg_prompt uncond",
     "W": "width image_width",
