@@ -87,6 +87,15 @@ def test_highres_fix_in_the_web_ui_s_syntax(sd1, generate, redraw, tmp_path):
     assert "highres_fix_steps = 3" in text
 
 
+def test_what_lies_beside_pictures_is_passed_over(sd1, generate, redraw, tmp_path):
+    options = ("--highres_fix_scale", 0.5, "--highres_fix_save_1st", "--grid", "--images_per_prompt", 2)
+    made = generate(sd1.folder, "--prompt", "a --d 5,6 --w 128 --h 128", *options)
+    assert len(made.files) == 5
+    told = redraw(sd1.folder, tmp_path / "out", "--dry_run", "--json")
+    assert [json.loads(line)["seed"] for line in told.stdout.splitlines()] == [5, 6]
+    assert "sheets are passed over: 3 files" in told.stderr
+
+
 def test_networks_and_controlnets_that_are_at_hand(generate, redraw, tmp_path):
     Image.new("RGB", (64, 64), "red").save(tmp_path / "guide.png")
     networks = ("--network_weights", COMPANIONS / "dotted.safetensors", COMPANIONS / "dipped.safetensors")

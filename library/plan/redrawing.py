@@ -8,6 +8,7 @@ from pathlib import Path
 
 from library.errors import InputError, InputErrors
 from library.files.pictures import find_pictures
+from library.plan.file_names import beside_others
 from library.plan.redrawn_lines import LineMaker
 from library.plan.redrawn_run import run_arguments
 from library.plan.sources import SourceLine
@@ -83,9 +84,9 @@ def redrawn(options: Options) -> tuple[Options, list[SourceLine]]:
 
 def _read_all(options: Options, notes: Notes) -> dict[Path, tuple[Recipe, tuple[int, int]]]:
     """How each of the pictures was made, and its width and height in pixels."""
-    given = (find_pictures(each, OPTION, natural=options.natural_order) for each in options.from_pictures)
+    given = [_found(each, options) for each in options.from_pictures]
     told: dict[Path, tuple[Recipe, tuple[int, int]]] = {}
-    for path in dict.fromkeys(found.path for pictures in given for found in pictures):
+    for path in dict.fromkeys(path for paths in given for path in paths):
         try:
             recipe, (width, height) = read_recipe(path, f"{OPTION} {path}")
             if not (recipe.width or recipe.height or "image_path" in options.said):
@@ -96,6 +97,18 @@ def _read_all(options: Options, notes: Notes) -> dict[Path, tuple[Recipe, tuple[
                 f"{problem}; leave it out, or give a picture of {', '.join(PROGRAMS[:-1])} or {PROGRAMS[-1]}", path
             )
     return told
+
+
+def _found(given: str, options: Options) -> list[Path]:
+    """The pictures that a path means; of a folder or glob without what this program has put beside them."""
+    paths = [found.path for found in find_pictures(given, OPTION, natural=options.natural_order)]
+    folders: dict[Path, list[str]] = {}
+    for path in paths:
+        folders.setdefault(path.parent, []).append(path.name)
+    beside = {folder / name for folder, names in folders.items() for name in beside_others(names)}
+    if beside:
+        logger.info("%s: first stages, guides and sheets are passed over: %d files", OPTION, len(beside))
+    return [path for path in paths if path not in beside]
 
 
 def _tell_models(options: Options, recipes: Mapping[Path, Recipe]) -> None:
