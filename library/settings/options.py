@@ -106,7 +106,7 @@ class Options:
         return self._values.get(name) != self._table[name].default
 
     def is_free(self, name: str, beside: Collection[str]) -> bool:
-        """Whether an option may be added: neither it nor an alternative is said, and what it needs is given or beside."""
+        """Whether an option may be added: it and its alternatives are not said, what it needs is given or beside."""
         option = self._table[name]
         alternatives = {self._table[said].alternative for said in self.said} - {""}
         if name in self.said or option.alternative in alternatives:
