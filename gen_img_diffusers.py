@@ -105,6 +105,7 @@ _EXAMPLES = """examples:
   after an interruption:  gen_img_diffusers.py --ckpt model.safetensors --bf16 --from_file prompts.txt --resume
   settings compared:      gen_img_diffusers.py --ckpt model.safetensors --prompt "a cat" --sweep scale=4,7,12 --grid
   from a picture:         gen_img_diffusers.py --ckpt model.safetensors --image_path sketch.png --prompt "a castle"
+  pictures again:         gen_img_diffusers.py --ckpt model.safetensors --from_pictures outputs --steps 40
   prompt after prompt:    gen_img_diffusers.py --ckpt model.safetensors --interactive
   options from a file:    gen_img_diffusers.py --config settings.toml --seed 7"""
 
@@ -122,7 +123,7 @@ _MASKED = Needs(
 )
 _MASK = Needs(("mask_path", "mask_from_alpha"), "needs a mask; give --mask_path or --mask_from_alpha too")
 _PICTURES = Needs(
-    ("image_path", "mask_path", "guide_image_path"),
+    ("image_path", "mask_path", "guide_image_path", "from_pictures"),
     "sorts pictures; give --image_path, --mask_path or --guide_image_path too, or leave it out",
 )
 _HIGHRES = Needs(("highres_fix_scale",), "is for Highres. fix; give --highres_fix_scale too, or leave it out")
@@ -195,6 +196,9 @@ def _source_options(group: OptionGroup) -> None:
               help="negative prompt of all lines without a --n of their own; groups and wildcards count")  # fmt: skip
     group.add("--from_file", use=RUN, metavar="FILE", alternative=sources,
               help="file with one prompt line a line (- is standard input), or rows in .jsonl or .csv")  # fmt: skip
+    group.add("--from_pictures", use=RUN, many=True, metavar="PATH", convert=values.not_empty, alternative=sources,
+              help="draw pictures again as their metadata tells, of this program and of others: files, folders, "
+              "globs; options given here win")  # fmt: skip
     group.switch("--interactive", use=RUN, alternative=sources, help="ask for prompt lines and show the pictures")
     group.switch("--no_preview", use=RUN, help="show no windows in interactive use")
     group.add("--preview_every", use=RUN, metavar="N", convert=values.whole_number(1), needs=_INTERACTIVE,
@@ -1010,7 +1014,7 @@ def run(options: Options, team: Team) -> int:
         with PictureWriter(facts, announce_here, quality=plan.output.quality) as writer:
             run_interactive(plan, load_pipeline(plan), writer, plan.keyboard)
         return 0
-    return make_pictures(plan, facts, options, team)
+    return make_pictures(plan, facts, team)
 
 
 def run_facts(plan: RunPlan) -> RunFacts:
@@ -1035,7 +1039,7 @@ def show(plan: RunPlan) -> int:
     return 0
 
 
-def make_pictures(plan: RunPlan, facts: RunFacts, options: Options, team: Team) -> int:
+def make_pictures(plan: RunPlan, facts: RunFacts, team: Team) -> int:
     """Make the planned pictures that are not there yet, and say what came of it."""
     with Manifest(plan.output.folder, plan.record) as manifest:
         if plan.resumed and team.is_first:
@@ -1053,12 +1057,12 @@ def make_pictures(plan: RunPlan, facts: RunFacts, options: Options, team: Team) 
             console.say(summary(plan))
             if pipeline is not None:
                 if team.is_first:
-                    keep_settings(plan.output.folder, options)
+                    keep_settings(plan.output.folder, plan.options)
                 with PictureWriter(facts, saved, manifest, plan.output.quality, plan.resumed) as writer:
                     run_jobs(plan, pipeline, writer, tally, team, others)
             if team.is_first:
                 tally.list_missing(others.jobs_made())
-                for file in show_results(plan, facts, options.for_one()):
+                for file in show_results(plan, facts, plan.options.for_one()):
                     console.say(f"written: {file}")
         finally:
             tally.made_elsewhere = len(others.jobs_made())

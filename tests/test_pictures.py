@@ -271,48 +271,63 @@ def test_settings_wherever_they_stand(tmp_path, parameters, prompt, negative):
 
 
 @pytest.mark.parametrize(
-    ("program", "texts"),
+    ("problem", "texts"),
     [
-        ("ComfyUI", {"prompt": GRAPH}),
-        ("ComfyUI", {"prompt": GRAPH[:60], "workflow": '{"nodes": [], "links": []}'}),
-        ("ComfyUI", {"parameters": '{"last_node_id": 9, "nodes": [], "links": []}'}),
-        ("SwarmUI", {"parameters": '{\n  "sui_image_params": {\n    "prompt": "a Fooocus cat"\n  }\n}'}),
-        ("Fooocus", {"parameters": '{"prompt": "a cat", "metadata_scheme": "fooocus"}', "fooocus_scheme": "fooocus"}),
-        ("Fooocus", {"parameters": '{"prompt": "a cat", "version": "Fooocus v2.5.5"}'}),
-        ("InvokeAI", {"invokeai_metadata": '{"positive_prompt": "a cat"}'}),
-        ("InvokeAI", {"Dream": '"a cat" -s 20', "sd-metadata": "{}"}),
-        ("NovelAI", {"Description": "a cat", "Software": "NovelAI", "Comment": '{"prompt": "a cat", "uc": "fog"}'}),
-        ("Draw Things", {"XML:com.adobe.xmp": "<x><xmp:CreatorTool>Draw Things</xmp:CreatorTool></x>"}),
-        ("Draw Things", {"parameters": '{"c": "a cat", "uc": "fog", "steps": 20}'}),
-        ("Easy Diffusion", {"prompt": "{'prompt': 'a cat', 'use_stable_diffusion_model': 'x'}"}),
-        (None, {"prompt": '[{"text": "a cat"}]'}),
-        (None, {"parameters": '{"text": "a c'}),
+        ("has metadata of ComfyUI that is damaged", {"prompt": GRAPH[:60], "workflow": '{"nodes": [], "links": []}'}),
+        ("has ComfyUI's workflow and no graph", {"parameters": '{"last_node_id": 9, "nodes": [], "links": []}'}),
+        ("has no prompt that can be read", {"prompt": GRAPH}),
+        (
+            "has the mark of Draw Things and no settings",
+            {"XML:com.adobe.xmp": "<x><xmp:CreatorTool>Draw Things</xmp:CreatorTool></x>"},
+        ),
+        (
+            "has the metadata of Easy Diffusion, which",
+            {"prompt": "{'prompt': 'a cat', 'use_stable_diffusion_model': 'x'}"},
+        ),
+        ("has JSON of an unknown program in its metadata", {"prompt": '[{"text": "a cat"}]'}),
+        ("has JSON of an unknown program in its metadata", {"parameters": '{"text": "a c'}),
+        ("has the mark of SwarmUI and no settings", {"parameters": '{"sui_image_params": {}}'}),
     ],
 )
-def test_metadata_of_other_programs_is_no_prompt(tmp_path, program, texts):
+def test_json_without_a_prompt_is_none(tmp_path, problem, texts):
     path = put_texts(tmp_path / "x.png", texts)
-    what = f"has the metadata of {program}, which" if program else "has JSON of an unknown program in its metadata"
-    with pytest.raises(InputError, match=rf"^--image_path {path}: {what}.*; give --prompt or --from_file$"):
+    with pytest.raises(InputError, match=rf"^--image_path {path}: {problem}.*; give --prompt or --from_file$"):
         read_prompt(path)
 
 
+@pytest.mark.parametrize(
+    ("texts", "prompt"),
+    [
+        ({"parameters": '{\n  "sui_image_params": {\n    "prompt": "a Fooocus cat"\n  }\n}'}, "a Fooocus cat"),
+        ({"parameters": '{"prompt": "a cat", "metadata_scheme": "fooocus"}', "fooocus_scheme": "fooocus"}, "a cat"),
+        ({"parameters": '{"prompt": "a cat", "version": "Fooocus v2.5.5"}'}, "a cat"),
+        ({"invokeai_metadata": '{"positive_prompt": "a cat"}'}, "a cat"),
+        ({"Dream": '"a cat" -s 20', "sd-metadata": "{}"}, "a cat"),
+        ({"Description": "a cat", "Software": "NovelAI", "Comment": '{"prompt": "a cat", "uc": "fog"}'}, "a cat"),
+        ({"parameters": '{"c": "a cat", "uc": "fog", "steps": 20}'}, "a cat"),
+    ],
+)
+def test_prompts_in_the_json_of_other_programs(tmp_path, texts, prompt):
+    """What more their records say is for `--from_pictures`: see test_recipes.py."""
+    assert read_prompt(put_texts(tmp_path / "x.png", texts)).prompt == prompt
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "webp"])
-def test_graphs_in_exif_are_no_prompts(tmp_path, suffix):
+def test_json_in_exif_is_no_prompt(tmp_path, suffix):
     exif = Image.Exif()
     exif[0x0110], exif[0x010F] = f"prompt:{GRAPH}", 'workflow:{"nodes": []}'
     gradient().save(tmp_path / f"x.{suffix}", exif=exif)
-    with pytest.raises(InputError, match="has the metadata of ComfyUI, which"):
+    with pytest.raises(InputError, match="has no prompt that can be read"):
         read_prompt(tmp_path / f"x.{suffix}")
     exif = Image.Exif()
     exif.get_ifd(0x8769)[USER_COMMENT] = b"UNICODE\0" + '{"sui_image_params": {}}'.encode("utf-16-be")
     gradient().save(tmp_path / f"x.{suffix}", exif=exif)
-    with pytest.raises(InputError, match="has the metadata of SwarmUI, which"):
+    with pytest.raises(InputError, match="has the mark of SwarmUI"):
         read_prompt(tmp_path / f"x.{suffix}")
     exif = Image.Exif()
-    exif[0x010E] = '{"prompt": "a cat", "uc": "fog", "request_type": "x"}'
+    exif[0x010E] = '{"prompt": "a cat", "uc": "fog", "request_type": "x"}'  # NovelAI's
     gradient().save(tmp_path / f"x.{suffix}", exif=exif)
-    with pytest.raises(InputError, match="has the metadata of NovelAI, which"):
-        read_prompt(tmp_path / f"x.{suffix}")
+    assert prompts_of(tmp_path / f"x.{suffix}") == ("a cat", "fog")
 
 
 def test_parameters_beside_a_graph_are_read(tmp_path):

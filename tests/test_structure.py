@@ -27,7 +27,13 @@ ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "diffusers", "transformers")
 IN_PLANNING = [
     ".".join(file.relative_to(ROOT).with_suffix("").parts)
-    for pattern in ("library/*.py", "library/files/*.py", "library/settings/*.py", "library/plan/*.py")
+    for pattern in (
+        "library/*.py",
+        "library/files/*.py",
+        "library/recipes/*.py",
+        "library/settings/*.py",
+        "library/plan/*.py",
+    )
     for file in sorted(ROOT.glob(pattern))
 ] + [
     "networks.tags",
@@ -109,7 +115,8 @@ def test_every_option_that_code_reads_exists():
                     "diffusers_xformers lowvram compile cuda_graphs opt_channels_last"),
         (CHOICE, "shuffle_prompts seed iter_same_seed images_per_prompt n_iter sequential_file_name image_path "
                  "use_original_file_name file_name mask_path natural_order wildcard_dir sweep"),
-        (RUN, "prompt from_file interactive no_preview preview_every outdir grid html batch_size vae_batch_size"),
+        (RUN, "prompt from_file from_pictures interactive no_preview preview_every outdir grid html batch_size "
+              "vae_batch_size"),
         (TELLING, "resume dry_run json quiet verbose debug"),
         (COMMAND_LINE, "config list_samplers version h help completion"),
     ],

@@ -3,7 +3,7 @@
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -132,6 +132,20 @@ def guide_name(stem: str, number: int, part: int = 0) -> str:
 def sheet_name(stem: str) -> str:
     """The name of the contact sheet that begins with a picture."""
     return f"grid_{stem}.png"
+
+
+_GUIDE_OF = re.compile(r"(.+)_guide\d+(?:_\d+)?\.png")
+_SHEET_OF = re.compile(r"grid_(.+)\.png")
+
+
+def beside_others(names: Collection[str]) -> set[str]:
+    """The files among these that were made beside another of them: first stages, guides and contact sheets."""
+    stems = {Path(name).stem for name in names}
+    beside = {first for name in names if (first := first_stage_name(name)) != name} & set(names)
+    for name in names:
+        if (of := _GUIDE_OF.fullmatch(name) or _SHEET_OF.fullmatch(name)) and of[1] in stems:
+            beside.add(name)
+    return beside
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -127,9 +127,9 @@ class JobMaker:
     def _jobs(self, line: SourceLine, seeds: SeedSource | SeedsAgain, name_file: NameFile) -> Iterator[Job]:
         """The jobs of one prompt line, or of one combination of it."""
         if line.parsed is not None:
-            said = line.parsed.settings.get("seeds")
-            for image in range(self.images_per_prompt or 1):
-                yield self._job(line.parsed, seed_of(said, image, seeds), line, name_file)
+            said = line.parsed.settings.get("seeds", ())
+            for image in range(self.images_per_prompt or 1):  # those that are told, then new ones
+                yield self._job(line.parsed, seed_of(said[image : image + 1], 0, seeds), line, name_file)
             return
         dynamic = _dynamic_prompt(line, self.wildcards)
         variants: Iterable[DynamicPrompt] = (
@@ -157,6 +157,8 @@ class JobMaker:
 
     def _job(self, parsed: PromptLine, seed: int, line: SourceLine, name_file: NameFile) -> Job:
         overrides = {name: value for name, value in parsed.settings.items() if name != "seeds"}
+        if line.parsed is not None and not self.family.told_sizes:  # a picture's, which another family has made
+            overrides = {name: value for name, value in overrides.items() if not name.startswith("sizes.")}
         if said := overrides.get("network_multipliers"):
             overrides["network_multipliers"] = self._multipliers(said, line.where)
         overrides = self.sampling.resolve(overrides, self.defaults, line.where)
@@ -171,7 +173,7 @@ class JobMaker:
         if "strength" in overrides and picture is None and self.highres is None:
             place_of_line = f"{line.where}: " if line.where else ""
             logger.warning("%s--t does nothing without --image_path and without Highres. fix", place_of_line)
-        tags = self._tags(parsed.prompt, line.where)
+        tags = self._tags(parsed, line.where)
         mask, regions = (None, mask) if has_parts else (mask if picture else None, None)
         width, height = self._size(settings, picture, line.where)
         boxes, canvas = self._boxes(picture, mask, regions, (width, height), line.where)
@@ -276,10 +278,11 @@ class JobMaker:
             place = f"{where}: " if where else ""
             logger.warning("%s%s is taken as text; --prompt_syntax webui gives it its meaning", place, marks)
 
-    def _tags(self, prompt: str, where: str) -> tuple[TagUse, ...]:
-        """The networks of a prompt's tags."""
-        tags = read_prompt(prompt, self.syntax).tags
-        return self.tagged.use([parse_tag(*tag, where) for tag in tags], where) if self.tagged and tags else ()
+    def _tags(self, parsed: PromptLine, where: str) -> tuple[TagUse, ...]:
+        """The networks of a prompt's tags, and those that a line names beside it."""
+        tags = [parse_tag(*tag, where) for tag in read_prompt(parsed.prompt, self.syntax).tags]
+        tags += parsed.networks
+        return self.tagged.use(tags, where) if self.tagged and tags else ()
 
     def _multipliers(self, said: tuple[Strength, ...], where: str) -> tuple[Strength, ...]:
         """A line's multipliers for all networks; a short list repeats its last."""

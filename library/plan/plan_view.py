@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from library.console import one_line
 from library.plan.job import Job
+from library.plan.line_text import prompt_line
 from library.plan.picture_facts import picture_facts, to_json
 from library.plan.run_plan import RunPlan
 
@@ -29,6 +30,9 @@ def show_plan(plan: RunPlan, batches: Sequence[Sequence[Job]]) -> Iterator[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     for row in rows:
         yield "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[-1]]).rstrip()
+    if plan.options.from_pictures:
+        yield ""
+        yield from (one_line(prompt_line(job, plan.defaults, plan.model.family.size_px)) for job in plan.jobs)
 
 
 def summary(plan: RunPlan, batches: Sequence[Sequence[Job]] | None = None) -> str:

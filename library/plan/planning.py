@@ -11,7 +11,7 @@ from library.files.model_files import ModelFiles, find_model
 from library.files.model_inputs import PLAIN
 from library.files.textual_inversion import find_embeddings
 from library.files.weight_types import check_model
-from library.plan import earlier_runs, model_inputs, sampling, sweep
+from library.plan import earlier_runs, model_inputs, redrawing, sampling, sweep
 from library.plan.canvas import MAX_REGIONS
 from library.plan.file_names import FileNames, check_folder, guide_name, sheet_name
 from library.plan.job import Job, JobSettings
@@ -63,6 +63,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
     Raises:
         InputError: for the first thing that cannot work.
     """
+    options, lines_told = redrawing.redrawn(options)
     options.check()
     enlarger = upscaler.from_options(options)
     two_stages, interval = highres.from_options(options, enlarger), cfg_interval.from_options(options)
@@ -70,7 +71,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
     out, counts = output.from_options(options), repeats.from_options(options)
     redrawn, tiles, swept = masks.from_options(options), tiling.from_options(options), sweep.from_options(options)
     sources = find_sources(options, redrawn)
-    lines = source_lines(options, sources)
+    lines = lines_told or source_lines(options, sources)
     check_folder(out.folder, "--outdir")
     earlier = _earlier_run(options, lines, shared)
     begun = earlier.record if earlier else None
@@ -109,6 +110,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         warn_of_unused(text.embeddings, jobs)
         warn_of_pictures(jobs, model, tiles, counts)
     return RunPlan(
+        options=options,
         model=model,
         text=text,
         noise=maker.sampling.noise,

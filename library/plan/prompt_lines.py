@@ -13,7 +13,7 @@ from library.settings import deep_shrink, gradual_latent, samplers, sizes
 from library.settings.file_names import picture_name
 from library.settings.other_names import meant_in_line
 from library.settings.sampler_names import sampler_name, schedule_name
-from networks.strengths import parse_strengths
+from networks.strengths import Strength, parse_strengths
 
 
 @dataclass(frozen=True)
@@ -112,11 +112,13 @@ class PromptLine:
         prompt: without its options.
         settings: what these set, by `PromptOption.sets`.
         warnings: doubts about it.
+        networks: those that it uses beside the tags in its prompt, by name; they are looked for as the tags' are.
     """
 
     prompt: str
     settings: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    networks: tuple[tuple[str, Strength], ...] = ()
 
 
 def one_line(text: str) -> str:

@@ -25,6 +25,7 @@ from library.settings.highres import HighresFix
 from library.settings.loss_guidance import LossGuidanceSettings
 from library.settings.masks import MaskSettings
 from library.settings.noise_schedule import NoiseSchedule
+from library.settings.options import Options
 from library.settings.output import OutputSettings
 from library.settings.repeats import Repeats
 from library.settings.tiling import Tiling
@@ -67,6 +68,7 @@ class Keyboard:
 class RunPlan:
     """Everything a run will do."""
 
+    options: Options  # what the user said, with what pictures to be drawn again tell
     model: ModelFiles
     text: TextPlan
     noise: NoiseSchedule

@@ -258,7 +258,9 @@ _NO_PROMPT_FILES = {
     ".toml": f"{_ROWS}; options from a file are for --config",
     ".json": "write an object for each picture, one a line, into a .jsonl file",
     **dict.fromkeys((".xlsx", ".ods"), "save the table as .csv"),
-    **dict.fromkeys((".png", ".jpg", ".jpeg", ".webp"), "a picture is for --image_path"),
+    **dict.fromkeys(
+        (".png", ".jpg", ".jpeg", ".webp"), "a picture is for --image_path, or drawn again by --from_pictures"
+    ),
 }
 
 

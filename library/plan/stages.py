@@ -19,8 +19,8 @@ def stages(job: Job, highres: HighresFix | None) -> tuple[Job, ...]:
         return (job,)
     first = replace(
         job,
-        width=_first_side(job.width, highres.scale),
-        height=_first_side(job.height, highres.scale),
+        width=first_side(job.width, highres.scale),
+        height=first_side(job.height, highres.scale),
         steps=len(job.timesteps) or highres.steps,
         sizes=job.sizes.scaled(highres.scale),
         upscale=1.0,
@@ -31,7 +31,7 @@ def stages(job: Job, highres: HighresFix | None) -> tuple[Job, ...]:
     return first, second
 
 
-def _first_side(side: int, scale: float) -> int:
+def first_side(side: int, scale: float) -> int:
     """A side of the first stage, as sd-scripts rounds it down: to a multiple of 32 pixels, a smaller one to cells."""
     scaled = int(side * scale + 0.5)
     return scaled // _ALIGNMENT_PX * _ALIGNMENT_PX or max(scaled // PIXELS_PER_CELL, 1) * PIXELS_PER_CELL

@@ -7,7 +7,7 @@ option cannot be forgotten anywhere: without its use it cannot be added.
 import argparse
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -85,10 +85,19 @@ class Options:
         values: by name.
         said: those that were given, as they were written.
         table: what each is.
+        parser: of the command line.
+        argv: the command line.
     """
 
-    def __init__(self, values: Mapping[str, Any], said: Said, table: Mapping[str, Option]) -> None:
-        self._values, self.said, self._table = values, said, table
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        said: Said,
+        table: Mapping[str, Option],
+        parser: "OptionParser",
+        argv: Sequence[str],
+    ) -> None:
+        self._values, self.said, self._table, self._parser, self._argv = values, said, table, parser, argv
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -99,6 +108,29 @@ class Options:
     def given(self, name: str) -> bool:
         """Whether an option has another value than its default."""
         return self._values.get(name) != self._table[name].default
+
+    def is_free(self, name: str, beside: Collection[str]) -> bool:
+        """Whether an option may be added: it and its alternatives are not said, what it needs is given or beside."""
+        option = self._table[name]
+        alternatives = {self._table[said].alternative for said in self.said} - {""}
+        if name in self.said or option.alternative in alternatives:
+            return False
+        return all(any(self.given(one) or one in beside for one in needs.one_of) for needs in option.needs)
+
+    def takes(self, name: str, text: str) -> bool:
+        """Whether an option takes a text; "" is for one that is switched on.
+
+        Raises:
+            ArgumentTypeError: when its converter refuses the text.
+        """
+        convert = self._parser.action(name).type
+        if text and callable(convert):
+            convert(text)
+        return bool(text) == (self._parser.action(name).nargs != 0)
+
+    def with_added(self, arguments: Sequence[str]) -> "Options":
+        """These with arguments that stand before the command line's own, which win."""
+        return self._parser.parse([*arguments, *self._argv]) if arguments else self
 
     def given_in(self, group: str) -> list[str]:
         """The names of the options under a heading that are given."""
@@ -139,7 +171,6 @@ class Options:
         Raises:
             InputError: for the first of these.
         """
-        alternatives: dict[str, list[str]] = {}
         for name, option in self._table.items():
             if not self.given(name):
                 continue
@@ -148,7 +179,17 @@ class Options:
                     raise InputError(f"--{name}", needs.problem)
             for other in filter(self.given, option.not_with):
                 raise InputError(f"--{name} and --{other}", "do not go together; give one")
-            if option.alternative:
+        self.check_alternatives()
+
+    def check_alternatives(self) -> None:
+        """Refuse several options where one is meant.
+
+        Raises:
+            InputError: for the first of these.
+        """
+        alternatives: dict[str, list[str]] = {}
+        for name, option in self._table.items():
+            if option.alternative and self.given(name):
                 alternatives.setdefault(option.alternative, []).append(f"--{name}")
         for kind, given in alternatives.items():
             if len(given) > 1:
@@ -183,7 +224,7 @@ class OptionParser(argparse.ArgumentParser):
         values, unknown = self.parse_known_args(argv)
         if unknown:
             self.error(f"{unknown[0]}: no such option; {self._hint(unknown[0].partition('=')[0])}")
-        return Options(vars(values), self.said(argv), self.table)
+        return Options(vars(values), self.said(argv), self.table, self, argv)
 
     def _hint(self, unknown: str) -> str:
         """What somebody may have meant by an argument that is no option."""

@@ -15,6 +15,7 @@ _CALLED: Mapping[str, str] = {
     "clip_skip": "clipskip stop_at_clip_layer clip_stop_at_last_layers",
     "prompt": "text positive positive_prompt",
     "from_file": "prompt_file prompts_file prompts_from_file input_file sample_prompts file prompts",
+    "from_pictures": "png_info from_image from_images from_metadata from_picture redraw",
     "wildcard_dir": "wildcards wildcards_dir",
     "negative_prompt": "negative negativeprompt neg_prompt uncond",
     "W": "width image_width",
@@ -101,6 +102,11 @@ _OTHER_SAMPLERS: Mapping[str, str] = {
     "plms": "pndm",
     "sasolver": "sa_solver",
 }
+# Those of them that are not here
+_ONLY_NEAR = {
+    *("dpmpp_sde", "dpmpp_sde_gpu", "dpmsolversde", "dpmpp_2s_ancestral", "dpmpp_2s_a", "dpm_fast", "dpm_adaptive"),
+    *("euler_cfg_pp", "euler_ancestral_cfg_pp", "heunpp2", "ipndm"),
+}
 _SAMPLER_ENDINGS = {"_karras": "karras", "_k": "karras", "_exponential": "exponential", "_beta": "beta"}
 
 
@@ -152,12 +158,23 @@ def meant_in_line(name: str) -> str | None:
     return f"it is an option of the command line, --{option}; write it outside the prompt's quotes"
 
 
-def meant_sampler(name: str) -> str | None:
-    """This program's name of another one's sampler, with its schedule; None where it is not known."""
+def split_sampler(name: str) -> tuple[str, str]:
+    """Another program's name of a sampler, without what differs from program to program, and the schedule in it."""
     plain, schedule = _plain(name).removeprefix("sample_").removeprefix("k_").removesuffix("scheduler"), ""
     for ending, its in _SAMPLER_ENDINGS.items():
         if plain not in _OTHER_SAMPLERS and plain.endswith(ending):
             plain, schedule = plain.removesuffix(ending), f" {its}"
+    return plain, schedule
+
+
+def is_only_near(name: str) -> bool:
+    """Whether `meant_sampler` gives the nearest sampler, not the same one."""
+    return split_sampler(name)[0] in _ONLY_NEAR
+
+
+def meant_sampler(name: str) -> str | None:
+    """This program's name of another one's sampler, with its schedule; None where it is not known."""
+    plain, schedule = split_sampler(name)
     return f"{_OTHER_SAMPLERS[plain]}{schedule}" if plain in _OTHER_SAMPLERS else None
 
 

@@ -5,9 +5,10 @@ The web UI's may hold a schedule, "DPM++ 2M Karras"; upper and lower case do not
 
 from argparse import ArgumentTypeError
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
-from library.settings.other_names import meant_sampler, nearest
+from library.settings.other_names import is_only_near, meant_sampler, nearest, split_sampler
 from library.settings.samplers import NOISE_LEVELS, OWN, SAMPLERS, SECOND_NAMES, SPACINGS
 
 # A schedule's other names → its own. What the web UI chooses by itself ("Automatic") is told by the sampler's name.
@@ -71,6 +72,33 @@ def sampler_name(text: str) -> NamedSampler:
     close = nearest(plain, shown)
     hint = f"did you mean {shown[close]}?" if close else f"known are {', '.join([*SAMPLERS, *SECOND_NAMES])}"
     raise ArgumentTypeError(f"no such sampler; {hint}")
+
+
+def told_sampler(text: str) -> tuple[NamedSampler | None, bool]:
+    """What another program's name of a sampler is here, and whether it is the same one or only the nearest."""
+    with suppress(ArgumentTypeError):
+        return sampler_name(text), True
+    base, schedule = _split(_plain(text))
+    if (near := _NOT_HERE.get(base)) is not None:
+        return NamedSampler(near, schedule), False
+    if (meant := meant_sampler(text)) is None:
+        base, schedule = split_sampler(text)
+        with suppress(ArgumentTypeError):
+            return NamedSampler(sampler_name(base).name, schedule.strip() or None), True
+        return None, False
+    name, _, schedule = meant.partition(" ")
+    return NamedSampler(name, schedule or None), not is_only_near(text)
+
+
+# ComfyUI's and Forge's schedules that are others' here, by how they space timesteps or noise levels
+_SAME_SCHEDULES = {"normal": "linspace", "simple": "trailing", "ddim_uniform": "leading", "ddim": "leading"}
+_SAME_SCHEDULES |= {"polyexponential": "exponential", "": OWN, "none": OWN}
+
+
+def told_schedule(text: str) -> str | None:
+    """The first name here of another program's schedule; None where there is none like it."""
+    plain = _plain(text).replace(" ", "_")
+    return _SAME_SCHEDULES.get(plain) or _SCHEDULES.get(plain)
 
 
 def _split(plain: str) -> tuple[str, str | None]:
