@@ -164,6 +164,24 @@ def test_every_option_has_its_place():
     assert [option for option in PROMPT_OPTIONS if f"--{option}" not in named] == []
 
 
+def said_by_the_program() -> str:
+    """The program's source, with texts that are written in several pieces joined."""
+    files = [ROOT / SCRIPT, *(file for wing in ("library", "networks") for file in (ROOT / wing).rglob("*.py"))]
+    code = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    return re.sub(r'(?<=[^"\\])"\s+f?"(?=[^"])', "", code).replace("}}", "}")
+
+
+@pytest.mark.parametrize(("page", "start"), [("troubleshooting.md", "\n## "), ("zh-CN.md", "\n## 问题排查")])
+def test_messages_are_those_of_the_program(page, start):
+    """The first column of the tables; `…` stands for what differs, `:`, `;` and `?` are where messages are joined."""
+    code = said_by_the_program()
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8").partition(start)[2]
+    messages = [message for row in re.findall(r"^\| (`.*?`) \|", text, re.M) for message in re.findall("`(.+?)`", row)]
+    assert len(messages) > 8
+    pieces = [piece.strip() for message in messages for piece in re.split("…|: |; |[?]", message)]
+    assert [piece for piece in pieces if piece not in code] == []
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Pictures
 
