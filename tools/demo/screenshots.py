@@ -27,7 +27,7 @@ LINES = (
     "a large striped blue star, on a yellow background --d 7",
 )
 TYPED = "a shaded cyan ring in the centre, on a brown background --d 7"
-TERMINAL_PX, TEXT_PX, LOOP_WINDOW_PX = (760, 300), 14, 256
+TERMINAL_PX, TEXT_PX, LOOP_WINDOW_PX = (560, 240), 14, 256
 
 
 def page(file: Path) -> None:
@@ -70,7 +70,7 @@ def _talk(process: subprocess.Popen, environment: dict[str, str], folder: str) -
     """Type the prompts, press a key in each window but the last, and take that one's picture: what was to be read."""
 
     def x(*command: str) -> str:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
         return done.stdout.strip()
 
     for line in (*LINES, TYPED):
@@ -91,14 +91,16 @@ def _talk(process: subprocess.Popen, environment: dict[str, str], folder: str) -
 
 
 def _side_by_side(text: str, window: Image.Image) -> Image.Image:
-    window = window.convert("RGB").resize((LOOP_WINDOW_PX, LOOP_WINDOW_PX), Image.Resampling.NEAREST)
+    scale = LOOP_WINDOW_PX / max(window.size)
+    size = (round(window.width * scale), round(window.height * scale))
+    window = window.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     height = max(TERMINAL_PX[1], LOOP_WINDOW_PX + 32)
     shot = Image.new("RGB", (TERMINAL_PX[0] + LOOP_WINDOW_PX + 32, height), (24, 26, 30))
     pen, font = ImageDraw.Draw(shot), ImageFont.load_default(TEXT_PX)
     lines = [line.rpartition("\r")[2] for line in text.splitlines()]
     for row, line in enumerate(lines[-(height - 24) // (TEXT_PX + 5) :]):
         pen.text((16, 12 + row * (TEXT_PX + 5)), line, (220, 222, 226), font)
-    shot.paste(window, (TERMINAL_PX[0] + 16, (height - LOOP_WINDOW_PX) // 2))
+    shot.paste(window, (TERMINAL_PX[0] + 16, (height - window.height) // 2))
     return shot
 
 

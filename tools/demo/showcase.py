@@ -75,7 +75,7 @@ def is_of_program(command: str) -> bool:
 def prepare(block: Block) -> None:
     """Run what of a block writes files for the program, in the current folder."""
     for command in block.commands:
-        if command.startswith(PREPARING):
+        if command.startswith(PREPARING) and PROGRAM[1] not in command:
             subprocess.run(["bash", "-c", command], check=True)
 
 
