@@ -25,9 +25,9 @@ PAGE_PX = (1000, 640)  # of the browser's window
 LINES = (
     "a large red circle in the centre, on a white background --d 1",
     "a large striped blue star, on a yellow background --d 7",
+    "a shaded cyan ring in the centre, on a brown background --d 7",
 )
-TYPED = "a shaded cyan ring in the centre, on a brown background --d 7"
-TERMINAL_PX, TEXT_PX, LOOP_WINDOW_PX = (560, 240), 14, 256
+TERMINAL_PX, LINE_PX, TEXT_PX, BORDER_PX = 520, 19, 14, 16
 
 
 def page(file: Path) -> None:
@@ -36,9 +36,7 @@ def page(file: Path) -> None:
         folder = Path(place, "outputs")  # which the page is headed with
         folder.mkdir()
         prompts = Path(folder, "prompts.txt")
-        prompts.write_text(
-            "".join(f"{line}\n" for line in (*LINES, TYPED, "an outlined orange heart on a black background --d 7"))
-        )
+        prompts.write_text("".join(f"{line}\n" for line in LINES))
         subprocess.run([*PROGRAM, *SMALL, "--outdir", folder, "--from_file", prompts, "--html"], check=True)
         browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
         size = f"--window-size={PAGE_PX[0]},{PAGE_PX[1]}"
@@ -57,8 +55,15 @@ def loop(file: Path) -> None:
         time.sleep(2)  # it has no other way to say that it is there
         with tempfile.TemporaryDirectory() as folder:
             argv = [*PROGRAM, *SMALL, "--outdir", "outputs", "--interactive"]
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-            process = subprocess.Popen(argv, env=environment, cwd=folder, text=True, **pipes)
+            process = subprocess.Popen(
+                argv,
+                env=environment,
+                cwd=folder,
+                text=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
             shown = _talk(process, environment, folder)
             _save(_side_by_side(shown, Image.open(f"{folder}/window.png")), file)
     finally:
@@ -73,34 +78,32 @@ def _talk(process: subprocess.Popen, environment: dict[str, str], folder: str) -
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
         return done.stdout.strip()
 
-    for line in (*LINES, TYPED):
+    assert process.stdin is not None
+    for line in LINES:
         process.stdin.write(f"{line}\n")
         process.stdin.flush()
         title = line.partition(",")[0]
         x("xdotool", "search", "--sync", "--name", title)
         time.sleep(2)  # it is painted some time after it is there
-        if line == TYPED:
+        if line == LINES[-1]:
             x("import", "-window", x("xdotool", "search", "--name", title).splitlines()[-1], f"{folder}/window.png")
         while (windows := x("xdotool", "search", "--name", title)) and process.poll() is None:
             x("xdotool", "key", "--window", windows.splitlines()[-1], "space")
             time.sleep(0.5)
     read, _ = process.communicate()
-    for line in (*LINES, TYPED):  # a pipe does not show what is typed
+    for line in LINES:  # a pipe does not show what is typed
         read = read.replace("Type prompt: ", f"Type prompt:\0{line}\n", 1)
     return read.replace("\0", " ")
 
 
 def _side_by_side(text: str, window: Image.Image) -> Image.Image:
-    scale = LOOP_WINDOW_PX / max(window.size)
-    size = (round(window.width * scale), round(window.height * scale))
-    window = window.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-    height = max(TERMINAL_PX[1], LOOP_WINDOW_PX + 32)
-    shot = Image.new("RGB", (TERMINAL_PX[0] + LOOP_WINDOW_PX + 32, height), (24, 26, 30))
-    pen, font = ImageDraw.Draw(shot), ImageFont.load_default(TEXT_PX)
     lines = [line.rpartition("\r")[2] for line in text.splitlines()]
-    for row, line in enumerate(lines[-(height - 24) // (TEXT_PX + 5) :]):
-        pen.text((16, 12 + row * (TEXT_PX + 5)), line, (220, 222, 226), font)
-    shot.paste(window, (TERMINAL_PX[0] + 16, (height - window.height) // 2))
+    height = max(LINE_PX * len(lines), window.height) + 2 * BORDER_PX
+    shot = Image.new("RGB", (TERMINAL_PX + window.width + 2 * BORDER_PX, height), (24, 26, 30))
+    pen, font = ImageDraw.Draw(shot), ImageFont.load_default(TEXT_PX)
+    for row, line in enumerate(lines):
+        pen.text((BORDER_PX, BORDER_PX + row * LINE_PX), line, (220, 222, 226), font)
+    shot.paste(window.convert("RGB"), (TERMINAL_PX + BORDER_PX, (height - window.height) // 2))
     return shot
 
 
@@ -112,9 +115,11 @@ def _save(shot: Image.Image, file: Path) -> None:
 def main() -> None:
     """Take both, or one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=("page", "loop"), default=("page", "loop"))
-    for name in parser.parse_args().names:
-        {"page": page, "loop": loop}[name](SHOTS / f"{name}.png")
+    parser.add_argument("--only", choices=("page", "loop"), help="take this one alone")
+    only = parser.parse_args().only
+    for shot in (page, loop):
+        if only in (None, shot.__name__):
+            shot(SHOTS / f"{shot.__name__}.png")
 
 
 if __name__ == "__main__":
