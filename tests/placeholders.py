@@ -21,6 +21,8 @@ ROWS = {".csv": "prompt,n\na castle,blurry\n", ".jsonl": '{"prompt": "a castle",
 TOLD = "a castle\nNegative prompt: blurry\nSteps: 2, Sampler: Euler a, CFG scale: 5, Seed: 1, Size: 64x64"
 MASK_ALPHA = 128  # half transparent, so that --mask_from_alpha has something to repaint
 PICTURES = ("--image_path", "--mask_path", "--guide_image_path", "--from_pictures")
+WEIGHTS = ("--ckpt", "--network_weights", "--textual_inversion_embeddings", "--control_net_models",
+           "--control_net_lllite_models")  # fmt: skip
 # options that take from the Hub, or from PyTorch's site, what is not given: what is given here
 FETCHED = {
     "--clip_guidance_scale": ("--clip_model", str(COMPANIONS / "clip")),
@@ -59,11 +61,11 @@ class Placeholders:
         return [word for further in sorted(added) for word in further]
 
     def _make_one(self, option: str, path: Path, place: int, xl: bool) -> None:
-        if path.exists():
+        if option not in (*WEIGHTS, *PICTURES, "--network_dir", "--config", "--from_file") or path.exists():
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        if (file := self._weights(option, path.name, place, xl)) is not None:
-            path.symlink_to(file)
+        if option in WEIGHTS:
+            path.symlink_to(self._weights(option, path.name, place, xl))
         elif option == "--network_dir":
             path.mkdir()
             (path / "style.safetensors").symlink_to(COMPANIONS / "dipped.safetensors")
@@ -74,17 +76,22 @@ class Placeholders:
         elif option in PICTURES:
             _write_pictures(path)
 
-    def _weights(self, option: str, name: str, place: int, xl: bool) -> Path | None:
-        """The file or folder that stands in for weights; None for an option that takes none."""
-        return {
-            "--ckpt": next((file for part, file in self._models.items() if part in name), SHAPES),
-            "--network_weights": self._xl / "sdxl_style.safetensors" if xl else _DEMO_LORAS[place % 2],
-            "--textual_inversion_embeddings": self._xl / "sdxl_word.safetensors"
-            if xl
-            else COMPANIONS / "zorb.safetensors",
-            "--control_net_models": self._union if xl else COMPANIONS / "canny.safetensors",
+    def _weights(self, option: str, name: str, place: int, xl: bool) -> Path:
+        """The file or folder that stands in for one of WEIGHTS."""
+        if option == "--ckpt":
+            return next((file for part, file in self._models.items() if part in name), SHAPES)
+        for_xl = {
+            "--network_weights": self._xl / "sdxl_style.safetensors",
+            "--textual_inversion_embeddings": self._xl / "sdxl_word.safetensors",
+            "--control_net_models": self._union,
             "--control_net_lllite_models": self._xl / "sdxl_lllite.safetensors",
-        }.get(option)
+        }
+        for_sd = {
+            "--network_weights": _DEMO_LORAS[place % 2],
+            "--textual_inversion_embeddings": COMPANIONS / "zorb.safetensors",
+            "--control_net_models": COMPANIONS / "canny.safetensors",
+        }
+        return (for_xl if xl else for_sd)[option]
 
 
 def _values(argv: list[str]) -> dict[str, list[str]]:
