@@ -225,7 +225,7 @@ _RANGE = re.compile(f"{_SHARE}-{_SHARE}")
 
 
 def parse_strength(text: str) -> Strength:
-    """Convert `U`, `U/T`, `…[BLOCKS]`, `…@START-END`: see the README's table.
+    """Convert `U`, `U/T`, `…[BLOCKS]`, `…@START-END`: see the table in docs/networks.md.
 
     Raises:
         ArgumentTypeError: for anything else.

@@ -198,11 +198,11 @@ def test_objects_for_scripts(sd1, generate):
 
 
 def documented() -> set[str]:
-    """The names that the README's table of JSON has."""
+    """The names that the table of JSON in docs/files.md has."""
     table = (
-        (Path(gen_img_diffusers.__file__).parent / "README.md")
+        (Path(gen_img_diffusers.__file__).parent / "docs" / "files.md")
         .read_text(encoding="utf-8")
-        .partition("### JSON\n")[2]
+        .partition("## JSON\n")[2]
         .partition("\n## ")[0]
     )
     rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
@@ -256,7 +256,7 @@ def test_objects_tell_of_every_option_that_changes_pictures():
         if option.use is PICTURE and not name.startswith(
             ("gradual_latent_", "ds_")
         ):  # objects with all of their fields
-            assert name in told, f"{name}: tell of it in plan/picture_facts.py, the README, and here"
+            assert name in told, f"{name}: tell of it in plan/picture_facts.py, docs/files.md, and here"
     assert set(TOLD_AS.values()) <= documented()
 
 

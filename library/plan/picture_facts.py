@@ -1,6 +1,6 @@
 """All that a picture is made by, as plain data for programs: what `--json` writes, in a run and of a plan.
 
-The README documents the names. A field that jobs or settings gain turns up by itself under its own name; what has no
+docs/files.md documents the names. A field that jobs or settings gain turns up by itself under its own name; what has no
 plain form is refused, so that nothing is ever told in Python's own writing.
 """
 

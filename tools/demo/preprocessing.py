@@ -1,4 +1,4 @@
-"""Draw what the preprocessings of `--control_net_preps` make of one picture, for the README.
+"""Draw what the preprocessings of `--control_net_preps` make of one picture, for docs/control.md.
 
 python -m tools.demo.preprocessing --out examples/preprocessing
 
