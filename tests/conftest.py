@@ -1,5 +1,6 @@
 """Shared fixtures: tiny models of random weights in every layout, and the program run in this process."""
 
+import copy
 import http.server
 import os
 import threading
@@ -13,10 +14,13 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import gen_img_diffusers
+from library.files.model_files import ModelFiles
 from library.files.model_inputs import PLAIN, ModelInputs
+from library.models import models, weight_reading
 from library.texts import readable
 from tools import random_model
 
@@ -45,6 +49,40 @@ def _tokenizers_read_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CLIPTokenizer, "from_pretrained", once)
+        yield
+
+
+_MOST_LOADED = 16  # tiny models, of some megabytes each
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _models_loaded_once() -> Iterator[None]:
+    """A model is read and built once for all runs of this process, half of what a small run takes; each gets a copy."""
+    real_read, real_load = weight_reading.read_ahead, models.load_models
+    loaded: dict[str, models.Models] = {}
+
+    def read(files: ModelFiles, device: torch.device, dtype: torch.dtype, **settings: object) -> tuple:
+        components = (files.unet, files.vae, *files.texts)
+        paths = [each.weights.path for each in components]
+        key = None  # of a model that is not kept: its weights lie in several files, or on a device that is pretended
+        if device.type == "cpu" and all(path.suffix in (".safetensors", ".ckpt") for path in paths):
+            stamps = [(path, path.stat().st_mtime_ns, path.stat().st_size) for path in paths]
+            key = repr((stamps, [(each.config, each.weights.shapes) for each in components], dtype, settings))
+        return key, lambda: real_read(files, device, dtype, **settings)
+
+    def load(files: ModelFiles, weights: tuple) -> models.Models:
+        key, begin = weights
+        if key is None:
+            return real_load(files, begin())
+        if key not in loaded:
+            if len(loaded) == _MOST_LOADED:
+                loaded.pop(next(iter(loaded)))
+            loaded[key] = real_load(files, begin())
+        return copy.deepcopy(loaded[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weight_reading, "read_ahead", read)
+        patch.setattr(models, "load_models", load)
         yield
 
 
