@@ -183,6 +183,8 @@ def _texts(text: str) -> list[str]:
         raise ArgumentTypeError("replaces text of the prompt; write prompt=OLD:NEW, or prompt=OLD:NEW|NEW")
     said = [old, *_split(rest, "|")]
     for value in said:
+        if value.count("{") != value.count("}") and rest.count("{") == rest.count("}"):
+            raise ArgumentTypeError(f'{value!r} is one part of a choice; write it in double quotes: "{{a|b}}"')
         if OPTION_START.search(value):
             raise ArgumentTypeError(f"{value!r} would begin an option; sweep that by its name")
     return said
