@@ -112,6 +112,8 @@ def test_text_of_prompts_is_replaced(sd1, generate, tmp_path):
         ("a dog --n cat", ["prompt=cat:cow"], "--sweep prompt=cat:cow: 'cat' is in no prompt; write it as it stands"),
         ("a --L 3", ["scale=4,5"], "--l: the line sets it, and so does --sweep scale=4,5; take one of them out"),
         ("a", ["l=1,2", "s=1,2", "w=64,72", "h=64,72"], "--sweep: 4 axes; give at most 3"),
+        ("a", ['n="b"c,d'], '--sweep n="b"c,d: has text after a quoted value, or quotes left open'),
+        ("a", ['n="b,c'], '--sweep n="b,c: has text after a quoted value, or quotes left open'),
         ("a", ["am=0,1"], "--sweep am=0: --am 0: there is no network"),
         ("a --x 3", ["scale=4,5"], "--x (column 3): no such prompt option"),  # a fault of the line alone
         ("a cat", ["prompt=cat:{b|c}"], "--sweep prompt=cat:{b|c}: '{b' is one part of a choice; write it in double"),

@@ -206,6 +206,9 @@ def _first(text: str, mark: str) -> tuple[str, str | None]:
     value, found, rest = text.partition(mark)
     if not value.strip():
         raise ArgumentTypeError(f'has a value that is empty; write one beside each "{mark}" (an empty text is "")')
+    if value.lstrip().startswith('"'):
+        problem = 'has text after a quoted value, or quotes left open; within quotes "" is a quote'
+        raise ArgumentTypeError(f'{problem}: "a ""b"" c"')
     return value.strip(), rest if found else None
 
 
