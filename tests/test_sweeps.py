@@ -278,6 +278,12 @@ def test_one_axis_is_a_row_and_seeds_are_another(tmp_path):
     assert [sheet.title[1] for sheet in sheets_of_sweep(made, sweep)] == ["seed: 0", "seed: 1"]
 
 
+def test_an_empty_text_has_a_label(tmp_path):
+    made, sweep = pictures_of(tmp_path / "a", ["scale=1,2", 'n="",blurry'])
+    (sheet,) = sheets_of_sweep(made, sweep)
+    assert sheet.blocks[0].column_labels == ['n: ""', "n: blurry"]
+
+
 def test_large_sweeps_are_parted(tmp_path):
     made, sweep = pictures_of(tmp_path / "a", [f"scale={','.join(map(str, range(23)))}", "seed=1-12"], size=(8, 8))
     sheets = list(sheets_of_sweep(made, sweep))
