@@ -116,6 +116,40 @@ def test_files_that_cannot_be_read(sd1, generate, tmp_path):
     assert "none: cannot be read: No such file or directory; check the path" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("content", "advice"),
+    [
+        ("bf16 = True", "write bf16 = true"),
+        ("html = no", "write html = false"),
+        ('ckpt = "C:\\models\\sd.ckpt"', "a \\ stands in single quotes: 'C:\\models'"),
+        ('prompt = "a cat', "end the text with the quotes that it begins with"),
+        ("steps = 4\nsteps = 5", "a name may stand there once; take the others out"),
+    ],
+)
+def test_what_is_no_toml_is_told_how_to_be_some(sd1, generate, config, content, advice):
+    result = generate(sd1.folder, "--config", config(content + "\n"))
+    assert result.status == 2
+    assert "is no TOML" in result.stderr and result.stderr.endswith(f"; {advice}\n")
+
+
+def test_a_file_that_is_misspelt(sd1, generate, tmp_path, monkeypatch):
+    """Whatever the option, the file that is meant is named."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("prompts.txt", "style.safetensors", "sketch.png", "run.toml"):
+        (tmp_path / name).touch()
+    for option, given, meant in (
+        ("--from_file", "promtps.txt", "prompts.txt"),
+        ("--network_weights", "stlye.safetensors", "style.safetensors"),
+        ("--textual_inversion_embeddings", "styl.safetensors", "style.safetensors"),
+        ("--image_path", "sketh.png", "sketch.png"),
+        ("--config", "runn.toml", "run.toml"),
+    ):
+        prompt = [] if option == "--from_file" else ["--prompt", "a"]
+        result = generate(sd1.folder, option, given, *prompt)
+        assert result.status == 2
+        assert result.stderr.endswith(f"; did you mean {meant}?\n"), option
+
+
 def test_the_settings_of_a_run_make_it_again(sd1, generate, config, tmp_path):
     prompt = 'a "red"\\cat\t猫 --d 3 --n 1e3'
     first = generate(sd1.folder, "--prompt", prompt, "--sampler", "euler_a", "--quality", 50, "--format", "webp")

@@ -114,8 +114,16 @@ def test_bash_completes_options_and_values(capfd):
         assert completed(script, *command, "--ckpt", "x", "--st") == ["--steps", "--strength"]
         assert completed(script, *command, "--sampler", "euler") == ["euler", "euler_a"]
     assert completed(script, "gen_img_diffusers.py", "--control_net_preps", "canny", "mlsd", "gr") == ["gray"]
+    assert completed(script, "gen_img_diffusers.py", "--help", "netw") == ["networks"]
     assert completed(script, "gen_img_diffusers.py", "--ckpt", "mod") == []  # left to bash: files
     assert completed(script, "python", "other.py", "--st") == []  # other programs' options are not ours
+
+
+def test_every_word_that_completes_help_is_a_group(capfd):
+    words = completed(shown(capfd, "--completion", "bash"), "gen_img_diffusers.py", "--help", "")
+    assert len(words) == len(set(words)) > 10
+    for word in words:
+        assert "--" in shown(capfd, "--help", word)
 
 
 def test_bash_completes_every_option(capfd):

@@ -71,6 +71,7 @@ def test_every_option_of_lines_is_a_column_by_both_names(tmp_path):
     ("kind", "content", "message"),
     [
         ("csv", "prompt,stepps\na,b", "stepps (FILE:1): no such column; did you mean steps?"),
+        ("csv", "prompt,scale\na,3", "scale (FILE:1): no such column; did you mean l?"),
         ("csv", "prompt;w\na;5", "prompt;w (FILE:1): is one column; put commas"),
         ("csv", "n,w\na,64", "the header (FILE:1): has no column prompt"),
         ("csv", "prompt,w,Width\na,64,", "Width (FILE:1): is the same column as w"),

@@ -24,7 +24,7 @@ def test_a_number_that_is_given_wins_and_seeds_without_a_picture_are_told(genera
     assert seeds == [5, 6]
     assert messages.startswith("warning: --d has 2 seeds more than the 2 pictures of the line; ")
     assert planned(generate, "--prompt", "a --d 5,6", "--images_per_prompt", 3)[0] == [5, 6, 6]
-    assert "--d has 1 seeds more than the 2 pictures" in planned(generate, "--prompt", "{e$$a|b} --d 1,2,3")[1]
+    assert "--d has 1 seed more than the 2 pictures" in planned(generate, "--prompt", "{e$$a|b} --d 1,2,3")[1]
 
 
 def test_minus_one_is_a_new_seed_that_the_runs_seed_decides(generate):

@@ -112,7 +112,11 @@ def test_text_of_prompts_is_replaced(sd1, generate, tmp_path):
         ("a dog --n cat", ["prompt=cat:cow"], "--sweep prompt=cat:cow: 'cat' is in no prompt; write it as it stands"),
         ("a --L 3", ["scale=4,5"], "--l: the line sets it, and so does --sweep scale=4,5; take one of them out"),
         ("a", ["l=1,2", "s=1,2", "w=64,72", "h=64,72"], "--sweep: 4 axes; give at most 3"),
-        ("a", ["am=0,1"], "--am 0: there is no network"),
+        ("a", ['n="b"c,d'], '--sweep n="b"c,d: has text after a quoted value, or quotes left open'),
+        ("a", ['n="b,c'], '--sweep n="b,c: has text after a quoted value, or quotes left open'),
+        ("a", ["am=0,1"], "--sweep am=0: --am 0: there is no network"),
+        ("a --x 3", ["scale=4,5"], "--x (column 3): no such prompt option"),  # a fault of the line alone
+        ("a cat", ["prompt=cat:{b|c}"], "--sweep prompt=cat:{b|c}: '{b' is one part of a choice; write it in double"),
         ("a", ["strength=0.4,1"], "--sweep strength=0.4,1: changes nothing without --image_path"),
         ("a", ["s=1,2", "seed=0-600"], "--n_iter 1, --images_per_prompt 1"),
     ],
@@ -185,8 +189,9 @@ def test_a_sweep_with_highres_fix_draws_what_single_lines_draw(sd1, generate, tm
     assert len({picture.tobytes() for picture in swept.pictures}) == 4
 
 
-def test_a_sweep_in_the_loop(sd1, generate, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO("a cat --d 4\na bird\na cat --s 1\n"))
+def test_a_sweep_in_the_loop(sd1, generate, monkeypatch, tmp_path):
+    saved = tmp_path / "saved.txt"
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"a cat --d 4\na bird\na cat --s 1\n:show\n:save {saved}\n"))
     axes = ("--sweep", "scale=2,4", "prompt=cat:dog")
     result = generate(sd1.folder, "--interactive", "--no_preview", *axes)
     assert result.status == 0
@@ -196,6 +201,13 @@ def test_a_sweep_in_the_loop(sd1, generate, monkeypatch):
         ("a cat", "2.0"), ("a dog", "2.0"), ("a cat", "4.0"), ("a dog", "4.0")
     ] * 2  # fmt: skip
     assert {text["seed"] for text in texts[:4]} == {"4"} and len({text["seed"] for text in texts[4:]}) == 1
+    assert "each of --sweep scale=2,4" in result.stderr  # what :show tells
+    # the lines hold what was swept, so they are drawn without the sweep
+    assert "in place of --interactive and --sweep draws them" in saved.read_text()
+    again = planned(generate(sd1.folder, "--from_file", saved, "--dry_run", "--json"))
+    assert [(job["prompt"], str(job["guidance_scale"])) for job in again] == [
+        (text["prompt"], text["scale"]) for text in texts
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -264,6 +276,12 @@ def test_one_axis_is_a_row_and_seeds_are_another(tmp_path):
     assert sheet.blocks[0].row_labels == ["seed: 0", "seed: 1"]
     made, sweep = pictures_of(tmp_path / "c", ["scale=1,2", "s=1,2", "t=0.5,1"], images=2)
     assert [sheet.title[1] for sheet in sheets_of_sweep(made, sweep)] == ["seed: 0", "seed: 1"]
+
+
+def test_an_empty_text_has_a_label(tmp_path):
+    made, sweep = pictures_of(tmp_path / "a", ["scale=1,2", 'n="",blurry'])
+    (sheet,) = sheets_of_sweep(made, sweep)
+    assert sheet.blocks[0].column_labels == ['n: ""', "n: blurry"]
 
 
 def test_large_sweeps_are_parted(tmp_path):

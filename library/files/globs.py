@@ -33,4 +33,13 @@ def near_path(path: Path) -> Path | None:
     return found
 
 
+def advice_on(path: Path) -> str:
+    """What to do about a path that cannot be read: the near one, where it is not there at all."""
+    try:
+        near = None if path.exists() else near_path(path)
+    except (OSError, ValueError):
+        near = None
+    return f"did you mean {near}?" if near else "check the path"
+
+
 _NEAR = 0.75  # of the letters of a name, those that agree; two of eight may differ

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.errors import InputError, InputErrors
-from library.files.globs import is_glob, matching
+from library.files.globs import advice_on, is_glob, matching
 from library.files.picture_texts import ORIENTATION, exif_value
 from library.files.png_chunks import SIGNATURE, take_apart
 from library.files.text_files import LINE_END, read_text
@@ -57,7 +57,7 @@ def find_pictures(given: str, option: str, *, natural: bool = False) -> list[Fou
             hint = ", in which [[] stands for a bracket" if "[" in given else ""
             problem = f"matches no files; check the pattern{hint}"
         else:
-            raise InputError(subject, "no such file or folder; check the path")
+            raise InputError(subject, f"no such file or folder; {advice_on(path)}")
     except (OSError, RuntimeError, ValueError) as fault:  # RuntimeError: ~ of somebody without a home
         reason = getattr(fault, "strerror", None) or fault
         raise InputError(subject, f"cannot be read: {reason}; check the path") from None
@@ -91,7 +91,7 @@ def _listed(file: Path, option: str, given: str) -> list[Found]:
             elif path.is_dir():
                 faults.append(InputError(subject, "is a folder; write the path of a picture", where))
             else:
-                faults.append(InputError(subject, "no such file; check the path", where))
+                faults.append(InputError(subject, f"no such file; {advice_on(path)}", where))
         except (OSError, RuntimeError) as fault:
             reason = getattr(fault, "strerror", None) or fault
             faults.append(InputError(subject, f"cannot be read: {reason}; check the path", where))

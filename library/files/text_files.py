@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from library.errors import InputError
+from library.files.globs import advice_on
 
 LINE_END = re.compile(r"\r\n|\n|\r")  # only CR and LF end a line, no other of Unicode's separators
 
@@ -30,7 +31,7 @@ def read_text(path: str, subject: str, longest: int | None = None) -> str:
                 raw = file.read(-1 if longest is None else longest + 1)
     except (OSError, RuntimeError, ValueError) as problem:
         reason = getattr(problem, "strerror", None) or problem
-        raise InputError(subject, f"cannot be read: {reason}; check the path") from None
+        raise InputError(subject, f"cannot be read: {reason}; {advice_on(Path(path))}") from None
     if longest is not None and len(raw) > longest:
         raise InputError(subject, f"has more than {longest:,} bytes; split it")
     return _decode(raw, subject)

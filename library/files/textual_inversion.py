@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from library.errors import InputError
 from library.files.families import FAMILIES, Family
+from library.files.globs import advice_on
 from library.files.model_files import ModelFiles, name_kind
 from library.files.pictures import opened
 from library.files.safetensors_file import FLOATING
@@ -150,7 +151,8 @@ def read_tensors(path: Path) -> "dict[str, torch.Tensor]":
         with path.open("rb") as file:
             head = file.read(len(_PNG_HEAD))
     except (OSError, ValueError) as problem:
-        raise InputError(str(path), f"cannot be read: {getattr(problem, 'strerror', None) or problem}") from None
+        reason = getattr(problem, "strerror", None) or problem
+        raise InputError(str(path), f"cannot be read: {reason}; {advice_on(path)}") from None
     if head == _PNG_HEAD:
         return _read_png(path)
     weights = open_weights(path)

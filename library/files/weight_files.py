@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from library.errors import InputError
+from library.files.globs import advice_on
 from library.files.safetensors_file import SafetensorsFile, type_name
 from library.texts import is_text
 
@@ -77,7 +78,7 @@ def open_weights(path: Path) -> WeightFile:
         with path.open("rb") as file:
             head = file.read(512)
     except OSError as problem:
-        raise InputError(str(path), f"cannot be read: {problem.strerror}") from None
+        raise InputError(str(path), f"cannot be read: {problem.strerror}; {advice_on(path)}") from None
     if head[8:9] == b"{":  # after eight bytes of length, a JSON object
         return SafetensorsFile(path)
     if head.startswith(b"PK\x03\x04"):

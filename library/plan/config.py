@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from library.errors import InputError
+from library.files.globs import advice_on
 from library.files.picture_files import save_whole
 from library.settings.options import OptionParser, Options, Said
 from library.settings.other_names import is_same_thing, meant_option
@@ -48,7 +49,7 @@ def _read_text(path: str) -> str:
         return Path(path).expanduser().read_text(encoding="utf-8-sig")
     except (OSError, RuntimeError, ValueError) as problem:
         reason = getattr(problem, "strerror", None) or problem
-        raise InputError(f"--config {path}", f"cannot be read: {reason}; check the path") from None
+        raise InputError(f"--config {path}", f"cannot be read: {reason}; {advice_on(Path(path))}") from None
 
 
 def _parse(content: str, path: str) -> dict[str, object]:
@@ -58,12 +59,20 @@ def _parse(content: str, path: str) -> dict[str, object]:
         reason, _, where = str(problem).removesuffix(")").partition(" (at ")
         number = re.match(r"line (\d+)", where)
         line = content.splitlines()[int(number[1]) - 1] if number and int(number[1]) <= content.count("\n") + 1 else ""
-        raise InputError(f"--config {path}", f"is no TOML ({reason}); {_advice(line)}", where) from None
+        raise InputError(f"--config {path}", f"is no TOML ({reason}); {_advice(line, reason)}", where) from None
 
 
-def _advice(line: str) -> str:
+def _advice(line: str, reason: str) -> str:
     """What to write in place of a line that is no TOML."""
     pair = re.fullmatch(r"\s*([\w-]+)\s*=\s*([^\s\"'\[{#][^\"'#]*?)\s*(?:#.*)?", line)
+    if pair and pair[2].lower() in ("true", "false", "yes", "no", "on", "off"):
+        return f"write {pair[1]} = {'true' if pair[2].lower() in ('true', 'yes', 'on') else 'false'}"
+    if "overwrite" in reason:
+        return "a name may stand there once; take the others out"
+    if "\\" in line and '"' in line:
+        return "a \\ stands in single quotes: 'C:\\models'"
+    if re.search(r"=\s*([\"'])(?:(?!\1).)*$", line):
+        return "end the text with the quotes that it begins with"
     if pair and not re.fullmatch(r"true|false|[-+0-9.eE_]+", pair[2]):
         return f"texts stand in quotes: {pair[1]} = '{pair[2]}'"
     return "write lines like steps = 20"

@@ -103,3 +103,12 @@ def warn_of_lacking_colors(job: Job, sources: Sources) -> None:
         if part < len(job.parts):
             problem = f"has no pure {region_color(part)}, so that part {part + 1} is for the whole picture"
             logger.warning("--mask_path %s: %s", job.regions, problem)
+
+
+def warn_of_unused_seeds(unused: int, pictures: int, where: str) -> None:
+    """Warn of seeds that a line names and no picture has."""
+    if unused > 0:
+        place, drawn = f"{where}: " if where else "", f"{pictures} picture{'s' if pictures > 1 else ''}"
+        more = f"{unused} seed{'s' if unused > 1 else ''} more"
+        advice = "leave seeds or --images_per_prompt out"
+        logger.warning("%s--d has %s than the %s of the line; %s", place, more, drawn, advice)

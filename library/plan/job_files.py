@@ -90,7 +90,8 @@ def _option(column: str, where: str) -> PromptOption | None:
     name = column.lower()
     if name not in COLUMNS:
         option = meant_option(name, IN_LINES)
-        column_meant = IN_LINES[option] if option and is_same_thing(name, option) else nearest(name, COLUMNS)
+        is_it = option and (is_same_thing(name, option) or name == option.lower())
+        column_meant = IN_LINES[option] if option and is_it else nearest(name, COLUMNS)
         hint = f"did you mean {column_meant}?" if column_meant else f"known are {', '.join(COLUMNS)}"
         raise InputError(column[:60] or "a column without a name", f"no such column; {hint}", where)
     return COLUMNS[name]

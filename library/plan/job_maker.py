@@ -3,6 +3,7 @@
 import logging
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from library.plan.canvas import Box, Canvas, Size, find_boxes
 from library.plan.dynamic_prompts import DynamicPrompt
 from library.plan.emphasis import unclosed_weight
 from library.plan.job import Job, JobSettings
-from library.plan.job_checks import check_loss_guidance, check_settings, warn_of_lacking_colors
+from library.plan.job_checks import check_loss_guidance, check_settings, warn_of_lacking_colors, warn_of_unused_seeds
 from library.plan.prompt_lines import PromptLine, parse_prompt_line, place_of, seeds_of
 from library.plan.prompt_syntax import SD_SCRIPTS, check_tags, read_prompt, web_ui_marks
 from library.plan.sampling import Sampling
@@ -122,7 +123,21 @@ class JobMaker:
         for combined in self.sweep.lines(line):
             self._made = first  # sources and guides are those of the other combinations, too
             again.rewind()
-            yield from self._jobs(combined, again, name_file)
+            try:
+                yield from self._jobs(combined, again, name_file)
+            except InputError as problem:
+                raise self._told_of_sweep(problem, line, combined) from None
+
+    def _told_of_sweep(self, problem: InputError, line: SourceLine, combined: SourceLine) -> InputError:
+        """A combination's fault with the values that it has, unless the line has the same fault without them."""
+        assert combined.cell is not None  # it is a combination
+        try:
+            list(copy(self)._jobs(line, SeedSource(0, None), lambda *_: Path()))
+        except InputError as of_line:
+            if str(of_line) == str(problem):
+                return problem
+        values = ", ".join(f"{name}={value}" for name, value in combined.cell.values)
+        return InputError(f"--sweep {values}", str(problem))
 
     def _jobs(self, line: SourceLine, seeds: SeedSource | SeedsAgain, name_file: NameFile) -> Iterator[Job]:
         """The jobs of one prompt line, or of one combination of it."""
@@ -153,7 +168,7 @@ class JobMaker:
                 logger.warning("%s", warning)
             yield self._job(resolved, seed, line, name_file)
         if unused := len(seeds_of(line.text)) - (image + 1):
-            _warn_of_unused_seeds(unused, image + 1, line.where)
+            warn_of_unused_seeds(unused, image + 1, line.where)
 
     def _job(self, parsed: PromptLine, seed: int, line: SourceLine, name_file: NameFile) -> Job:
         overrides = {name: value for name, value in parsed.settings.items() if name != "seeds"}
@@ -306,14 +321,6 @@ def _dynamic_prompt(line: SourceLine, wildcards: Wildcards) -> DynamicPrompt:
 def _pictures_of(text: str, images_per_prompt: int | None) -> int:
     """How many pictures a line gives that does not enumerate its variants."""
     return images_per_prompt or len(seeds_of(text)) or 1
-
-
-def _warn_of_unused_seeds(unused: int, pictures: int, where: str) -> None:
-    """Warn of seeds that a line names and no picture has."""
-    if unused > 0:
-        place, drawn = f"{where}: " if where else "", f"{pictures} picture{'s' if pictures > 1 else ''}"
-        advice = "leave seeds or --images_per_prompt out"
-        logger.warning("%s--d has %d seeds more than the %s of the line; %s", place, unused, drawn, advice)
 
 
 def _with_implied(overrides: dict[str, object], defaults: JobSettings) -> dict[str, object]:

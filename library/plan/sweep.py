@@ -183,6 +183,8 @@ def _texts(text: str) -> list[str]:
         raise ArgumentTypeError("replaces text of the prompt; write prompt=OLD:NEW, or prompt=OLD:NEW|NEW")
     said = [old, *_split(rest, "|")]
     for value in said:
+        if value.count("{") != value.count("}") and rest.count("{") == rest.count("}"):
+            raise ArgumentTypeError(f'{value!r} is one part of a choice; write it in double quotes: "{{a|b}}"')
         if OPTION_START.search(value):
             raise ArgumentTypeError(f"{value!r} would begin an option; sweep that by its name")
     return said
@@ -204,6 +206,9 @@ def _first(text: str, mark: str) -> tuple[str, str | None]:
     value, found, rest = text.partition(mark)
     if not value.strip():
         raise ArgumentTypeError(f'has a value that is empty; write one beside each "{mark}" (an empty text is "")')
+    if value.lstrip().startswith('"'):
+        problem = 'has text after a quoted value, or quotes left open; within quotes "" is a quote'
+        raise ArgumentTypeError(f'{problem}: "a ""b"" c"')
     return value.strip(), rest if found else None
 
 

@@ -37,6 +37,7 @@ class PromptTables:
 _Key = tuple[str, str]  # an axis and a value on it
 _Dimension = tuple[str, Sequence[tuple[_Key, str]]]  # an axis, and what stands on it with the label of each
 _IMAGE = "\0image"  # the axis of pictures that differ by more than a sweep's values
+_EMPTY = '""'  # the label of a text that is empty, as it is written on the command line
 _NOTHING: _Key = ("", "")
 _NONE: _Dimension = ("", [(_NOTHING, "")])
 
@@ -53,7 +54,7 @@ def sweep_tables(pictures: Iterable[MadePicture], sweep: Sweep) -> Iterator[Prom
     for made in by_line.values():
         named = {name for name, _ in _cell(made[0]).values}
         dimensions: list[_Dimension] = [
-            (axis.name, [((axis.name, value), value) for value in axis.values])
+            (axis.name, [((axis.name, value), value or _EMPTY) for value in axis.values])
             for axis in sweep.axes
             if axis.name in named
         ]

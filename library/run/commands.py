@@ -130,9 +130,12 @@ class Session:
     def show(self, _: str) -> None:
         """Tell what holds for the next prompt, as its options."""
         job, usual = self._tried("", self._kept), JobSettings()
+        swept = {axis.option.name: axis for axis in self._maker.sweep.axes if axis.option}
         for name, option in PROMPT_OPTIONS.items():
             if name in self._kept:
                 console.answer(f"{f'--{name} {self._kept[name]}':24} {option.help}; kept by :set")
+            elif name in swept:
+                console.answer(f"{f'--{name}':24} {option.help}; each of --sweep {swept[name]}")
             elif name not in _NOT_SHOWN:
                 value = attrgetter(option.sets)(job)
                 if name in _ALWAYS_SHOWN or value != attrgetter(option.sets)(usual):
@@ -153,9 +156,8 @@ class Session:
                 raise InputError(subject, "is there already; give another name")
             # lines have their seeds, and each is one picture
             once = "".join(f" --{option} 1" for option, count in self._repeats().items() if count not in (None, 1))
-            again = (
-                f"the same command with --from_file {shell_word(str(file))}{once} in place of --interactive draws them"
-            )
+            instead = "--interactive and --sweep" if self._maker.sweep.axes else "--interactive"
+            again = f"the same command with --from_file {shell_word(str(file))}{once} in place of {instead} draws them"
             content = "\n".join([f"# The pictures of a loop; {again}", *self._drawn]) + "\n"
             file = save_whole(readable(content).encode(), file)
         except (OSError, RuntimeError, ValueError) as problem:  # no path

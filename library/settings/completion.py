@@ -3,8 +3,10 @@
 import argparse
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
+
+from library.settings.option_help import group_words
 
 _FILES = ("FILE", "PATH", "DIR", "MODEL", "VAE")  # what values that are files or folders are called in the help
 _FUNCTION = "_gen_img_diffusers"
@@ -22,6 +24,7 @@ class _Parser(Protocol):
 
     prog: str
     _actions: list[argparse.Action]
+    _action_groups: list[argparse._ArgumentGroup]
 
     @property
     def table(self) -> Mapping[str, _Described]: ...
@@ -30,6 +33,11 @@ class _Parser(Protocol):
 def script(parser: _Parser, shell: str) -> Iterator[str]:
     """The lines of a script for one of `SHELLS`, which the shell reads when it starts."""
     return _SCRIPTS[shell](parser)
+
+
+def _words(parser: _Parser, action: argparse.Action) -> Sequence[str]:
+    """The values of an option that are words."""
+    return group_words(parser._action_groups) if action.dest == "help" else parser.table[action.dest].words
 
 
 def _is_file(action: argparse.Action) -> bool:
@@ -55,7 +63,7 @@ def _bash(parser: _Parser) -> Iterator[str]:
         '    case "${COMP_WORDS[place]}" in',
     )
     for action in parser._actions:
-        if words := parser.table[action.dest].words:
+        if words := _words(parser, action):
             answer = f'COMPREPLY=($(compgen -W "{" ".join(words)}" -- "$2"))'
             yield f"        {'|'.join(action.option_strings)}) {answer} ;;"
     yield from (
@@ -73,7 +81,7 @@ def _zsh(parser: _Parser) -> Iterator[str]:
         "    _arguments \\",
     )
     for action in parser._actions:
-        words = parser.table[action.dest].words
+        words = _words(parser, action)
         values = f"({' '.join(words)})" if words else "_files" if _is_file(action) else ""
         # many values go on up to the next option
         value = "" if action.nargs == 0 else f":{'*-*:' if action.nargs == '+' else ''}{action.metavar}:{values}"
@@ -92,7 +100,7 @@ def _fish(parser: _Parser) -> Iterator[str]:
         f"for command in {parser.prog} python python3",
     )
     for action in parser._actions:
-        words = parser.table[action.dest].words
+        words = _words(parser, action)
         value = "" if action.nargs == 0 else " -r" if _is_file(action) else " -x"
         value = f" -x -a '{' '.join(words)}'" if words else value
         names = " ".join(

@@ -48,9 +48,23 @@ def long_help(parser: argparse.ArgumentParser, wanted: str | None) -> Iterator[s
     return _formatted(parser, fill)
 
 
+def group_words(groups: Headings) -> list[str]:
+    """A word for each heading that `--help` tells it by, from the rest where there is such a one."""
+    titles = [heading.title or "" for heading in _with_options(groups)]
+    named = {title: re.findall(r"[^\W_]{5,}", title) or title.split()[-1:] for title in titles}
+    return [
+        next((word for word in words if sum(_is_named(other, word) for other in titles) == 1), words[0])
+        for words in named.values()
+    ]
+
+
 def _headings(parser: argparse.ArgumentParser) -> Headings:
+    return _with_options(parser._action_groups)
+
+
+def _with_options(groups: Headings) -> Headings:
     """Those that something stands under; argparse has two of its own."""
-    return [heading for heading in parser._action_groups if heading._group_actions or heading.description]
+    return [heading for heading in groups if heading._group_actions or heading.description]
 
 
 def _titles(parser: argparse.ArgumentParser) -> str:
