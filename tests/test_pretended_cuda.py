@@ -20,6 +20,8 @@ from test_xl_features import lllite  # noqa: F401  # a fixture
 
 from library.files.model_inputs import EDITING, INPAINTING
 from library.files.textual_inversion import XTI_LAYERS
+from library.machine import devices
+from library.settings.computing import Computing
 from library.settings.samplers import SAMPLERS
 
 Files = dict[str, object]
@@ -132,6 +134,7 @@ def test_every_feature(
     assert result.status == 0, result.stderr
     assert result.files
     assert gpu.steps
+    assert "overflows" not in result.stderr  # as it would seem where pictures are read before they have come
 
 
 @pytest.mark.parametrize(
@@ -192,6 +195,33 @@ def test_graphs_give_the_same_pictures(
     assert all(np.array_equal(*pair) for pair in zip(drawn["off"], drawn["on"], strict=True))
 
 
+def test_graphs_are_made_anew_where_weights_have_moved(
+    sd1: Models, sd1_files: Files, generate: Generate, tmp_path: Path
+) -> None:
+    """A picture with regions takes folded weights out and puts them back, into other memory."""
+    (tmp_path / "lines.txt").write_text("a cat --d 1\na cat AND a dog --d 2\na cat --d 3\na bird --d 4")
+    options = filled("--steps 3 --network_weights {loha} --mask_path {halves} --from_file", sd1_files)
+    drawn = {}
+    for graphs in ("off", "on"):
+        with pretended_gpu() as gpu:
+            lines = (*options, tmp_path / "lines.txt", "--cuda_graphs", graphs)
+            result = generate(sd1.folder, *lines, outdir=tmp_path / graphs)
+        assert result.status == 0, result.stderr
+        drawn[graphs] = result.pictures
+    assert gpu.replays == 7  # all steps but two of those that were first with weights in one place
+    assert all(np.array_equal(*pair) for pair in zip(drawn["off"], drawn["on"], strict=True))
+
+
+def test_each_process_works_on_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams, graphs and free memory are those of the current device."""
+    current = []
+    with pretended_gpu():
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        monkeypatch.setattr(torch.cuda, "set_device", current.append)
+        machine = devices.choose_machine(Computing(), process=3)
+    assert current == [machine.device] == [torch.device("cuda", 1)]
+
+
 def test_graphs_of_xl(sdxl: Models, generate: Generate, tmp_path: Path) -> None:
     lines = ("--prompt", "{e$$a|b} cat --d 1 --ow 128", "--steps", 3)
     with pretended_gpu():
@@ -229,14 +259,9 @@ def test_graphs_are_left_where_memory_is_short(sd1: Models, generate: Generate) 
 
 
 @pytest.mark.parametrize("problem", [RuntimeError("operation not permitted\nCUDA"), torch.OutOfMemoryError("CUDA")])
-def test_what_cannot_be_recorded_is_drawn_without(
-    problem: RuntimeError, sd1: Models, generate: Generate, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def failing(*arguments: object, **named: object) -> None:
-        raise problem
-
+def test_what_cannot_be_recorded_is_drawn_without(problem: RuntimeError, sd1: Models, generate: Generate) -> None:
     with pretended_gpu() as gpu:
-        monkeypatch.setattr(torch.cuda, "graph", failing)
+        gpu.failing = problem
         result = generate(sd1.folder, "--prompt", "a cat", "--steps", 4, "--cuda_graphs", "on")
     assert (result.status, len(result.files), gpu.replays) == (0, 1, 0)
     reason = str(problem).splitlines()[0]
