@@ -120,6 +120,12 @@ def test_every_sampler(precision: str, sd1: Models, sd1_files: Files, generate: 
         ("a cat AND a dog --d 1", "--mask_path {halves}"),
         ("a cat AND a dog --d 1", f"--mask_path {{halves}} {LORAS} --negative_scale 2"),
         ("a cat AND a dog --d 1", f"--mask_path {{halves}} {CONTROL_NET} --tile 64 --W 128"),
+        ("a cat AND a dog --d 1", "--mask_path {halves} --network_weights {loha} {lora} --no_half_vae"),
+        (PROMPT, "--network_weights {loha} --network_pre_calc --timesteps 900,300 --s_churn 2 --sampler euler"),
+        (PROMPT, "--network_weights {loha} {lora} --network_mul 0.5@0.5-1 1@0-0.5 --steps 4"),
+        (PROMPT, f"{CONTROL_NET} --ds_depth_1 2 --W 128 --negative_scale 2"),
+        (PROMPT, f"{REDRAWN} --mask_path {{mask}} --sampler euler_a --steps 4 --gradual_latent_timesteps 999"),
+        (PROMPT, f"{REDRAWN} --mask_path {{mask}} --inpaint_area mask --inpaint_regions each"),
         (PROMPT, "--clip_guidance_scale 60 --clip_model {clip}"),
         (PROMPT, "--clip_image_guidance_scale 60 --clip_model {clip} --guide_image_path {halves} --sampler lms"),
         (PROMPT, "--vgg16_guidance_scale 0.0003 --vgg16_model {vgg16} --guide_image_path {halves}"),
@@ -145,6 +151,7 @@ def test_every_feature(
         (PROMPT, "--highres_fix_scale 0.5 --ds_depth_1 3 --W 128 --sampler euler_a --lowvram"),
         (PROMPT, f"{CONTROL_NET} {LORAS}"),
         (PROMPT, "--control_net_lllite_models {lllite} --guide_image_path {halves}"),
+        (PROMPT, "--control_net_lllite_models {lllite} --guide_image_path {halves} --tile 64 --W 128"),
         ("a cat AND a dog --d 1", f"--mask_path {{halves}} {LORAS}"),
     ],
 )
@@ -156,6 +163,14 @@ def test_every_feature_of_xl(
         result = generate(sdxl.folder, precision, *filled(options, sdxl_files), "--prompt", prompt)
     assert result.status == 0, result.stderr
     assert result.files
+
+
+@pytest.mark.parametrize("precision", ["--fp16", "--bf16"])
+def test_model_that_predicts_v(precision: str, sd2: Models, generate: Generate) -> None:
+    lines = ("--prompt", PROMPT, "--sampler", "euler_a", "--zero_terminal_snr", "--guidance_rescale", 0.7)
+    with pretended_gpu():
+        result = generate(sd2.folder, *sd2.options, precision, *lines)
+    assert result.status == 0, result.stderr
 
 
 @pytest.mark.parametrize("inputs", [EDITING, INPAINTING])
