@@ -149,6 +149,9 @@ class Networks:
         self._strengths = strengths
         self.version += 1
 
+    def _note_change(self) -> None:
+        self.version += 1
+
     def keep_shapes(self) -> None:
         """Let the U-Net's layers do what is compiled with their networks, whichever of these act later on."""
         for network in self._attached:
@@ -175,6 +178,8 @@ class Networks:
                 if component == UNET:
                     layers.setdefault(path, {})[change] = number
         with ExitStack() as stack:
+            if self.rewritten_layers():
+                stack.callback(self._note_change)  # afterwards their weights are in other memory than before
             for path, changes in layers.items():
                 layer = self._unet.get_submodule(path)
                 assert isinstance(layer, Layer)  # networks change no others

@@ -1,19 +1,24 @@
 """A GPU that is not there: tensors that say they are on a CUDA device, and are computed on the CPU.
 
-What a GPU would refuse or wait for is an error: tensors of two devices in one operation, and while `Gpu.in_steps` also
-what makes the program wait for the device, tensors of two floating types in one operation, and double precision.
+What a GPU would refuse or wait for is an error: tensors of two devices in one operation, random numbers of its own, and
+while `Gpu.in_steps` also what makes the program wait for the device, tensors of two floating types in one operation,
+and double precision. What a GPU would do wrong without a word goes wrong here, too: a copy that is not waited for is
+empty until then; a CUDA graph keeps nothing alive that it reads, and writes over the results of those that share its
+memory.
 PyTorch's own `FakeTensorMode` knows devices, too, but no numbers, without which there is no picture to compare and no
 CUDA graph to try; nor does it take gradients where PyTorch was built without CUDA.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 import torch
 import torch.utils.checkpoint
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode, resolve_name
 
 import gen_img_diffusers
@@ -25,10 +30,17 @@ CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 # What reads a tensor's numbers, or gives something whose shape follows from them
 _READING = {
     *("item", "tolist", "cpu", "nonzero", "argwhere", "masked_select", "unique", "equal", "allclose", "is_nonzero"),
-    *("bincount", "__bool__", "__int__", "__float__", "__complex__", "__index__", "__contains__", "__format__"),
+    *("bincount", "flatnonzero", "unique_consecutive", "histc", "new_tensor"),
+    *("solve", "inv", "pinv", "lstsq", "cholesky", "svd", "eigh", "quantile"),
+    *("__bool__", "__int__", "__float__", "__complex__", "__index__", "__contains__", "__format__"),
     *("__repr__", "__str__"),
 }
 _COPYING = {"to", "copy_", "cuda", "cpu", "tensor", "as_tensor", "type"}  # to another device or type, as is said
+_RANDOM = {  # draws numbers; the device's own would be others than the seed's on the CPU
+    *("rand", "randn", "randint", "randperm", "normal", "rand_like", "randn_like", "randint_like", "multinomial"),
+    *("normal_", "uniform_", "random_", "bernoulli", "bernoulli_", "exponential_"),
+}
+_JOINING = {"cat", "concat", "concatenate", "stack", "hstack", "vstack"}  # takes no number of another device either
 _INDEXING = {"__getitem__", "__setitem__", "index_put_"}
 _MIXING = {"concat"}  # diffusers' XL: a text's vector with the sizes' features, cast together right after
 _NO_OPERATION = {"_parse_to", "_has_compatible_shallow_copy_type", "device"}
@@ -63,7 +75,13 @@ class Gpu:
         self.steps = 0  # that were watched
         self.kernels = 0  # that the program started one by one
         self.replays = 0  # of CUDA graphs
-        self.recording: list[tuple[Callable, Sequence, dict, Any]] | None = None  # for a CUDA graph
+        self.recording: _Graph | None = None
+        self.failing: Exception | None = None  # what ends the next recording
+        self.graphs: WeakSet[_Graph] = WeakSet()  # that were recorded
+        self.own_stream = self.stream = _Stream()  # and the one that kernels are started in
+        self.arriving: list[
+            tuple[torch.Tensor, torch.Tensor]
+        ] = []  # copies on their way to the CPU, and what they bring
         self.free = [2**30]  # bytes of memory, each time that it is asked for; the last ones stay
 
     def memory(self) -> tuple[int, int]:
@@ -96,7 +114,10 @@ class Gpu:
         result = _mapped(lambda leaf: _placed(leaf, tensors, on_gpu=on_gpu), func(*args, **kwargs))
         self.kernels += 1
         if self.recording is not None:
-            self.recording.append((func, args, kwargs, result))
+            self.recording.add(func, args, kwargs, result)
+        if name == "to" and isinstance(args[0], OnGpu) and not on_gpu and _not_blocking(args, kwargs):
+            self.arriving.append((result, result.clone()))
+            result.zero_()
         return result
 
     def _attribute(self, getter: Callable, tensor: torch.Tensor) -> Any:
@@ -108,7 +129,12 @@ class Gpu:
     def _problem(
         self, name: str, args: Sequence, kwargs: dict, tensors: Sequence[torch.Tensor], *, on_gpu: bool
     ) -> str | None:
-        sides = {isinstance(tensor, OnGpu) for tensor in tensors if tensor.dim()}  # one number may come from elsewhere
+        # a number may come from the CPU
+        sides = {
+            isinstance(each, OnGpu) for each in tensors if each.dim() or isinstance(each, OnGpu) or name in _JOINING
+        }
+        if name in _RANDOM and on_gpu:
+            return "random numbers of the device's own"
         if (len(sides) > 1 and name not in _COPYING | _INDEXING) or name in ("numpy", "__array__"):
             return "tensors of two devices"
         if not self.in_steps:
@@ -139,13 +165,22 @@ def _waits(name: str, args: Sequence, kwargs: dict, tensors: Sequence[torch.Tens
     if name in _INDEXING:  # a list of places is copied to the device; a mask's shape follows from its numbers
         places = args[1] if isinstance(args[1], tuple) else (args[1],)
         return any(isinstance(place, list) for place in places) or any(
-            tensor.dtype is torch.bool for tensor in tensors[1:]
+            tensor.dtype is torch.bool or isinstance(tensor, OnGpu) != isinstance(args[0], OnGpu)
+            for tensor in tensors[1:]
         )
     if name in ("tensor", "as_tensor"):
         return not isinstance(args[0], OnGpu)
+    if name in ("where", "repeat_interleave", "tensor_split"):  # with a tensor that says how large the result is
+        return (name == "where") == (len(tensors) == 1)
     other_device = {"to": lambda: isinstance(args[0], OnGpu) != on_gpu,
                     "copy_": lambda: isinstance(args[0], OnGpu) != isinstance(args[1], OnGpu)}  # fmt: skip
-    return name in other_device and other_device[name]() and not (kwargs.get("non_blocking") or True in args[2:])
+    # what comes to the CPU without being waited for cannot be read there
+    return name in other_device and other_device[name]() and not (on_gpu and _not_blocking(args, kwargs))
+
+
+def _not_blocking(args: Sequence, kwargs: dict) -> bool:
+    """Whether a copy is not waited for."""
+    return bool(kwargs.get("non_blocking")) or any(each is True for each in args[2:])
 
 
 def _is_device(leaf: object) -> bool:
@@ -189,12 +224,23 @@ def _described(tensor: torch.Tensor) -> str:
 # What stands for the rest of PyTorch's CUDA
 
 
+def _wait_for_all() -> None:
+    if OnGpu.gpu.in_steps:
+        raise RuntimeError("the program waits for the device between steps: for all of it")
+
+
 class _Event:
-    """Of a stream: what was asked for before it is done at once here."""
+    """Of a stream: what was asked for before it is done at once here, but copies arrive when they are waited for."""
+
+    def __init__(self) -> None:
+        self._arriving, OnGpu.gpu.arriving = OnGpu.gpu.arriving, []
 
     def synchronize(self) -> None:
         if OnGpu.gpu.in_steps:
             raise RuntimeError("the program waits for the device between steps: an event")
+        with torch._C.DisableTorchFunction(), torch.inference_mode():
+            for copy, brought in self._arriving:
+                copy.copy_(brought)
 
 
 class _Stream:
@@ -204,17 +250,80 @@ class _Stream:
     def wait_stream(self, other: "_Stream") -> None:
         pass
 
+    def synchronize(self) -> None:
+        _wait_for_all()
+
+
+@contextmanager
+def _in_stream(stream: _Stream) -> Iterator[None]:
+    gpu = OnGpu.gpu
+    before, gpu.stream = gpu.stream, stream
+    try:
+        yield
+    finally:
+        gpu.stream = before
+
+
+def _set_stream(stream: _Stream) -> None:
+    OnGpu.gpu.stream = stream
+
+
+class _Borrowed:
+    """A tensor whose memory somebody else has to keep."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._memory, self._dtype = StorageWeakRef(tensor.untyped_storage()), tensor.dtype
+        self._place = tensor.storage_offset(), tensor.size(), tensor.stride()
+
+    def tensor(self) -> torch.Tensor:
+        memory = torch.UntypedStorage._new_with_weak_ptr(self._memory.cdata)
+        if memory is None:
+            raise RuntimeError("a CUDA graph reads memory that was given back")
+        return torch.empty(0, dtype=self._dtype).set_(memory, *self._place)
+
 
 class _Graph:
     """A CUDA graph: what was asked for while it was recorded, to be done again in the same memory."""
 
     def __init__(self) -> None:
-        self.calls: list[tuple[Callable, Sequence, dict, Any]] = []
+        self.pool: object = None  # the memory of what is computed in between, and of the result
+        self._calls: list[tuple[Callable, Sequence, dict, Any]] = []
+        self._own: set[int] = set()  # memory that the graph took while it was recorded
+
+    def add(self, func: Callable, args: Sequence, kwargs: dict, result: Any) -> None:
+        """Record a call; what it reads of the program's memory is not kept by that."""
+        args, kwargs = _mapped(self._noted, (args, kwargs))
+        read = {id(each): each for each in _leaves((args, kwargs)) if isinstance(each, _Borrowed)}
+        borrowed = {each._memory.cdata for each in read.values()}
+        for each in _leaves(result):
+            if isinstance(each, torch.Tensor) and each.untyped_storage()._cdata not in borrowed:
+                self._own.add(each.untyped_storage()._cdata)
+        self._calls.append((func, args, kwargs, _mapped(self._noted, result)))
+
+    def _noted(self, leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor) or leaf.untyped_storage()._cdata in self._own:
+            return leaf
+        return _Borrowed(leaf)
+
+    @property
+    def output(self) -> torch.Tensor:
+        return self._calls[-1][-1]
+
+    def spoil(self) -> None:
+        """What is in the result's memory is not the result."""
+        with torch._C.DisableTorchFunction():
+            self.output.fill_(torch.nan)
 
     def replay(self) -> None:
         OnGpu.gpu.replays += 1
+        for other in OnGpu.gpu.graphs:
+            if other is not self and other.pool is self.pool:
+                other.spoil()
         with torch._C.DisableTorchFunction():
-            for func, args, kwargs, result in self.calls:
+            for func, args, kwargs, result in self._calls:
+                args, kwargs = _mapped(
+                    lambda leaf: leaf.tensor() if isinstance(leaf, _Borrowed) else leaf, (args, kwargs)
+                )
                 again = func(*args, **kwargs)
                 for own, new in zip(_leaves(result), _leaves(again)):
                     if isinstance(own, torch.Tensor) and own is not new:
@@ -224,13 +333,17 @@ class _Graph:
 @contextmanager
 def _recording(graph: _Graph, pool: object, capture_error_mode: str) -> Iterator[None]:
     gpu = OnGpu.gpu
-    gpu.recording = graph.calls
+    gpu.recording, graph.pool = graph, pool
+    before, gpu.stream = gpu.stream, _Stream()  # where PyTorch stays when the recording fails
     try:
         yield
+        if gpu.failing is not None:
+            raise gpu.failing
     finally:
         gpu.recording = None
-    with torch._C.DisableTorchFunction():
-        graph.calls[-1][-1].fill_(torch.nan)  # what is recorded is not done yet
+    gpu.stream = before
+    gpu.graphs.add(graph)
+    graph.spoil()  # what is recorded is not done yet
 
 
 class _InThisThread:
@@ -280,6 +393,9 @@ def pretended_gpu() -> Iterator[Gpu]:
         for name, (tensor, dtype) in wanted.items():
             assert isinstance(tensor, OnGpu), f"{name}: {_described(tensor)}"
             assert tensor.dtype == dtype, f"{name}: {_described(tensor)}"
+        sizes = denoiser._taken.sizes  # a type with fewer digits does not hold all of them
+        assert sizes is None or sizes.dtype == torch.float32, f"sizes: {_described(sizes)}"
+        assert gpu.stream is gpu.own_stream, "kernels are started in a stream that waits for none"
         gpu.steps += 1
         return prediction
 
@@ -291,7 +407,8 @@ def pretended_gpu() -> Iterator[Gpu]:
         for name, stand_in in {
             **{"is_available": lambda: True, "device_count": lambda: 1, "empty_cache": lambda: None},
             **{"is_bf16_supported": lambda including_emulation: True, "mem_get_info": gpu.memory},
-            **{"current_stream": lambda device=None: _Stream(), "Stream": _Stream, "stream": nullcontext},
+            **{"current_stream": lambda device=None: gpu.stream, "Stream": _Stream, "stream": _in_stream},
+            **{"set_stream": _set_stream, "set_device": lambda device: None, "synchronize": _wait_for_all},
             **{"CUDAGraph": _Graph, "graph": _recording, "graph_pool_handle": object},
         }.items():
             patch.setattr(torch.cuda, name, stand_in)

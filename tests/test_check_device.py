@@ -1,5 +1,6 @@
 """tools/check_device.py, from its command line to its report; how fast anything is is not tested."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -14,7 +15,9 @@ import pytest
 import torch
 
 import gen_img_diffusers
+from library.errors import EnvironmentFault
 from tools.benchmark_child import Case
+from tools.check_device import main
 from tools.device_check import measures
 from tools.device_check.processes import Notes, Processes, Result, Task
 from tools.device_check.report import ReportFiles
@@ -84,7 +87,8 @@ def test_ctrl_c_leaves_a_report_of_what_was_done(tmp_path):
     text, report = read_report(tmp_path)
     by_name = {result["name"]: result for result in report["results"]}
     assert by_name["the machine"]["figures"]["torch"] == torch.__version__
-    assert by_name["float32"]["error"] == "interrupted"
+    assert by_name["float32"]["error"] == "interrupted" and not report["all_well"]
+    assert {part["verdict"] for part in report["parts"].values()} == {NOT_DONE}  # nothing failed
     assert by_name["kernels"]["skipped"] == "not done, as the check was interrupted"
     assert "- float32: interrupted" in text and f"| torch | {torch.__version__} |" in text
 
@@ -247,6 +251,35 @@ def test_a_report_never_overwrites_an_earlier_one_and_tells_failures(tmp_path):
     assert report["parts"]["memory"]["verdict"] == NOT_DONE
     assert re.search(r"^- sd1, CUDA graphs: RuntimeError: no graphs$", text, re.MULTILINE)
     assert "# Device check: NVIDIA H100" in second.markdown.read_text()
+
+
+def test_where_no_report_can_be_written_it_says_so(tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").touch()
+    for outdir in (tmp_path / "file", tmp_path / "file" / "reports"):
+        assert main(["--tiny", "--device", "cpu", "--outdir", str(outdir)]) == 2
+        assert f"error: --outdir {outdir}: cannot be written (" in capsys.readouterr().err
+    report = ReportFiles(tmp_path, "cpu", tiny=True)
+    report.write([measured("machine", "", "", device="CPU")])
+
+    def full(file: Path, *_: object, **__: object) -> None:
+        file.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = report.json.read_text()
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(EnvironmentFault, match=r"\.json: cannot be written \(No space left on device\); make room"):
+        report.write([])
+    assert report.json.read_text() == before and not list(tmp_path.glob("*.new"))
+
+
+def test_what_is_interrupted_did_not_fail():
+    near = {"case": "sd-ddim", "mean": 0.01, "within_one": 1.0, "allowed": True}
+    result = measured("expected", "", "float32", near)
+    result.error = "interrupted"
+    found = section("expected", [result], tiny=False)
+    assert found.verdict == NOT_DONE
+    assert "interrupted; of what was measured: all 1 cases" in found.text
+    assert "- , float32: interrupted" in found.lines
 
 
 def test_models_are_made_for_both_families(tmp_path):

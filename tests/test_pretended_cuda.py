@@ -20,6 +20,8 @@ from test_xl_features import lllite  # noqa: F401  # a fixture
 
 from library.files.model_inputs import EDITING, INPAINTING
 from library.files.textual_inversion import XTI_LAYERS
+from library.machine import devices
+from library.settings.computing import Computing
 from library.settings.samplers import SAMPLERS
 
 Files = dict[str, object]
@@ -118,6 +120,12 @@ def test_every_sampler(precision: str, sd1: Models, sd1_files: Files, generate: 
         ("a cat AND a dog --d 1", "--mask_path {halves}"),
         ("a cat AND a dog --d 1", f"--mask_path {{halves}} {LORAS} --negative_scale 2"),
         ("a cat AND a dog --d 1", f"--mask_path {{halves}} {CONTROL_NET} --tile 64 --W 128"),
+        ("a cat AND a dog --d 1", "--mask_path {halves} --network_weights {loha} {lora} --no_half_vae"),
+        (PROMPT, "--network_weights {loha} --network_pre_calc --timesteps 900,300 --s_churn 2 --sampler euler"),
+        (PROMPT, "--network_weights {loha} {lora} --network_mul 0.5@0.5-1 1@0-0.5 --steps 4"),
+        (PROMPT, f"{CONTROL_NET} --ds_depth_1 2 --W 128 --negative_scale 2"),
+        (PROMPT, f"{REDRAWN} --mask_path {{mask}} --sampler euler_a --steps 4 --gradual_latent_timesteps 999"),
+        (PROMPT, f"{REDRAWN} --mask_path {{mask}} --inpaint_area mask --inpaint_regions each"),
         (PROMPT, "--clip_guidance_scale 60 --clip_model {clip}"),
         (PROMPT, "--clip_image_guidance_scale 60 --clip_model {clip} --guide_image_path {halves} --sampler lms"),
         (PROMPT, "--vgg16_guidance_scale 0.0003 --vgg16_model {vgg16} --guide_image_path {halves}"),
@@ -132,6 +140,7 @@ def test_every_feature(
     assert result.status == 0, result.stderr
     assert result.files
     assert gpu.steps
+    assert "overflows" not in result.stderr  # as it would seem where pictures are read before they have come
 
 
 @pytest.mark.parametrize(
@@ -142,6 +151,7 @@ def test_every_feature(
         (PROMPT, "--highres_fix_scale 0.5 --ds_depth_1 3 --W 128 --sampler euler_a --lowvram"),
         (PROMPT, f"{CONTROL_NET} {LORAS}"),
         (PROMPT, "--control_net_lllite_models {lllite} --guide_image_path {halves}"),
+        (PROMPT, "--control_net_lllite_models {lllite} --guide_image_path {halves} --tile 64 --W 128"),
         ("a cat AND a dog --d 1", f"--mask_path {{halves}} {LORAS}"),
     ],
 )
@@ -153,6 +163,14 @@ def test_every_feature_of_xl(
         result = generate(sdxl.folder, precision, *filled(options, sdxl_files), "--prompt", prompt)
     assert result.status == 0, result.stderr
     assert result.files
+
+
+@pytest.mark.parametrize("precision", ["--fp16", "--bf16"])
+def test_model_that_predicts_v(precision: str, sd2: Models, generate: Generate) -> None:
+    lines = ("--prompt", PROMPT, "--sampler", "euler_a", "--zero_terminal_snr", "--guidance_rescale", 0.7)
+    with pretended_gpu():
+        result = generate(sd2.folder, *sd2.options, precision, *lines)
+    assert result.status == 0, result.stderr
 
 
 @pytest.mark.parametrize("inputs", [EDITING, INPAINTING])
@@ -192,6 +210,35 @@ def test_graphs_give_the_same_pictures(
     assert all(np.array_equal(*pair) for pair in zip(drawn["off"], drawn["on"], strict=True))
 
 
+def test_graphs_are_made_anew_where_weights_have_moved(
+    sd1: Models, sd1_files: Files, generate: Generate, tmp_path: Path
+) -> None:
+    """A picture with regions takes folded weights out and puts them back, into other memory: also where its text is
+    kept, and no strength changes.
+    """
+    (tmp_path / "lines.txt").write_text("a cat AND a dog --d 1\na cat --d 2\na cat AND a dog --d 3\na cat --d 4")
+    options = filled("--steps 3 --network_weights {loha} --mask_path {halves} --from_file", sd1_files)
+    drawn = {}
+    for graphs in ("off", "on"):
+        with pretended_gpu() as gpu:
+            lines = (*options, tmp_path / "lines.txt", "--cuda_graphs", graphs)
+            result = generate(sd1.folder, *lines, outdir=tmp_path / graphs)
+        assert result.status == 0, result.stderr
+        drawn[graphs] = result.pictures
+    assert gpu.replays == 4  # of three steps of each picture without regions all but the first
+    assert all(np.array_equal(*pair) for pair in zip(drawn["off"], drawn["on"], strict=True))
+
+
+def test_each_process_works_on_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams, graphs and free memory are those of the current device."""
+    current = []
+    with pretended_gpu():
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        monkeypatch.setattr(torch.cuda, "set_device", current.append)
+        machine = devices.choose_machine(Computing(), process=3)
+    assert current == [machine.device] == [torch.device("cuda", 1)]
+
+
 def test_graphs_of_xl(sdxl: Models, generate: Generate, tmp_path: Path) -> None:
     lines = ("--prompt", "{e$$a|b} cat --d 1 --ow 128", "--steps", 3)
     with pretended_gpu():
@@ -229,14 +276,9 @@ def test_graphs_are_left_where_memory_is_short(sd1: Models, generate: Generate) 
 
 
 @pytest.mark.parametrize("problem", [RuntimeError("operation not permitted\nCUDA"), torch.OutOfMemoryError("CUDA")])
-def test_what_cannot_be_recorded_is_drawn_without(
-    problem: RuntimeError, sd1: Models, generate: Generate, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def failing(*arguments: object, **named: object) -> None:
-        raise problem
-
+def test_what_cannot_be_recorded_is_drawn_without(problem: RuntimeError, sd1: Models, generate: Generate) -> None:
     with pretended_gpu() as gpu:
-        monkeypatch.setattr(torch.cuda, "graph", failing)
+        gpu.failing = problem
         result = generate(sd1.folder, "--prompt", "a cat", "--steps", 4, "--cuda_graphs", "on")
     assert (result.status, len(result.files), gpu.replays) == (0, 1, 0)
     reason = str(problem).splitlines()[0]

@@ -22,6 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from library import values
+from library.errors import ProgramError
 from tools.device_check.processes import INTERRUPTED, Processes, Result, Task, environment
 from tools.device_check.report import ReportFiles
 from tools.device_check.tasks import FAMILIES, MODELS, PARTS, Check, machine_task, model_tasks, tasks
@@ -50,9 +51,13 @@ class Run:
     def go(self) -> None:
         """Do everything; after Ctrl-C the rest is told as not done."""
         for task in self._tasks():
-            self.results.append(self._do(task))
-            self.interrupted |= self.results[-1].error == INTERRUPTED
-            _say(self.results[-1])
+            try:
+                result = self._do(task)
+            except KeyboardInterrupt:  # before it had begun
+                result = Result(task, error=INTERRUPTED)
+            self.results.append(result)
+            self.interrupted |= result.error == INTERRUPTED
+            _say(result)
             self._report.write(self.results)
 
     def _tasks(self) -> Iterator[Task]:
@@ -121,7 +126,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit status: 1 when something failed or is not as it must be."""
     options = parse_options(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    report = ReportFiles(options.outdir, options.device, tiny=options.tiny)
+    try:
+        return check_device(options, ReportFiles(options.outdir, options.device, tiny=options.tiny))
+    except ProgramError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return problem.exit_status
+
+
+def check_device(options: argparse.Namespace, report: ReportFiles) -> int:
+    """Check everything that is wanted; returns the exit status.
+
+    Raises:
+        ProgramError: when the report cannot be written.
+    """
     with tempfile.TemporaryDirectory(prefix="check_device_", ignore_cleanup_errors=True) as folder:
         os.environ.update(environment(Path(folder)))
         check = Check(options.device, options.tiny, Path(folder))

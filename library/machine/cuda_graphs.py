@@ -123,19 +123,23 @@ class CudaGraphs:
     ) -> tuple[_Graph, int, int]:
         """A graph, the bytes that it took, and those that are left."""
         own = [each.clone() for each in inputs]
-        stream = torch.cuda.Stream()  # kernels choose their ways once for each stream
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        current, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):  # kernels choose their ways once, which is not to be recorded
             function(own)
-        torch.cuda.current_stream().wait_stream(stream)
+        current.wait_stream(stream)
         torch.cuda.empty_cache()
         before, _ = torch.cuda.mem_get_info()
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        # other threads, which write pictures, may do as they like meanwhile
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            output = function(own)
+        try:
+            # other threads, which write pictures, may do as they like meanwhile
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                output = function(own)
+        finally:
+            # PyTorch stays on its recording's stream where that fails, and nothing there waits for what went before
+            torch.cuda.set_stream(current)
         left, _ = torch.cuda.mem_get_info()
         return _Graph(graph, own, output), before - left, left
 

@@ -86,6 +86,10 @@ def choose_machine(computing: Computing, process: int = 0) -> Machine:
         InputError: for a type that the device does not compute in.
     """
     device = choose_device(process)
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.set_device(device)  # streams, graphs and what memory is left are asked of the current one
     dtype = choose_dtype(device, fp16=computing.fp16, bf16=computing.bf16)
     logger.debug("drawing on %s in %s", device, dtype)
     if computing.low_vram and device.type == "cpu":

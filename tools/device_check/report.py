@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tools.device_check.processes import ROOT, Result
+from library.errors import EnvironmentFault, InputError
+from tools.device_check.processes import INTERRUPTED, ROOT, Result
 from tools.device_check.sections import FAILED, Section, section, table
 from tools.device_check.tasks import MACHINE, MODELS, PARTS
 
@@ -30,6 +31,7 @@ _MACHINE_NAMES = {
 }
 _SEND = """Open an issue of this project, name the card in its title, and attach this file and the JSON file beside it.
 They hold what stands here, and tracebacks; your home folder is written `~`. Read them before you send them."""
+_CANNOT = "cannot be written"
 _TAKEN_GB = 2.0  # of the card, at the start; this program and a desktop take less
 
 
@@ -40,13 +42,22 @@ class ReportFiles:
         folder: of the reports; made if it is not there.
         device: cuda or cpu.
         tiny: of tiny models, whose figures mean nothing.
+
+    Raises:
+        InputError: when there can be no files in the folder.
     """
 
     def __init__(self, folder: Path, device: str, *, tiny: bool) -> None:
         self._device, self._tiny = device, tiny
         self._begun = datetime.now(UTC)
         self._sections: dict[str, Section] = {}
-        self._prepared = True  # the machine was looked at and the models were made
+        self._prepared = True  # the machine was looked at, the models were made, and nothing was interrupted
+        try:
+            self._take_names(folder)
+        except OSError as problem:
+            raise InputError(f"--outdir {folder}", f"{_CANNOT} ({problem.strerror}); give another folder") from None
+
+    def _take_names(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for number in itertools.count(1):
             self.markdown = folder / f"device-{self._begun:%Y-%m-%d}-{number:03}.md"
@@ -61,20 +72,35 @@ class ReportFiles:
 
     @property
     def all_well(self) -> bool:
-        """Whether nothing failed."""
+        """Whether nothing failed, and nothing was interrupted."""
         return self._prepared and all(part.verdict != FAILED for part in self._sections.values())
 
     def write(self, results: Sequence[Result]) -> None:
-        """Write what is known by now."""
+        """Write what is known by now.
+
+        Raises:
+            EnvironmentFault: when the files cannot be written any more; those before stay.
+        """
         parts = [part for part in PARTS if any(result.task.part == part for result in results)]
         self._sections = {part: section(part, _of(results, part), tiny=self._tiny) for part in parts}
-        self._prepared = not any(result.error for part in (MACHINE, MODELS) for result in _of(results, part))
+        before = (MACHINE, MODELS)
+        self._prepared = not any(
+            result.error and (result.task.part in before or result.error == INTERRUPTED) for result in results
+        )
         head: dict[str, Any] = {"report": "check_device", "format": 1, "device": self._device, "tiny": self._tiny}
         head |= {"begun": self._begun.isoformat(timespec="seconds"), "seconds": self._seconds()}
         verdicts = {name: {"verdict": found.verdict, "text": found.text} for name, found in self._sections.items()}
         content = head | {"all_well": self.all_well, "parts": verdicts, "results": [each.as_json() for each in results]}
-        self.json.write_text(_without_names(json.dumps(content, indent=2)) + "\n", encoding="utf-8")
-        self.markdown.write_text(_without_names("\n".join(self._lines(results))) + "\n", encoding="utf-8")
+        texts = {self.json: json.dumps(content, indent=2), self.markdown: "\n".join(self._lines(results))}
+        for file, text in texts.items():
+            new = file.with_name(f"{file.name}.new")
+            try:
+                new.write_text(_without_names(text) + "\n", encoding="utf-8")
+                new.replace(file)  # what stands there stays whole until then
+            except OSError as problem:
+                new.unlink(missing_ok=True)
+                advice = "make room, or give another --outdir"
+                raise EnvironmentFault(str(file), f"{_CANNOT} ({problem.strerror}); {advice}") from None
 
     def _seconds(self) -> float:
         return round((datetime.now(UTC) - self._begun).total_seconds(), 1)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tools.device_check.processes import Result
+from tools.device_check.processes import INTERRUPTED, Result
 from tools.device_check.tasks import COMPILED, EAGER, FAMILIES, FLOAT32, GRAPHS
 
 GOOD, LOOK, FAILED, NOT_DONE, TRIED = "Good", "Look here", "Failed", "Not done", "Tried"
@@ -42,9 +42,13 @@ def shown(value: float | None, digits: int = 3) -> str:
 
 def section(part: str, results: Sequence[Result], *, tiny: bool) -> Section:
     """What a part's results say."""
-    errors = [f"- {result.task.name}: {result.error}" for result in results if result.error]
-    skipped = [f"- {result.task.name}: {result.skipped}" for result in results if result.skipped]
-    if all(result.skipped for result in results):
+    interrupted = [result for result in results if result.error == INTERRUPTED]
+    failed = [result for result in results if result.error and result.error != INTERRUPTED]
+    errors = [f"- {result.task.name}: {result.error}" for result in failed]
+    skipped = [
+        f"- {each.task.name}: {each.skipped or INTERRUPTED}" for each in results if each.skipped or each in interrupted
+    ]
+    if all(result.skipped or (result in interrupted and not result.rows) for result in results):
         return Section(NOT_DONE, "nothing of it was measured, for the reasons below.", skipped)
     found = _SECTIONS[part](results, tiny)
     lines = list(found.lines)
@@ -53,6 +57,8 @@ def section(part: str, results: Sequence[Result], *, tiny: bool) -> Section:
         if found.verdict != FAILED:
             text = f"{len(errors)} of {len(results)} measurements failed; of the others: {found.text}"
             found = Section(FAILED, text)
+    elif interrupted and found.verdict != FAILED:
+        found = Section(NOT_DONE, f"interrupted; of what was measured: {found.text}")
     if skipped:
         lines += ["", "Not done:", *skipped]
     return Section(found.verdict, found.text, lines)
