@@ -429,7 +429,7 @@ SWARMUI = (
             **{"loras": ["frost"], "loraweights": ["0.7"], "comfyuisampler": "dpmpp_3m_sde", "seed": 987654321012},
             comfyuischeduler="exponential",
         ),
-        "a (snow:1.2) globe  shiny --s 20 --l 7 --d 987654321012 --w 512 --h 512 --sampler dpmsolver++_3m_sde "
+        "a (snow:1.2) globe --s 20 --l 7 --d 987654321012 --w 512 --h 512 --sampler dpmsolver++_3m_sde "
         "--schedule exponential",
         {},
         ("network frost", "<segment:…>"),

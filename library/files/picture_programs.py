@@ -32,9 +32,15 @@ _PROGRAMS = (  # the surest first
         (frozenset({"generation_mode"}), frozenset({"app_id", "app_version"}), frozenset({"nodes", "edges"})),
         "InvokeAI",
     ),
-    Program("RuinedFooocus", (), (), "RuinedFooocus"),
+    Program("RuinedFooocus", (), (frozenset({"base_model_name", "sampler_name"}),), "RuinedFooocus"),
     Program(
-        "Fooocus", ("fooocus_scheme",), (frozenset({"metadata_scheme"}), frozenset({"base_model_hash"})), "Fooocus"
+        "Fooocus",
+        ("fooocus_scheme",),
+        (
+            *(frozenset({"metadata_scheme"}), frozenset({"base_model_hash"})),
+            *(frozenset({"Performance", "Resolution", "Sharpness"}), frozenset({"performance", "guidance_scale"})),
+        ),
+        "Fooocus",
     ),
     Program(
         "NovelAI", (), (frozenset({"signed_hash"}), frozenset({"request_type"}), frozenset({"v4_prompt"})), "NovelAI"

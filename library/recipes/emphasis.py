@@ -36,6 +36,12 @@ def without_networks(text: str, but: Iterable[str] = ()) -> str:
     return _NETWORK_TAG.sub(keep_or_drop, text).strip()
 
 
+def network_tags(text: str) -> list[tuple[str, str]]:
+    """Names and strengths of the networks that tags of a prompt name: `<lora:ink:0.8>`, `<lora:ink:0.8:0.5>`."""
+    tags = re.findall(r"<(?:lora|lyco):([^<>:]+)((?::-?[\d.]+){0,2})>", text, re.IGNORECASE)
+    return [(name.strip(), values.strip(":").replace(":", "/") or "1") for name, values in tags]
+
+
 def _weighted(runs: Iterable[tuple[str, float]]) -> str:
     """Runs of mere text with their weights."""
     pieces: list[tuple[str, float]] = []

@@ -8,7 +8,9 @@ from typing import Any
 from library.recipes.emphasis import from_invokeai, has_functions
 from library.recipes.recipe import (
     CONTROL_NET,
+    MASK,
     SOURCE,
+    VAE,
     Recipe,
     ToldNetwork,
     Unreadable,
@@ -26,6 +28,8 @@ _OVER = "the picture that it was drawn over"
 _NEGATIVE = re.compile(r"(?<!\\)\[((?:[^\[\]\\]|\\.)*)\]")
 # What changes pictures and has no like here
 _UNTOLD = ("ipAdapters", "t2iAdapters", "refiner_model", "seamless_x", "seamless_y", "hrf_enabled", "regions", "perlin")
+_UNTOLD += ("guidance", "ref_images", "control_layers")
+_CANVAS = {"controlLayers": "control layers", "regionalGuidance": "regional guidance", "referenceImages": "references"}
 
 
 def read_invokeai(texts: Mapping[str, str]) -> Recipe:
@@ -57,8 +61,13 @@ def _read_new(said: Mapping[str, Any]) -> Recipe:
     mode = plain(said.get("generation_mode"))
     if "img2img" in mode or "inpaint" in mode or "outpaint" in mode or said.get("init_image"):
         files.append((SOURCE, _OVER))
+    canvas = as_object(said.get("canvas_v2_metadata"))
+    if "inpaint" in mode or as_list(canvas.get("inpaintMasks")):
+        files.append((MASK, "the mask"))
+    files += [(VAE, f"VAE {_named(said['vae'])}")] if _named(said.get("vae")) else []
     styles = [plain(said.get(name)) for name in ("positive_style_prompt", "negative_style_prompt")]
     untold = [name for name in _UNTOLD if said.get(name)]
+    untold += [words for name, words in _CANVAS.items() if as_list(canvas.get(name))]
     untold += ["style prompts"] if any(style not in ("", prompt, negative) for style in styles) else []
     untold += ["prompt functions (.and, .blend, .swap)"] if has_functions(prompt) else []
     loras = [each for each in as_list(said.get("loras")) if _named(each)]

@@ -29,6 +29,9 @@ _NOT_HERE = {
     "dpm fast": "dpmsolver",
     "dpm adaptive": "dpmsolver++_3m",
     "ddim cfg++": "ddim",
+    "euler cfg++": "euler",
+    "euler a cfg++": "euler_a",
+    "dpm++ 2m cfg++": "dpmsolver++",
 }
 
 
@@ -93,6 +96,7 @@ def told_sampler(text: str) -> tuple[NamedSampler | None, bool]:
 # ComfyUI's and Forge's schedules that are others' here, by how they space timesteps or noise levels
 _SAME_SCHEDULES = {"normal": "linspace", "simple": "trailing", "ddim_uniform": "leading", "ddim": "leading"}
 _SAME_SCHEDULES |= {"polyexponential": "exponential", "": OWN, "none": OWN}
+_SAME_SCHEDULES |= {"lcm": OWN, "tcd": OWN}  # of distilled models
 
 
 def told_schedule(text: str) -> str | None:
