@@ -61,7 +61,7 @@ def program_of(texts: Mapping[str, str]) -> str | None:
     pieces = [text[:_LOOKED_AT] for text in texts.values() if _holds_json(text)]
     names = [set(_NAMES.findall(piece)) for piece in pieces]
     told = " ".join(texts.get(name, "")[:_LOOKED_AT] for name in _TELLING) + " ".join(
-        found for piece in pieces for found in re.findall(r'"(?:software|version)"\s*:\s*"([^"]*)"', piece)
+        found for piece in pieces for found in re.findall(r'"(?:[Ss]oftware|[Vv]ersion)"\s*:\s*"([^"]*)"', piece)
     )
     for program in _PROGRAMS:
         if any(text in texts for text in program.texts):

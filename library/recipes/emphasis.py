@@ -102,8 +102,29 @@ def has_functions(text: str) -> bool:
     return _FUNCTION.search(text) is not None
 
 
+_JOINED = re.compile(
+    r"""\s*\((?P<parts>\s*(?P<quote>["']).*?(?P=quote)\s*)\)\.(?P<how>and|blend)\((?P<weights>[^()]*)\)\s*""", re.DOTALL
+)
+
+
+def _joined(text: str) -> str | None:
+    """A prompt that is parts alone, blended or one behind the other; None for any other."""
+    if (found := _JOINED.fullmatch(text)) is None:
+        return None
+    quote = found["quote"]
+    parts = [from_invokeai(part) for part in re.split(rf"{quote}\s*,\s*{quote}", found["parts"].strip()[1:-1])]
+    if found["how"] == "and":
+        return " BREAK ".join(parts)
+    weights = [float(each) for each in re.findall(r"\d*\.?\d+", found["weights"])]
+    if len(weights) != len(parts) or sum(weights) <= 0:
+        return None
+    return " AND ".join(f"{part} :{weight / sum(weights):.4g}" for part, weight in zip(parts, weights))
+
+
 def from_invokeai(text: str) -> str:
     """InvokeAI's prompt; what its brackets close on weighs all that is between them."""
+    if (joined := _joined(text)) is not None:
+        return joined
     levels: list[list[tuple[str, float]]] = [[]]
     for found in _INVOKE.finditer(text):
         if found["open"]:

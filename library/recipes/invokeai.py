@@ -48,7 +48,9 @@ def read_invokeai(texts: Mapping[str, str]) -> Recipe:
 
 
 def _named(model: object) -> str:
-    """A model's name, of an object that has had several forms."""
+    """A model's name, of an object that has had several forms, or was the name alone."""
+    if isinstance(model, str):
+        return file_stem(model)
     said = as_object(model)
     inner = as_object(said.get("lora") or said.get("model") or said.get("control_model"))
     return file_stem(said.get("name") or said.get("model_name") or inner.get("name") or inner.get("model_name"))
@@ -62,7 +64,7 @@ def _read_new(said: Mapping[str, Any]) -> Recipe:
     if "img2img" in mode or "inpaint" in mode or "outpaint" in mode or said.get("init_image"):
         files.append((SOURCE, _OVER))
     canvas = as_object(said.get("canvas_v2_metadata"))
-    if "inpaint" in mode or as_list(canvas.get("inpaintMasks")):
+    if "inpaint" in mode or any(as_object(each).get("objects") for each in as_list(canvas.get("inpaintMasks"))):
         files.append((MASK, "the mask"))
     files += [(VAE, f"VAE {_named(said['vae'])}")] if _named(said.get("vae")) else []
     styles = [plain(said.get(name)) for name in ("positive_style_prompt", "negative_style_prompt")]

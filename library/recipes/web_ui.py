@@ -150,6 +150,7 @@ def read_parameters(parameters: str, program: str = "the web UI") -> Recipe:
     width, height = _size(settings.get("Size", ""))
     run = {"clip_skip": settings["Clip skip"]} if settings.get("Clip skip", "1") != "1" else {}
     run |= {"emb_normalize_mode": "none"} if settings.get("Emphasis") == "No norm" else {}
+    run |= {"upscale": settings["Postprocess upscale by"]} if "Postprocess upscale by" in settings else {}
     recipe = Recipe(
         program=program,
         prompt=prompt,
