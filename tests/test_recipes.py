@@ -207,6 +207,37 @@ OTHER_GRAPHS = {
         "--oh 1024 --cl 8",
         "a text of its own for each encoder",
     ),
+    "latents enlarged by a node of a package": (
+        basic_graph(
+            n10=node("NNLatentUpscale", latent=["3", 0], version="SD 1.x", upscale=1.5),
+            n11=node("KSampler", **SAMPLER | {"seed": 6, "denoise": 0.4, "latent_image": ["10", 0]}),
+            n8=node("VAEDecode", samples=["11", 0]),
+        ),
+        "--s 20 --l 8 --t 0.4 --d 6 --w 768 --h 672",
+        "the first sampler's seed 156680208700286",
+    ),
+    "a guider that is not known": (
+        basic_graph(
+            n3=node("SamplerCustomAdvanced", noise=["10", 0], guider=["11", 0], sampler=["12", 0], sigmas=["13", 0]),
+            n10=node("RandomNoise", noise_seed=["14", 0]),
+            n11=node("PerpNegGuider", model=["4", 0], positive=["6", 0], negative=["7", 0], cfg=5),
+            n12=node("KSamplerSelect", sampler_name="dpmpp_2m_sde_gpu"),
+            n13=node("BasicScheduler", model=["4", 0], scheduler="beta", steps=12, denoise=1),
+            n14=node("PrimitiveInt", value=44),
+        ),
+        "--s 12 --l 5 --d 44 --w 64 --h 64 --sampler dpmsolver++_sde --schedule beta",
+        "PerpNegGuider (node 11)",
+    ),
+    "networks' names that come from elsewhere": (
+        basic_graph(
+            n4=node("LoraLoader|pysssss", model=["10", 0], lora_name={"content": "a\\ink.safetensors", "image": None}),
+            n10=node("LoraLoader", model=["11", 0], lora_name=["12", 0], strength_model=0.5),
+            n11=node("CheckpointLoader|pysssss", ckpt_name={"content": "m.safetensors", "image": None}),
+            n12=node("PrimitiveString", value="tin.safetensors"),
+        ),
+        "a green",
+        "network tin (give --network_dir) (",
+    ),
     "several networks in one node": (
         basic_graph(
             n4=node(

@@ -196,7 +196,7 @@ def _continues(sampler: Node) -> bool:
 
 def _enlarges_latents(graph: Graph, latent: object) -> bool:
     chain = graph.follow(graph.node(latent), toward_latent)
-    return any(node.kind.startswith("LatentUpscale") for node in chain)
+    return any("LatentUpscale" in node.kind for node in chain)
 
 
 def _sides(graph: Graph, sampler: Node) -> tuple[object, object]:
@@ -204,6 +204,6 @@ def _sides(graph: Graph, sampler: Node) -> tuple[object, object]:
     guider = graph.node(sampler.inputs.get("guider"))
     given = guider.inputs if guider else sampler.inputs
     positive = given.get("positive", given.get("conditioning", given.get("cond1")))
-    if guider is not None and "cond2" in given:
+    if guider is not None and guider.kind not in ("CFGGuider", "BasicGuider"):
         graph.tell(f"{guider.kind} (node {guider.id})")
     return positive, given.get("negative")

@@ -12,7 +12,7 @@ from library.recipes.recipe import Unreadable, as_object, json_texts, number, pl
 _DEEPEST = 300  # nodes one behind the other that are followed
 _TEXT_NAMES = ("text", "value", "string", "prompt", "text_0", "STRING", "text1", "populated_text", "wildcard_text")
 _NUMBER_NAMES = ("value", "seed", "noise_seed", "int", "float", "number", "Number", "INT", "FLOAT", "int_value", "a")
-_JOINERS = re.compile(r"concat|join|combine|append|merge", re.IGNORECASE)
+_JOINERS = re.compile(r"concat|join|combine|append|merge|StringFunction", re.IGNORECASE)
 _SAMPLER = re.compile(r"KSampler|^SamplerCustom", re.IGNORECASE)
 _NO_SAMPLER = re.compile(r"Select|Config|Provider|Script|Param|Setting|Option|\bXY", re.IGNORECASE)  # beside one
 _CHOOSERS = re.compile(r"switch|if ?else", re.IGNORECASE)
@@ -22,7 +22,7 @@ _PIPES = ("sdxl_tuple", "pipe", "basic_pipe", "base_ctx", "context", "ctx")  # h
 _UNSURE = re.compile(r"random|combinatorial|wildcard", re.IGNORECASE)  # whose text is drawn anew each time
 _CHANGES_TEXT = re.compile(r"replace|styler|regex|trim|substring|truncate|split", re.IGNORECASE)
 _POPULATED = "populated_text"  # what such a node has drawn
-DETAILER = re.compile(r"Detailer|UltimateSDUpscale", re.IGNORECASE)  # draw over parts of a picture that is there
+DETAILER = re.compile(r"Detailer|UltimateSDUpscale|^Iterative", re.IGNORECASE)  # draw over what is there
 _SEPARATORS = ("delimiter", "separator", "linebreak_addition")
 
 
@@ -164,6 +164,7 @@ class Graph:
             separator = next((str(node.inputs[name]) for name in _SEPARATORS if name in node.inputs), "")
             if separator in ("true", "True"):
                 separator = "\n"
+            separator = ", " if node.inputs.get("tidy_tags") == "yes" else separator
             pieces = [self.text(node.inputs[name], depth + 1) for name in given]
             return separator.replace("\\n", "\n").join(piece for piece in pieces if piece)
         usual = (wanted, _POPULATED, *_TEXT_NAMES)
@@ -175,7 +176,7 @@ class Graph:
         return without_networks(text) if holds_tags(node) else text
 
     def _may_be_text(self, name: str, value: object) -> bool:
-        if name in _SEPARATORS or name in ("clean_whitespace", "action", "tidy_tags", "mode"):
+        if name in _SEPARATORS or name in ("clean_whitespace", "action", "tidy_tags", "mode", "result"):
             return False
         return isinstance(value, str) or as_link(value) is not None
 

@@ -1,6 +1,7 @@
 """What a sampler of ComfyUI's graph is connected with, walked back: texts, models and networks, sizes."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,7 +61,7 @@ class Texts:
         if isinstance(value, str):
             return from_comfyui(value.strip())
         if self.graph.node(value) is None:
-            self.graph.tell("the prompt")
+            self.graph.tell("the prompt, whose node is missing")
         parts = list(dict.fromkeys(filter(None, self._parts(value, frozenset()))))
         if len(parts) < 2:
             return "".join(parts)
@@ -173,7 +174,7 @@ def read_models(found: Found, sampler: Node) -> None:
         here = _networks_of(found.graph, node)
         networks += here
         name = next((given[each] for each in ("ckpt_name", "unet_name", "model_name") if each in given), None)
-        if isinstance(name, str):
+        if name := _name_in(found.graph, name):
             found.model = file_stem(name)
         elif not here and node is not sampler and not _is_plain(node):
             found.graph.tell(f"{node.kind} (node {node.id})")
@@ -215,15 +216,23 @@ def _networks_of(graph: Graph, node: Node) -> list[ToldNetwork]:
             second = entry.get("strengthTwo")
             found.append(ToldNetwork(file_stem(entry["lora"]), strength_of(entry.get("strength"), second)))
         match = re.fullmatch(r"lora_name(?:_?(\d+))?|lora_(\d+)", name)
-        if match and isinstance(value, str) and value not in ("", "None") and file_stem(value):
+        file = _name_in(graph, value) if match else ""
+        if match and file_stem(file) not in ("", "None"):
             number_of = match[1] or match[2]
             beyond = (number(given.get("lora_count")) or _MANY) < (number(number_of) or 0)
             if beyond or given.get(f"switch_{number_of}") == "Off":
                 continue
             unet, text = (_strength(graph, given, kind, number_of) for kind in ("model", "clip"))
             text = unet if text is None and "OnlyModel" not in node.kind and "ModelOnly" not in node.kind else text
-            found.append(ToldNetwork(file_stem(value), strength_of(unet, "0" if text is None else text)))
+            found.append(ToldNetwork(file_stem(file), strength_of(unet, "0" if text is None else text)))
     return found[::-1]
+
+
+def _name_in(graph: Graph, value: object) -> str:
+    """A file's name, which may come from another node, or stand in an object beside its picture."""
+    if isinstance(content := as_object(value).get("content"), str):
+        return content
+    return graph.text(value) if isinstance(value, str) or as_link(value) else ""
 
 
 def _strength(graph: Graph, given: Any, kind: str, number_of: str | None) -> str | None:
@@ -272,7 +281,7 @@ class Size:
             return wide, high
         if (wide or high) and all(inner):  # one side of 0 keeps the shape
             return wide or inner[0] * high // inner[1], high or inner[1] * wide // inner[0]
-        factor = number(self.graph.number(given.get("scale_by", given.get("upscale_by")))) or self._of_model(node)
+        factor = number(self.graph.number(_factor(given))) or self._of_model(node)
         return (int(inner[0] * factor), int(inner[1] * factor)) if 0 < factor <= 16 else inner
 
     def _side(self, value: object, side: str) -> int:
@@ -288,6 +297,13 @@ class Size:
             return 1.0
         told = re.search(r"(?<![0-9])([1-9])x|x([1-9])(?![0-9])", plain(model.inputs.get("model_name")), re.IGNORECASE)
         return float(told[1] or told[2]) if told else 1.0
+
+
+def _factor(given: Mapping[str, Any]) -> object:
+    """By how much a node says that it enlarges."""
+    return next(
+        (given[name] for name in ("scale_by", "upscale_by", "upscale", "upscale_factor") if name in given), None
+    )
 
 
 def _chosen_size(node: Node) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 The web UI's may hold a schedule, "DPM++ 2M Karras"; upper and lower case do not matter.
 """
 
+import re
 from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from contextlib import suppress
@@ -79,6 +80,7 @@ def sampler_name(text: str) -> NamedSampler:
 
 def told_sampler(text: str) -> tuple[NamedSampler | None, bool]:
     """What another program's name of a sampler is here, and whether it is the same one or only the nearest."""
+    text = re.sub(r"[ _]gpu(?=$|[ _])", "", text, flags=re.IGNORECASE)  # where its noise is drawn
     with suppress(ArgumentTypeError):
         return sampler_name(text), True
     base, schedule = _split(_plain(text))
