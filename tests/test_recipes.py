@@ -238,6 +238,15 @@ OTHER_GRAPHS = {
         "a green",
         "network tin (give --network_dir) (",
     ),
+    "a picture that is gone on with from a step": (
+        basic_graph(
+            n3=node("KSamplerAdvanced", **SAMPLER | {"noise_seed": 5, "start_at_step": 8, "latent_image": ["10", 0]}),
+            n10=node("VAEEncode", pixels=["11", 0], vae=["4", 2]),
+            n11=node("LoadImage", image="valley.png"),
+        ),
+        "--s 20 --l 8 ",
+        "picture valley.png that it was drawn over",
+    ),
     "several networks in one node": (
         basic_graph(
             n4=node(
@@ -388,3 +397,29 @@ def test_what_is_done_after_the_sampler_is_named(tmp_path, told):
     drawn(write(tmp_path / "x.png", {"prompt": json.dumps(enlarged)}))
     assert "ImageUpscaleWithModel (node 10)" in told()
     assert "HighRes-Fix Script (node 12)" in told()
+
+
+@pytest.mark.parametrize(
+    ("texts", "line", "named"),
+    [
+        (
+            {"Dream": '"a <moss> (garden)1.3" -s 9 -S 4 -V 5:0.2 -W 64 -H 64 -C 7 -A k_dpmpp_2 -G 0.8'},
+            "a moss (garden:1.3) --s 9 --l 7 --d 4 --w 64 --h 64 --sampler dpmsolver++",
+            ("variations", "face restoration"),
+        ),
+        (
+            {"parameters": '{"sui_image_params": {"prompt": "a <embed:x/foo.pt>, b", "seed": 1, "steps": 2}}'},
+            "a foo, b --s 2 --d 1",
+            (),
+        ),
+        (
+            {"fooocus_scheme": "fooocus", "parameters": '{"prompt": "a", "seed": 1, "loras": [["None", 1, ""]]}'},
+            "a --d 1 --w 64",
+            (),
+        ),
+    ],
+)
+def test_smaller_things(tmp_path, told, texts, line, named):
+    assert drawn(write(tmp_path / "x.png", texts))[1][0].startswith(line)
+    assert all(what in told() for what in named)
+    assert "network" not in told()

@@ -151,6 +151,9 @@ def _sampling(graph: Graph, sampler: Node) -> dict[str, str]:
     }
     if (script := graph.node(given.get("script"))) is not None:
         graph.tell(f"{script.kind} (node {script.id})")
+    begins, last = number(given.get("start_at_step")) or 0, number(said["steps"]) or 0
+    if not said["strength"] and 0 < begins < last:
+        said["strength"] = f"{1 - begins / last:.4g}"
     for what in ("seed", "steps", "sampler", "scale"):
         if not said[what]:
             graph.tell(f"the {what}")

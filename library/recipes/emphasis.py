@@ -123,6 +123,7 @@ def _joined(text: str) -> str | None:
 
 def from_invokeai(text: str) -> str:
     """InvokeAI's prompt; what its brackets close on weighs all that is between them."""
+    text = re.sub(r"<([\w.-]+)>", r"\1", text)  # an embedding, whose name is a word here
     if (joined := _joined(text)) is not None:
         return joined
     levels: list[list[tuple[str, float]]] = [[]]

@@ -131,6 +131,10 @@ _LONG_FLAGS = {
 }
 
 
+_OLD_UNTOLD = {"V": "variations", "U": "enlarging", "G": "face restoration", "hires_fix": "hires_fix"}
+_OLD_UNTOLD |= {"perlin": "perlin", "seamless": "seamless"}
+
+
 def _read_old(dream: str) -> Recipe:
     """A command line: `"a cat [fog]" -s 20 -S 1 -W 512 -H 512 -C 7.5 -A k_lms`; numbers may follow at once (`-s20`)."""
     quoted = re.match(r'\s*"((?:[^"\\]|\\.)*)"(.*)', dream, re.DOTALL)
@@ -158,6 +162,7 @@ def _read_old(dream: str) -> Recipe:
         sampler=said.get("A", ""),
         scale=said.get("C", ""),
         strength=said.get("f", ""),
+        untold=tuple(words for flag, words in _OLD_UNTOLD.items() if flag in said),
     )
 
 

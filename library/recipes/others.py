@@ -96,7 +96,11 @@ def _fooocus_networks(said: Mapping[str, Any]) -> tuple[ToldNetwork, ...]:
     listed += [
         plain(text).rsplit(" : ", 1) for name, text in said.items() if name.startswith("lora") and " : " in plain(text)
     ]
-    return tuple(ToldNetwork(file_stem(name), strength_of(weight)) for name, weight, *_ in listed if file_stem(name))
+    return tuple(
+        ToldNetwork(file_stem(name), strength_of(weight))
+        for name, weight, *_ in listed
+        if file_stem(name) not in ("", "None")
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -158,6 +162,7 @@ def read_swarmui(texts: Mapping[str, str]) -> Recipe:
 
 def _swarm_main(prompt: str) -> tuple[str, set[str]]:
     """A prompt without those of parts and stages, and the names of their tags."""
+    prompt = re.sub(r"<embed(?:ding)?:([^<>]*)>", lambda named: file_stem(named[1]), prompt, flags=re.IGNORECASE)
     pieces = _SWARM_SECTION.split(_SWARM_WEIGHT.sub(r"(\2:\1)", prompt))
     names, texts = [name.lower() for name in pieces[1::2]], pieces[2::2]
     main = [pieces[0], *(text for name, text in zip(names, texts) if name == "base")]

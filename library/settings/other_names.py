@@ -82,7 +82,7 @@ _OF_LINES = {line: name for name, line in IN_LINES.items()}
 # program's; where they are not here, the nearest
 _OTHER_SAMPLERS: Mapping[str, str] = {
     **dict.fromkeys(
-        ("dpmpp_2m", "dpmpp2m", "dpmpp", "dpm++", "dpmsolvermultistep"),
+        ("dpmpp_2m", "dpmpp2m", "dpmpp", "dpm++", "dpmpp_2", "dpmsolvermultistep"),
         "dpmsolver++",
     ),
     **dict.fromkeys(("dpmpp_2m_sde", "dpmpp_2m_sde_gpu", "dpmpp_sde_2m"), "dpmsolver++_sde"),
@@ -91,7 +91,9 @@ _OTHER_SAMPLERS: Mapping[str, str] = {
     **dict.fromkeys(("dpmpp_3m_sde", "dpmpp_3m_sde_gpu"), "dpmsolver++_3m_sde"),
     **dict.fromkeys(("dpmpp_2s", "dpmsolversinglestep"), "dpmsingle"),
     **dict.fromkeys(("dpmpp_sde", "dpmpp_sde_gpu", "dpmsolversde"), "dpmsingle_sde"),
-    **dict.fromkeys(("dpmpp_2s_ancestral", "dpmpp_2s_a", "dpm_2_ancestral", "dpm2_a", "dpm2_ancestral"), "dpm_2_a"),
+    **dict.fromkeys(
+        ("dpmpp_2s_ancestral", "dpmpp_2s_a", "dpmpp_2_a", "dpm_2_ancestral", "dpm2_a", "dpm2_ancestral"), "dpm_2_a"
+    ),
     **dict.fromkeys(("kdpm2ancestraldiscrete", "kdpm_2_a"), "dpm_2_a"),
     **dict.fromkeys(("dpm2", "kdpm_2", "kdpm2discrete"), "dpm_2"),
     **dict.fromkeys(("dpm_fast", "dpm_adaptive"), "dpmsolver"),
@@ -115,7 +117,7 @@ _ONLY_NEAR = {
     *("dpmpp_sde", "dpmpp_sde_gpu", "dpmsolversde", "dpmpp_2s_ancestral", "dpmpp_2s_a", "dpm_fast", "dpm_adaptive"),
     *("euler_cfg_pp", "euler_ancestral_cfg_pp", "heunpp2", "ipndm"),
     *("dpmpp_2m_cfg_pp", "res_multistep", "ipndm_v", "dpmpp_fooocus_2m_sde_inpaint_seamless", "ddim_v3"),
-    *("dpmpp_2s_ancestral_cfg_pp", "sa_solver_pece"),
+    *("dpmpp_2s_ancestral_cfg_pp", "sa_solver_pece", "dpmpp_2_a"),
 }
 _SAMPLER_ENDINGS = {"_karras": "karras", "_k": "karras", "_exponential": "exponential", "_beta": "beta"}
 
