@@ -402,7 +402,7 @@ FOOOCUS = (
 # SwarmUI
 
 
-def _swarm(**said: object) -> dict[str, str]:
+def swarm(**said: object) -> dict[str, str]:
     params = {
         "prompt": "a snow globe",
         "model": "globes",
@@ -419,31 +419,31 @@ def _swarm(**said: object) -> dict[str, str]:
 SWARMUI = (
     Sample(
         "swarmui-1",
-        _swarm(negativeprompt="crack", sampler="euler", scheduler="normal", automaticvae=True),
+        swarm(negativeprompt="crack", sampler="euler", scheduler="normal", automaticvae=True),
         "a snow globe --n crack --s 20 --l 7 --d 1 --w 512 --h 512 --sampler euler",
     ),
     Sample(
         "swarmui-lora",
-        _swarm(
+        swarm(
             prompt="a (snow:1.2) globe <lora:frost:0.7> <segment:globe> shiny",
             **{"loras": ["frost"], "loraweights": ["0.7"], "comfyuisampler": "dpmpp_3m_sde", "seed": 987654321012},
             comfyuischeduler="exponential",
         ),
-        "a (snow:1.2) globe  shiny --s 20 --l 7 --d 987654321012 --w 512 --h 512 --sampler dpmsolver++_3m_sde "
+        "a (snow:1.2) globe --s 20 --l 7 --d 987654321012 --w 512 --h 512 --sampler dpmsolver++_3m_sde "
         "--schedule exponential",
         {},
         ("network frost", "<segment:…>"),
     ),
     Sample(
         "swarmui-img2img",
-        _swarm(initimage="x", initimagecreativity=0.6, clipstopatlayer=-2, sampler="dpmpp_2m", refinersteps=40),
+        swarm(initimage="x", initimagecreativity=0.6, clipstopatlayer=-2, sampler="dpmpp_2m", refinersteps=40),
         "a snow globe --s 20 --l 7 --d 1 --w 512 --h 512 --sampler dpmsolver++",
         {"clip_skip": 2},
         ("the picture that it was drawn over", "refinersteps"),
     ),
     Sample(
         "swarmui-text-weights",
-        _swarm(loras="a/frost.safetensors,rim", loraweights="0.5,1", width=832, height=1216, sampler="ddim"),
+        swarm(loras="a/frost.safetensors,rim", loraweights="0.5,1", width=832, height=1216, sampler="ddim"),
         "a snow globe --s 20 --l 7 --d 1 --w 832 --h 1216 --sampler ddim",
         {},
         ("network frost", "network rim"),
@@ -454,7 +454,7 @@ SWARMUI = (
 # NovelAI
 
 
-def _novelai(prompt: str, **said: object) -> dict[str, str]:
+def novelai(prompt: str, **said: object) -> dict[str, str]:
     comment = {"prompt": prompt, "steps": 28, "height": 768, "width": 512, "scale": 5.0, "seed": 3735928559}
     comment |= {"uc": "{{bad}}, blurry", "n_samples": 1, "noise_schedule": "native", "sampler": "k_euler_ancestral"}
     comment |= {"request_type": "PromptGenerateRequest", "signed_hash": "c2lnbmVk"} | said
@@ -469,29 +469,29 @@ def _novelai(prompt: str, **said: object) -> dict[str, str]:
     }
 
 
-_NAI_LINE = "--n (bad:1.103), blurry --s 28 --l 5 --d 3735928559 --w 512 --h 768 --sampler euler_a"
+NAI_LINE = "--n (bad:1.103), blurry --s 28 --l 5 --d 3735928559 --w 512 --h 768 --sampler euler_a"
 NOVELAI = (
-    Sample("novelai-1", _novelai("a {rowan} tree, [bare]"), f"a (rowan:1.05) tree, (bare:0.9524) {_NAI_LINE}"),
+    Sample("novelai-1", novelai("a {rowan} tree, [bare]"), f"a (rowan:1.05) tree, (bare:0.9524) {NAI_LINE}"),
     Sample(
         "novelai-2",
-        _novelai("{{{berries}}}, a (bowl)", sampler="k_dpmpp_2m", noise_schedule="karras"),
-        f"(berries:1.158), a \\(bowl\\) {_NAI_LINE.replace('euler_a', 'dpmsolver++')} --schedule karras",
+        novelai("{{{berries}}}, a (bowl)", sampler="k_dpmpp_2m", noise_schedule="karras"),
+        f"(berries:1.158), a \\(bowl\\) {NAI_LINE.replace('euler_a', 'dpmsolver++')} --schedule karras",
     ),
     Sample(
         "novelai-4",
-        _novelai(
+        novelai(
             "1.5::a wood::, fern",
             v4_prompt={"caption": {"base_caption": "a wood", "char_captions": [{"char_caption": "a girl"}]}},
             cfg_rescale=0.2,
         ),
-        f"(a wood:1.5), fern {_NAI_LINE}",
+        f"(a wood:1.5), fern {NAI_LINE}",
         {},
         ("characters' prompts", "cfg_rescale"),
     ),
     Sample(
         "novelai-img2img",
-        _novelai("a pond", request_type="Img2ImgRequest", strength=0.7, sampler="ddim", sm=True),
-        f"a pond {_NAI_LINE.replace('euler_a', 'ddim')}",
+        novelai("a pond", request_type="Img2ImgRequest", strength=0.7, sampler="ddim", sm=True),
+        f"a pond {NAI_LINE.replace('euler_a', 'ddim')}",
         {},
         ("the picture that it was drawn over", "sm "),
     ),

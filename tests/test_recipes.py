@@ -2,6 +2,7 @@
 
 import json
 import logging
+import struct
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import gen_img_diffusers
 from library.errors import InputError
 from library.plan.redrawing import redrawn
 from library.settings.options import Options
-from tests import recipe_samples
+from tests import recipe_samples, recipe_samples_more
 from tests.recipe_samples import Sample, basic_graph, node
 
 
@@ -39,7 +40,7 @@ def told(caplog: pytest.LogCaptureFixture):
     return lambda: " | ".join(record.getMessage() for record in caplog.records)
 
 
-@pytest.mark.parametrize("sample", recipe_samples.ALL, ids=lambda sample: sample.name)
+@pytest.mark.parametrize("sample", recipe_samples_more.ALL, ids=lambda sample: sample.name)
 def test_metadata_of_other_programs(tmp_path, told, sample: Sample):
     options, lines = drawn(write(tmp_path / "x.png", sample.texts, sample.size))
     assert lines == [sample.line]
@@ -53,6 +54,7 @@ def test_metadata_of_other_programs(tmp_path, told, sample: Sample):
 def test_each_program_has_four_samples():
     names = ("SD_SCRIPTS", "WEB_UI", "COMFYUI", "INVOKEAI", "FOOOCUS", "SWARMUI", "NOVELAI", "DRAW_THINGS")
     assert [len(getattr(recipe_samples, name)) for name in names] == [4] * 8
+    assert (len(recipe_samples_more.FORGE), len(recipe_samples_more.OWN)) == (4, 4)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -117,7 +119,7 @@ def test_odd_values_are_named_or_refused(tmp_path, told, texts, line):
         assert line is None or "not taken over" in told() or "invokeai_metadata" in texts
 
 
-@pytest.mark.parametrize("sample", recipe_samples.ALL, ids=lambda sample: sample.name)
+@pytest.mark.parametrize("sample", recipe_samples_more.ALL, ids=lambda sample: sample.name)
 def test_metadata_that_was_cut_short(tmp_path, sample: Sample):
     """Each is read as far as it goes, or refused by name."""
     for share in (0.1, 0.35, 0.6, 0.85, 0.99):
@@ -205,6 +207,46 @@ OTHER_GRAPHS = {
         "--oh 1024 --cl 8",
         "a text of its own for each encoder",
     ),
+    "latents enlarged by a node of a package": (
+        basic_graph(
+            n10=node("NNLatentUpscale", latent=["3", 0], version="SD 1.x", upscale=1.5),
+            n11=node("KSampler", **SAMPLER | {"seed": 6, "denoise": 0.4, "latent_image": ["10", 0]}),
+            n8=node("VAEDecode", samples=["11", 0]),
+        ),
+        "--s 20 --l 8 --t 0.4 --d 6 --w 768 --h 672",
+        "the first sampler's seed 156680208700286",
+    ),
+    "a guider that is not known": (
+        basic_graph(
+            n3=node("SamplerCustomAdvanced", noise=["10", 0], guider=["11", 0], sampler=["12", 0], sigmas=["13", 0]),
+            n10=node("RandomNoise", noise_seed=["14", 0]),
+            n11=node("PerpNegGuider", model=["4", 0], positive=["6", 0], negative=["7", 0], cfg=5),
+            n12=node("KSamplerSelect", sampler_name="dpmpp_2m_sde_gpu"),
+            n13=node("BasicScheduler", model=["4", 0], scheduler="beta", steps=12, denoise=1),
+            n14=node("PrimitiveInt", value=44),
+        ),
+        "--s 12 --l 5 --d 44 --w 64 --h 64 --sampler dpmsolver++_sde --schedule beta",
+        "PerpNegGuider (node 11)",
+    ),
+    "networks' names that come from elsewhere": (
+        basic_graph(
+            n4=node("LoraLoader|pysssss", model=["10", 0], lora_name={"content": "a\\ink.safetensors", "image": None}),
+            n10=node("LoraLoader", model=["11", 0], lora_name=["12", 0], strength_model=0.5),
+            n11=node("CheckpointLoader|pysssss", ckpt_name={"content": "m.safetensors", "image": None}),
+            n12=node("PrimitiveString", value="tin.safetensors"),
+        ),
+        "a green",
+        "network tin (give --network_dir) (",
+    ),
+    "a picture that is gone on with from a step": (
+        basic_graph(
+            n3=node("KSamplerAdvanced", **SAMPLER | {"noise_seed": 5, "start_at_step": 8, "latent_image": ["10", 0]}),
+            n10=node("VAEEncode", pixels=["11", 0], vae=["4", 2]),
+            n11=node("LoadImage", image="valley.png"),
+        ),
+        "--s 20 --l 8 ",
+        "picture valley.png that it was drawn over",
+    ),
     "several networks in one node": (
         basic_graph(
             n4=node(
@@ -262,3 +304,122 @@ def test_pictures_without_metadata_are_counted(tmp_path):
     paths = [write(tmp_path / f"{name}.png", {}) for name in "abc"]
     with pytest.raises(InputError, match=rf"^--from_pictures {paths[0]} and 2 others: has no prompt in its metadata; "):
         drawn(tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Exif
+
+
+def exif_of(*tags: tuple[int, bytes], order: str, inner: bool = True) -> bytes:
+    """Exif with texts, in byte order `<` or `>`; all in a directory of its own, or (`inner` off) beside one another."""
+    outside = [] if inner else list(tags)
+    first = _directory([*outside, (0x8769, b"")] if inner else outside, 8, order)
+    if inner:
+        first = _directory([*outside, (0x8769, struct.pack(f"{order}I", 8 + len(first)))], 8, order)
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8)
+    return b"Exif\0\0" + head + first + (_directory(list(tags), 8 + len(first), order) if inner else b"")
+
+
+def _directory(entries: list[tuple[int, bytes]], offset: int, order: str) -> bytes:
+    """One directory of TIFF 6.0 at an offset: bytes under tags, that of a directory as its place."""
+    data, rows = b"", struct.pack(f"{order}H", len(entries))
+    place = offset + 2 + 12 * len(entries) + 4
+    for tag, content in sorted(entries):
+        if tag == 0x8769:
+            rows += struct.pack(f"{order}HHI", tag, 4, 1) + (content or bytes(4))
+        else:
+            rows += struct.pack(f"{order}HHII", tag, 7 if tag == 0x9286 else 2, len(content), place + len(data))
+            data += content
+    return rows + bytes(4) + data
+
+
+WEB_UI_TEXT = "a cat, 日本\nNegative prompt: dog\nSteps: 2, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 64x64"
+FOOOCUS_TEXT = recipe_samples.FOOOCUS[0].texts["parameters"]
+NOVELAI_TEXT = json.dumps(recipe_samples.novelai("{a} pond"))
+COMFYUI_TEXT = json.dumps(basic_graph())
+
+
+@pytest.mark.parametrize("ending", ["jpg", "webp"])
+@pytest.mark.parametrize("order", "<>")
+def test_exif_of_other_programs(tmp_path, order, ending):
+    wide = "utf-16-le" if order == "<" else "utf-16-be"
+    cases = [
+        (((0x9286, b"UNICODE\0" + WEB_UI_TEXT.encode("utf-16-be")),), True, "a cat, 日本 --n dog --s 2 "),
+        (((0x9286, b"UNICODE\0" + WEB_UI_TEXT.encode("utf-16-le")),), True, "a cat, 日本 --n dog --s 2 "),
+        (((0x9286, b"UNICODE\0" + FOOOCUS_TEXT.encode(wide)),), True, "a coral reef --n grey --s 30 "),
+        (((0x9286, FOOOCUS_TEXT.encode() + b"\0"), (0x927C, b"fooocus\0")), False, "a coral reef --n grey --s 30 "),
+        (((0x9286, b"ASCII\0\0\0" + NOVELAI_TEXT.encode()),), True, "(a:1.05) pond --n "),
+        (
+            ((0x010F, b'workflow:{"nodes": []}\0'), (0x0110, b"prompt:" + COMFYUI_TEXT.encode() + b"\0")),
+            *(False, "a green (valley:1.1) "),
+        ),
+    ]
+    for tags, inner, line in cases:
+        path = tmp_path / f"x.{ending}"
+        Image.new("RGB", (64, 64)).save(path, exif=exif_of(*tags, order=order, inner=inner))
+        assert drawn(path)[1][0].startswith(line)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What must not be taken for something else
+
+
+@pytest.mark.parametrize(
+    ("kind", "inputs", "text", "named"),
+    [
+        ("ImpactSwitch", {"select": 2, "input1": "a hill", "input2": ["11", 0]}, "a bay --n", ""),
+        ("easy ifElse", {"boolean": False, "on_true": ["11", 0], "on_false": "a hill"}, "a hill --n", ""),
+        ("Text Find and Replace", {"text": ["11", 0], "find": "bay", "replace": "sea"}, "a bay --n", "node 10"),
+        ("DPRandomGenerator", {"text": "a {b|c} hat", "seed": 3}, "a {b|c} hat --n", "node 10"),
+        ("SDXLPromptStyler", {"text_positive": "a bay", "text_negative": "x", "style": "base"}, "a bay --n", "node 10"),
+        ("LoraTagLoader", {"text": "a bay <lora:ink:0.5>", "model": ["4", 0]}, "a bay --n", ""),
+    ],
+)
+def test_nodes_that_make_texts(tmp_path, told, kind, inputs, text, named):
+    graph = basic_graph(
+        n6=node("CLIPTextEncode", text=["10", 0], clip=["4", 1]),
+        n10=node(kind, **inputs),
+        n11=node("PrimitiveString", value="a bay"),
+    )
+    (line,) = drawn(write(tmp_path / "x.png", {"prompt": json.dumps(graph)}))[1]
+    assert line.startswith(text)
+    assert (named in told()) if named else ("not taken over" not in told())
+
+
+def test_what_is_done_after_the_sampler_is_named(tmp_path, told):
+    enlarged = basic_graph(
+        n9=node("SaveImage", images=["10", 0]),
+        n10=node("ImageUpscaleWithModel", image=["8", 0], upscale_model=["11", 0]),
+        n11=node("UpscaleModelLoader", model_name="4x.pth"),
+        n3=node("KSampler (Efficient)", **SAMPLER | {"script": ["12", 0]}),
+        n12=node("HighRes-Fix Script", upscale_by=1.5, hires_steps=12, denoise=0.5),
+    )
+    drawn(write(tmp_path / "x.png", {"prompt": json.dumps(enlarged)}))
+    assert "ImageUpscaleWithModel (node 10)" in told()
+    assert "HighRes-Fix Script (node 12)" in told()
+
+
+@pytest.mark.parametrize(
+    ("texts", "line", "named"),
+    [
+        (
+            {"Dream": '"a <moss> (garden)1.3" -s 9 -S 4 -V 5:0.2 -W 64 -H 64 -C 7 -A k_dpmpp_2 -G 0.8'},
+            "a moss (garden:1.3) --s 9 --l 7 --d 4 --w 64 --h 64 --sampler dpmsolver++",
+            ("variations", "face restoration"),
+        ),
+        (
+            {"parameters": '{"sui_image_params": {"prompt": "a <embed:x/foo.pt>, b", "seed": 1, "steps": 2}}'},
+            "a foo, b --s 2 --d 1",
+            (),
+        ),
+        (
+            {"fooocus_scheme": "fooocus", "parameters": '{"prompt": "a", "seed": 1, "loras": [["None", 1, ""]]}'},
+            "a --d 1 --w 64",
+            (),
+        ),
+    ],
+)
+def test_smaller_things(tmp_path, told, texts, line, named):
+    assert drawn(write(tmp_path / "x.png", texts))[1][0].startswith(line)
+    assert all(what in told() for what in named)
+    assert "network" not in told()

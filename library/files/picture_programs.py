@@ -32,9 +32,15 @@ _PROGRAMS = (  # the surest first
         (frozenset({"generation_mode"}), frozenset({"app_id", "app_version"}), frozenset({"nodes", "edges"})),
         "InvokeAI",
     ),
-    Program("RuinedFooocus", (), (), "RuinedFooocus"),
+    Program("RuinedFooocus", (), (frozenset({"base_model_name", "sampler_name"}),), "RuinedFooocus"),
     Program(
-        "Fooocus", ("fooocus_scheme",), (frozenset({"metadata_scheme"}), frozenset({"base_model_hash"})), "Fooocus"
+        "Fooocus",
+        ("fooocus_scheme",),
+        (
+            *(frozenset({"metadata_scheme"}), frozenset({"base_model_hash"})),
+            *(frozenset({"Performance", "Resolution", "Sharpness"}), frozenset({"performance", "guidance_scale"})),
+        ),
+        "Fooocus",
     ),
     Program(
         "NovelAI", (), (frozenset({"signed_hash"}), frozenset({"request_type"}), frozenset({"v4_prompt"})), "NovelAI"
@@ -55,7 +61,7 @@ def program_of(texts: Mapping[str, str]) -> str | None:
     pieces = [text[:_LOOKED_AT] for text in texts.values() if _holds_json(text)]
     names = [set(_NAMES.findall(piece)) for piece in pieces]
     told = " ".join(texts.get(name, "")[:_LOOKED_AT] for name in _TELLING) + " ".join(
-        found for piece in pieces for found in re.findall(r'"(?:software|version)"\s*:\s*"([^"]*)"', piece)
+        found for piece in pieces for found in re.findall(r'"(?:[Ss]oftware|[Vv]ersion)"\s*:\s*"([^"]*)"', piece)
     )
     for program in _PROGRAMS:
         if any(text in texts for text in program.texts):

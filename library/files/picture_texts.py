@@ -35,8 +35,9 @@ def read_texts(picture: "Image") -> dict[str, str]:
     for tag, name in _OTHERS.items():
         if said := _exif_text(exif_value(picture, tag)):
             texts |= (_own_texts(said) if tag == IMAGE_DESCRIPTION else {}) or {name: said}
-    if comment := decode_user_comment(exif_value(picture, USER_COMMENT, EXIF_IFD)):
-        texts.setdefault("parameters", comment)
+    for ifd in (EXIF_IFD, None):  # where it belongs, and where Fooocus puts it
+        if comment := decode_user_comment(exif_value(picture, USER_COMMENT, ifd)):
+            texts.setdefault("parameters", comment)
     if isinstance(xmp := picture.info.get("xmp"), bytes):
         texts.setdefault("xmp", decode(xmp))
     return {name: readable(text).replace("\0", "") for name, text in texts.items()}

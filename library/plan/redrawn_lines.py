@@ -65,12 +65,12 @@ class LineMaker:
             recipe: how it was made.
             size: its width and height in pixels, where its recipe tells none.
         """
+        texts = self._texts(path, recipe, size)  # what it says of them comes first: it changes most
         for options, what in recipe.files:
             if not any(option in self._options.said for option in options):
                 self._notes.lose(f"{what}: give --{options[0]}", path)
         for what in recipe.untold:
             self._notes.lose(what, path)
-        texts = self._texts(path, recipe, size)
         prompt, networks = self._networks.use(path, recipe, texts, self._given)
         settings: dict[str, object] = {}
         for name, text in list(texts.items()):
@@ -93,7 +93,17 @@ class LineMaker:
             texts["t"] = recipe.strength
         texts |= {"d": self._seed(path, recipe.seed)} | self._size(path, recipe, size)
         texts |= self._sampler(path, recipe) | dict(recipe.line)
+        self._leave_noise(path, texts)
         return {name: text for name, text in texts.items() if text and name not in self._given}
+
+    def _leave_noise(self, path: Path, texts: dict[str, str]) -> None:
+        """Leave out what a sampler that only stands in for another has no like of."""
+        if "sampler" in self._given:
+            return
+        sampler = SAMPLERS[texts.get("sampler", self._options.sampler.name)]
+        for name, takes in (("eta", sampler.eta is not None), ("s_churn", sampler.churns)):
+            if name in texts and not takes:
+                self._notes.lose(f"{name} {texts.pop(name)[:20]} of {sampler.name}", path)
 
     def _draws_over(self, recipe: Recipe) -> bool:
         """Whether there will be a picture that strength means something for."""

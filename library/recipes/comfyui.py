@@ -10,6 +10,8 @@ from library.recipes.recipe import SOURCE, Recipe, Unreadable, number
 
 _SAVES = re.compile(r"save.*image|image.*save|preview.*image|SaveAnimatedWEBP", re.IGNORECASE)
 
+_ENLARGES = re.compile(r"^ImageUpscaleWithModel|^ImageScale|^Upscale Image", re.IGNORECASE)  # a picture that is drawn
+
 
 def read_comfyui(texts: dict[str, str]) -> Recipe:
     """How a picture of ComfyUI was made.
@@ -19,6 +21,7 @@ def read_comfyui(texts: dict[str, str]) -> Recipe:
     """
     graph = Graph.of(texts)
     sampler, others = _samplers(graph)
+    sampler = graph.with_pipe(sampler)
     found = Found(graph)
     said = _sampling(graph, sampler)
     first, first_said = _earlier(graph, sampler)
@@ -33,7 +36,7 @@ def read_comfyui(texts: dict[str, str]) -> Recipe:
     negative_prompt = Texts(found, "negative").negative(negative)
     read_models(found, sampler)
     latent = sampler.inputs.get("latent_image", sampler.inputs.get("samples", sampler.inputs.get("latent")))
-    width, height = Size(found).of(latent)
+    width, height = Size(found).of(latent) if latent else Size(found).of_node(sampler)
     drawn_over = 0 < (number(said["strength"]) or 1) < 1
     run = {"clip_skip": found.clip_skip} if found.clip_skip else {}
     first_stage = None
@@ -106,14 +109,14 @@ def _behind(graph: Graph, start: str) -> Iterator[str]:
 
 
 def _nearest(graph: Graph, end: str, samplers: Collection[str]) -> str | None:
-    """The sampler nearest to a node that saves; what draws over its picture in between is told of."""
+    """The sampler nearest to a node that saves; what changes its picture in between is told of."""
     passed: list[str] = []
     for name in _behind(graph, end):
         if name in samplers:
             for kind in passed:
                 graph.tell(kind)
             return name
-        if DETAILER.search(graph.nodes[name].kind):
+        if DETAILER.search(graph.nodes[name].kind) or _ENLARGES.search(graph.nodes[name].kind):
             passed.append(f"{graph.nodes[name].kind} (node {name})")
     return None
 
@@ -139,13 +142,18 @@ def _sampling(graph: Graph, sampler: Node) -> dict[str, str]:
         given.get(each) or (sigmas.inputs.get(each) if sigmas else None) for each in ("steps", "denoise")
     )
     said = {
-        "seed": graph.number(seed),
-        "steps": graph.number(steps),
-        "sampler": graph.text(name),
-        "schedule": graph.text(schedule),
-        "scale": graph.number(scale),
-        "strength": graph.number(strength),
+        "seed": graph.number(seed, "seed"),
+        "steps": graph.number(steps, "steps"),
+        "sampler": graph.text(name, wanted="sampler_name"),
+        "schedule": graph.text(schedule, wanted="scheduler"),
+        "scale": graph.number(scale, "cfg"),
+        "strength": graph.number(strength, "denoise"),
     }
+    if (script := graph.node(given.get("script"))) is not None:
+        graph.tell(f"{script.kind} (node {script.id})")
+    begins, last = number(given.get("start_at_step")) or 0, number(said["steps"]) or 0
+    if not said["strength"] and 0 < begins < last:
+        said["strength"] = f"{1 - begins / last:.4g}"
     for what in ("seed", "steps", "sampler", "scale"):
         if not said[what]:
             graph.tell(f"the {what}")
@@ -177,7 +185,10 @@ def _earlier(graph: Graph, sampler: Node) -> tuple[Node | None, dict[str, str]]:
     """The sampler whose picture or latents a sampler draws over, if there is one."""
     chain = graph.follow(graph.node(sampler.inputs.get("latent_image")), toward_latent)
     first = next((node for node in chain if is_sampler(node) and node.id != sampler.id), None)
-    return (None, {}) if first is None else (first, _sampling(graph, first))
+    if first is None:
+        return None, {}
+    first = graph.with_pipe(first)
+    return first, _sampling(graph, first)
 
 
 def _continues(sampler: Node) -> bool:
@@ -188,7 +199,7 @@ def _continues(sampler: Node) -> bool:
 
 def _enlarges_latents(graph: Graph, latent: object) -> bool:
     chain = graph.follow(graph.node(latent), toward_latent)
-    return any(node.kind.startswith("LatentUpscale") for node in chain)
+    return any("LatentUpscale" in node.kind for node in chain)
 
 
 def _sides(graph: Graph, sampler: Node) -> tuple[object, object]:
@@ -196,6 +207,6 @@ def _sides(graph: Graph, sampler: Node) -> tuple[object, object]:
     guider = graph.node(sampler.inputs.get("guider"))
     given = guider.inputs if guider else sampler.inputs
     positive = given.get("positive", given.get("conditioning", given.get("cond1")))
-    if guider is not None and "cond2" in given:
+    if guider is not None and guider.kind not in ("CFGGuider", "BasicGuider"):
         graph.tell(f"{guider.kind} (node {guider.id})")
     return positive, given.get("negative")

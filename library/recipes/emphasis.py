@@ -36,6 +36,12 @@ def without_networks(text: str, but: Iterable[str] = ()) -> str:
     return _NETWORK_TAG.sub(keep_or_drop, text).strip()
 
 
+def network_tags(text: str) -> list[tuple[str, str]]:
+    """Names and strengths of the networks that tags of a prompt name: `<lora:ink:0.8>`, `<lora:ink:0.8:0.5>`."""
+    tags = re.findall(r"<(?:lora|lyco):([^<>:]+)((?::-?[\d.]+){0,2})>", text, re.IGNORECASE)
+    return [(name.strip(), values.strip(":").replace(":", "/") or "1") for name, values in tags]
+
+
 def _weighted(runs: Iterable[tuple[str, float]]) -> str:
     """Runs of mere text with their weights."""
     pieces: list[tuple[str, float]] = []
@@ -96,8 +102,30 @@ def has_functions(text: str) -> bool:
     return _FUNCTION.search(text) is not None
 
 
+_JOINED = re.compile(
+    r"""\s*\((?P<parts>\s*(?P<quote>["']).*?(?P=quote)\s*)\)\.(?P<how>and|blend)\((?P<weights>[^()]*)\)\s*""", re.DOTALL
+)
+
+
+def _joined(text: str) -> str | None:
+    """A prompt that is parts alone, blended or one behind the other; None for any other."""
+    if (found := _JOINED.fullmatch(text)) is None:
+        return None
+    quote = found["quote"]
+    parts = [from_invokeai(part) for part in re.split(rf"{quote}\s*,\s*{quote}", found["parts"].strip()[1:-1])]
+    if found["how"] == "and":
+        return " BREAK ".join(parts)
+    weights = [float(each) for each in re.findall(r"\d*\.?\d+", found["weights"])]
+    if len(weights) != len(parts) or sum(weights) <= 0:
+        return None
+    return " AND ".join(f"{part} :{weight / sum(weights):.4g}" for part, weight in zip(parts, weights))
+
+
 def from_invokeai(text: str) -> str:
     """InvokeAI's prompt; what its brackets close on weighs all that is between them."""
+    text = re.sub(r"<([\w.-]+)>", r"\1", text)  # an embedding, whose name is a word here
+    if (joined := _joined(text)) is not None:
+        return joined
     levels: list[list[tuple[str, float]]] = [[]]
     for found in _INVOKE.finditer(text):
         if found["open"]:

@@ -8,7 +8,9 @@ from typing import Any
 from library.recipes.emphasis import from_invokeai, has_functions
 from library.recipes.recipe import (
     CONTROL_NET,
+    MASK,
     SOURCE,
+    VAE,
     Recipe,
     ToldNetwork,
     Unreadable,
@@ -26,6 +28,8 @@ _OVER = "the picture that it was drawn over"
 _NEGATIVE = re.compile(r"(?<!\\)\[((?:[^\[\]\\]|\\.)*)\]")
 # What changes pictures and has no like here
 _UNTOLD = ("ipAdapters", "t2iAdapters", "refiner_model", "seamless_x", "seamless_y", "hrf_enabled", "regions", "perlin")
+_UNTOLD += ("guidance", "ref_images", "control_layers")
+_CANVAS = {"controlLayers": "control layers", "regionalGuidance": "regional guidance", "referenceImages": "references"}
 
 
 def read_invokeai(texts: Mapping[str, str]) -> Recipe:
@@ -44,7 +48,9 @@ def read_invokeai(texts: Mapping[str, str]) -> Recipe:
 
 
 def _named(model: object) -> str:
-    """A model's name, of an object that has had several forms."""
+    """A model's name, of an object that has had several forms, or was the name alone."""
+    if isinstance(model, str):
+        return file_stem(model)
     said = as_object(model)
     inner = as_object(said.get("lora") or said.get("model") or said.get("control_model"))
     return file_stem(said.get("name") or said.get("model_name") or inner.get("name") or inner.get("model_name"))
@@ -57,8 +63,13 @@ def _read_new(said: Mapping[str, Any]) -> Recipe:
     mode = plain(said.get("generation_mode"))
     if "img2img" in mode or "inpaint" in mode or "outpaint" in mode or said.get("init_image"):
         files.append((SOURCE, _OVER))
+    canvas = as_object(said.get("canvas_v2_metadata"))
+    if "inpaint" in mode or any(as_object(each).get("objects") for each in as_list(canvas.get("inpaintMasks"))):
+        files.append((MASK, "the mask"))
+    files += [(VAE, f"VAE {_named(said['vae'])}")] if _named(said.get("vae")) else []
     styles = [plain(said.get(name)) for name in ("positive_style_prompt", "negative_style_prompt")]
     untold = [name for name in _UNTOLD if said.get(name)]
+    untold += [words for name, words in _CANVAS.items() if as_list(canvas.get(name))]
     untold += ["style prompts"] if any(style not in ("", prompt, negative) for style in styles) else []
     untold += ["prompt functions (.and, .blend, .swap)"] if has_functions(prompt) else []
     loras = [each for each in as_list(said.get("loras")) if _named(each)]
@@ -120,6 +131,10 @@ _LONG_FLAGS = {
 }
 
 
+_OLD_UNTOLD = {"V": "variations", "U": "enlarging", "G": "face restoration", "hires_fix": "hires_fix"}
+_OLD_UNTOLD |= {"perlin": "perlin", "seamless": "seamless"}
+
+
 def _read_old(dream: str) -> Recipe:
     """A command line: `"a cat [fog]" -s 20 -S 1 -W 512 -H 512 -C 7.5 -A k_lms`; numbers may follow at once (`-s20`)."""
     quoted = re.match(r'\s*"((?:[^"\\]|\\.)*)"(.*)', dream, re.DOTALL)
@@ -147,6 +162,7 @@ def _read_old(dream: str) -> Recipe:
         sampler=said.get("A", ""),
         scale=said.get("C", ""),
         strength=said.get("f", ""),
+        untold=tuple(words for flag, words in _OLD_UNTOLD.items() if flag in said),
     )
 
 

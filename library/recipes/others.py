@@ -1,15 +1,13 @@
-"""Programs whose metadata is one JSON object with a value under each name: Fooocus, SwarmUI, NovelAI, Draw Things."""
+"""Programs whose metadata is one JSON object with a value under each name: Fooocus, SwarmUI, NovelAI."""
 
-import html
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from library.recipes.emphasis import from_comfyui, from_novelai, without_networks
 from library.recipes.recipe import (
-    CONTROL_NET,
+    MASK,
     SOURCE,
-    UPSCALER,
     VAE,
     Recipe,
     ToldNetwork,
@@ -27,7 +25,7 @@ from library.recipes.recipe import (
 _MANY_UNTOLD = 40  # names, of which more say nothing
 
 
-def _first_object(texts: Mapping[str, str], program: str, *names: str) -> Mapping[str, Any]:
+def first_object(texts: Mapping[str, str], program: str, *names: str) -> Mapping[str, Any]:
     """The first JSON object of a picture's texts that has one of these names; without names, the first at all.
 
     Raises:
@@ -45,7 +43,7 @@ def _first_object(texts: Mapping[str, str], program: str, *names: str) -> Mappin
     raise problem
 
 
-def _clip_skip(value: object) -> dict[str, str]:
+def clip_skip_of(value: object) -> dict[str, str]:
     """`--clip_skip` where it is above 1; some programs count it downwards, as -2."""
     skip = number(value)
     return {} if skip is None or abs(skip) <= 1 else {"clip_skip": plain(abs(skip))}
@@ -55,11 +53,16 @@ def _clip_skip(value: object) -> dict[str, str]:
 # Fooocus
 
 
+# Steps of what Fooocus calls performance, where only that is told
+_PERFORMANCE = {"Quality": "60", "Speed": "30", "Extreme Speed": "8", "Lightning": "4", "Hyper-SD": "4"}
+
+
 def read_fooocus(texts: Mapping[str, str]) -> Recipe:
-    """Fooocus' own scheme; its other one is the web UI's."""
-    said = _first_object(texts, "Fooocus", "prompt", "Prompt")
+    """Fooocus' own scheme, also that of its descendants; its other one is the web UI's."""
+    said = first_object(texts, "Fooocus", "prompt", "Prompt")
     said = {str(name).lower().replace(" ", "_"): value for name, value in said.items()}
     size = re.findall(r"\d{1,6}", plain(said.get("resolution")))[:2]
+    size = size if len(size) == 2 else [plain(said.get("width")), plain(said.get("height"))]
     untold = []
     styles = said.get("styles")
     if named := re.findall(r"""["']([^"']+)["']""", plain(styles)) or [plain(each) for each in as_list(styles)]:
@@ -67,30 +70,37 @@ def read_fooocus(texts: Mapping[str, str]) -> Recipe:
     if (refiner := plain(said.get("refiner_model"))) not in ("", "None"):
         untold.append(f"refiner {refiner}")
     return Recipe(
-        program="Fooocus",
+        program="RuinedFooocus" if "sampler_name" in said else "Fooocus",
         prompt=from_comfyui(without_networks(plain(said.get("prompt")))),
-        negative_prompt=from_comfyui(plain(said.get("negative_prompt"))),
+        negative_prompt=from_comfyui(plain(said.get("negative_prompt") or said.get("negative"))),
         seed=plain(said.get("seed")),
-        width=size[0] if len(size) == 2 else "",
-        height=size[1] if len(size) == 2 else "",
-        steps=plain(said.get("steps")),
+        width=size[0],
+        height=size[1],
+        steps=plain(said.get("steps")) or _PERFORMANCE.get(plain(said.get("performance")), ""),
         sampler=plain(said.get("sampler") or said.get("sampler_name")),
         schedule=plain(said.get("scheduler")),
-        scale=plain(said.get("guidance_scale")),
-        model=file_stem(said.get("base_model")),
+        scale=plain(said.get("guidance_scale") or said.get("cfg")),
+        model=file_stem(said.get("base_model") or said.get("base_model_name")),
         networks=_fooocus_networks(said),
-        run=_clip_skip(said.get("clip_skip")),
+        run=clip_skip_of(said.get("clip_skip")),
         untold=tuple(untold),
     )
 
 
 def _fooocus_networks(said: Mapping[str, Any]) -> tuple[ToldNetwork, ...]:
-    """Lists of name, weight and hash; before, `lora_combined_1` with `name : weight`."""
+    """Lists of name, weight, hash; or of hash, `weight - name`; before, `lora_combined_1` with `name : weight`."""
     listed = [each for each in as_list(said.get("loras")) if isinstance(each, list) and len(each) >= 2]
+    ruined = [re.fullmatch(r"(-?[\d.]+) - (.+)", plain(each[1])) for each in listed]
+    listed = [[match[2], match[1]] if match else each for match, each in zip(ruined, listed)]
+    listed += re.findall(r"<([^<>:]+):(-?[\d.]+)>", plain(said.get("loras")))
     listed += [
         plain(text).rsplit(" : ", 1) for name, text in said.items() if name.startswith("lora") and " : " in plain(text)
     ]
-    return tuple(ToldNetwork(file_stem(name), strength_of(weight)) for name, weight, *_ in listed if file_stem(name))
+    return tuple(
+        ToldNetwork(file_stem(name), strength_of(weight))
+        for name, weight, *_ in listed
+        if file_stem(name) not in ("", "None")
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -114,20 +124,26 @@ _SWARM_KNOWN = {
     *("donotsaveintermediates", "colordepth", "loramodelhashes"),
 }
 _SWARM_TAG = re.compile(r"<(\w+)[^<>]*>")
+# What follows these is the prompt of a part of the picture, or of another stage, up to the next of them
+_SWARM_SECTION = re.compile(
+    r"<((?:segment|object|region|clear|refiner|video|videoswap|extend|base)\b)[^<>]*>", re.IGNORECASE
+)
+_SWARM_WEIGHT = re.compile(r"<weight\[(-?[\d.]+)\]:([^<>]*)>", re.IGNORECASE)
 
 
 def read_swarmui(texts: Mapping[str, str]) -> Recipe:
     """SwarmUI: `sui_image_params`."""
-    said = as_object(_first_object(texts, "SwarmUI", "sui_image_params").get("sui_image_params"))
-    prompt = without_networks(plain(said.get("prompt")))
-    tags = {tag.lower() for tag in _SWARM_TAG.findall(prompt)}
+    said = as_object(first_object(texts, "SwarmUI", "sui_image_params").get("sui_image_params"))
+    prompt, sections = _swarm_main(without_networks(plain(said.get("prompt"))))
+    negative, _ = _swarm_main(plain(said.get("negativeprompt")))
+    tags = sections | {tag.lower() for tag in _SWARM_TAG.findall(prompt)} - {"break"}
     strength, vae = plain(said.get("initimagecreativity")), plain(said.get("vae"))
     files = [(SOURCE, "the picture that it was drawn over")] if strength or "initimage" in said else []
     files += [(VAE, f"VAE {file_stem(vae)}")] if vae not in ("", "None", "Automatic") else []
     return Recipe(
         program="SwarmUI",
-        prompt=from_comfyui(_SWARM_TAG.sub("", prompt).strip()),
-        negative_prompt=from_comfyui(_SWARM_TAG.sub("", plain(said.get("negativeprompt"))).strip()),
+        prompt=" BREAK ".join(from_comfyui(_SWARM_TAG.sub("", part).strip()) for part in prompt.split("<break>")),
+        negative_prompt=from_comfyui(_SWARM_TAG.sub("", negative).strip()),
         seed=plain(said.get("seed")),
         width=plain(said.get("width")),
         height=plain(said.get("height")),
@@ -138,10 +154,19 @@ def read_swarmui(texts: Mapping[str, str]) -> Recipe:
         strength=strength,
         model=file_stem(said.get("model")),
         networks=_swarm_networks(said),
-        run=_clip_skip(said.get("clipstopatlayer")),
+        run=clip_skip_of(said.get("clipstopatlayer")),
         files=tuple(files),
         untold=(*(f"<{tag}:…>" for tag in sorted(tags)), *_swarm_untold(said)),
     )
+
+
+def _swarm_main(prompt: str) -> tuple[str, set[str]]:
+    """A prompt without those of parts and stages, and the names of their tags."""
+    prompt = re.sub(r"<embed(?:ding)?:([^<>]*)>", lambda named: file_stem(named[1]), prompt, flags=re.IGNORECASE)
+    pieces = _SWARM_SECTION.split(_SWARM_WEIGHT.sub(r"(\2:\1)", prompt))
+    names, texts = [name.lower() for name in pieces[1::2]], pieces[2::2]
+    main = [pieces[0], *(text for name, text in zip(names, texts) if name == "base")]
+    return "".join(main), set(names) - {"base"}
 
 
 def _swarm_networks(said: Mapping[str, Any]) -> tuple[ToldNetwork, ...]:
@@ -173,11 +198,12 @@ def _swarm_untold(said: Mapping[str, Any]) -> list[str]:
 # NovelAI
 
 _NOVELAI_UNTOLD = ("cfg_rescale", "dynamic_thresholding", "sm", "sm_dyn", "director_reference_strengths")
+_NOVELAI_UNTOLD += ("skip_cfg_above_sigma", "reference_strength_multiple", "controlnet_model")
 
 
 def read_novelai(texts: Mapping[str, str]) -> Recipe:
     """NovelAI: `Comment`, beside `Description`, which is the prompt alone."""
-    said = _first_object(texts, "NovelAI", "prompt", "uc", "Comment", "steps")
+    said = first_object(texts, "NovelAI", "prompt", "uc", "Comment", "steps")
     if isinstance(said.get("Comment"), str):  # in WebP all texts stand in one object
         said = {**said, **read_object(said["Comment"], "NovelAI")}
     caption, negative = (
@@ -186,7 +212,13 @@ def read_novelai(texts: Mapping[str, str]) -> Recipe:
     untold = [name for name in _NOVELAI_UNTOLD if said.get(name)]
     untold += ["characters' prompts"] if as_list(caption.get("char_captions")) else []
     prompt = plain(said.get("prompt")) or plain(caption.get("base_caption")) or texts.get("Description", "")
-    is_img2img = "Img2Img" in plain(said.get("request_type")) or bool(plain(said.get("strength")))
+    kind = plain(said.get("request_type"))
+    is_img2img = "Img2Img" in kind or bool(plain(said.get("strength")))
+    over = "the picture that it was drawn over" + ("" if kind else ", if there was one")  # the first ones told none
+    files = [(SOURCE, over)] if is_img2img else []
+    files += [(MASK, "the mask")] if "Infill" in kind else []
+    if number(said.get("uncond_scale", 1)) != 1:
+        untold.append("uncond_scale")
     noised = plain(said.get("noise_schedule"))
     return Recipe(
         program="NovelAI",
@@ -200,55 +232,7 @@ def read_novelai(texts: Mapping[str, str]) -> Recipe:
         schedule="" if noised == "native" else noised,
         scale=plain(said.get("scale")),
         strength=plain(said.get("strength")) if is_img2img else "",
-        model=texts.get("Source", ""),
-        files=((SOURCE, "the picture that it was drawn over"),) if is_img2img else (),
-        untold=tuple(untold),
-    )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Draw Things
-
-_USER_COMMENT = re.compile(r"<exif:UserComment>(.*?)</exif:UserComment>|exif:UserComment=\"([^\"]*)\"", re.DOTALL)
-_XML_TAG = re.compile(r"<[^<>]*>")
-
-
-def read_draw_things(texts: Mapping[str, str]) -> Recipe:
-    """Draw Things: JSON in XMP's `exif:UserComment`, or in Exif's."""
-    found: dict[str, str] = dict(texts)
-    for name in ("XML:com.adobe.xmp", "xmp"):
-        if comment := _USER_COMMENT.search(texts.get(name, "")):
-            found = {"parameters": html.unescape(_XML_TAG.sub("", comment[1] or comment[2] or "")).strip()} | found
-    said = _first_object(found, "Draw Things", "c", "uc", "sampler", "seed")
-    width, _, height = plain(said.get("size")).partition("x")
-    second = as_object(said.get("v2"))
-    strength, sampler = plain(said.get("strength")), plain(said.get("sampler"))
-    timed = re.fullmatch(r"(.+) (AYS|Substep)", sampler)  # steps of its own, which no schedule here is
-    is_img2img = strength not in ("", "1")
-    controls = as_list(said.get("control"))
-    upscaler = plain(said.get("upscaler")) or plain(second.get("upscaler"))
-    files = [(SOURCE, "the picture that it was drawn over")] if is_img2img else []
-    files += [(CONTROL_NET, f"ControlNet {file_stem(as_object(each).get('model'))}") for each in controls]
-    files += [(UPSCALER, f"upscaler {file_stem(upscaler)}")] if upscaler else []
-    return Recipe(
-        program="Draw Things",
-        prompt=plain(said.get("c")),
-        negative_prompt=plain(said.get("uc")),
-        seed=plain(said.get("seed")),
-        width=width or plain(second.get("width")),
-        height=height or plain(second.get("height")),
-        steps=plain(said.get("steps")),
-        sampler=timed[1] if timed else sampler,
-        schedule=timed[2] if timed else "",
-        scale=plain(said.get("scale")),
-        strength=strength if is_img2img else "",
-        model=file_stem(said.get("model")),
-        networks=tuple(
-            ToldNetwork(file_stem(as_object(each).get("model")), strength_of(as_object(each).get("weight")))
-            for each in as_list(said.get("lora"))
-            if file_stem(as_object(each).get("model"))
-        ),
-        run=_clip_skip(said.get("clip_skip") or second.get("clipSkip")),
+        model=texts.get("Source", "") or plain(said.get("Source")),
         files=tuple(files),
-        untold=("refiner",) if plain(said.get("refiner")) or plain(second.get("refinerModel")) else (),
+        untold=tuple(untold),
     )

@@ -8,8 +8,9 @@ from library.files.picture_programs import is_json, program_of
 from library.files.picture_texts import read_texts
 from library.files.pictures import opened
 from library.recipes.comfyui import read_comfyui
+from library.recipes.draw_things import read_draw_things
 from library.recipes.invokeai import read_invokeai
-from library.recipes.others import read_draw_things, read_fooocus, read_novelai, read_swarmui
+from library.recipes.others import read_fooocus, read_novelai, read_swarmui
 from library.recipes.own import read_own
 from library.recipes.recipe import Recipe, Unreadable
 from library.recipes.web_ui import read_parameters
@@ -19,6 +20,7 @@ _READERS: Mapping[str, Callable[[dict[str, str]], Recipe]] = {
     "ComfyUI": read_comfyui,
     "InvokeAI": read_invokeai,
     "Fooocus": read_fooocus,
+    "RuinedFooocus": read_fooocus,
     "SwarmUI": read_swarmui,
     "NovelAI": read_novelai,
     "Draw Things": read_draw_things,

@@ -6,21 +6,25 @@ where another program has taken the line breaks out; `Template: …` lines may f
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from library.recipes.recipe import (
     CONTROL_NET,
     EMBEDDING,
+    MASK,
     SOURCE,
     UPSCALER,
     VAE,
     Givers,
     Recipe,
     ToldNetwork,
+    as_list,
+    as_object,
     file_stem,
     number,
+    plain,
     strength_of,
 )
 
@@ -31,7 +35,7 @@ _LINE = re.compile(r"^.*$", re.MULTILINE)
 _TEMPLATE = re.compile(r"\s*(?:Negative )?Template:")
 _PAIR = re.compile(r"(?<![\w ])[\w ]+: *(?:\"(?:\\.|[^\\\"])*\"|[^,]*)(?:,|$)")
 _FEWEST_PAIRS = 3  # that make a line settings
-_SETTING = re.compile(r"\s*([^:,\"]+?): *(\"(?:\\.|[^\\\"])*\"|[^,]*)(?:,|$)")
+_SETTING = re.compile(r"\s*([^:,\"]+?): *(?:(?P<json>[\[{])|(\"(?:\\.|[^\\\"])*\"|[^,]*)(?:,|$))")
 
 
 def split_parameters(parameters: str) -> tuple[str, str, str]:
@@ -71,9 +75,27 @@ def _ends_after_line(text: str, place: int) -> bool:
 def read_settings(line: str) -> dict[str, str]:
     """The settings of a line `Name: value, Name: "a, value"`, by name; of a name that stands twice, the first."""
     settings: dict[str, str] = {}
-    for name, value in _SETTING.findall(line):
-        settings.setdefault(name.strip(), unquoted(value.strip()))
+    place = 0
+    while found := _SETTING.search(line, place):
+        place, value = found.end(), found[3]
+        if found["json"]:
+            start = found.start("json")
+            place = _json_end(line, start)
+            value = line[start:place]
+            place += line[place : place + 1] == ","
+        settings.setdefault(found[1].strip(), unquoted(value.strip()))
     return settings
+
+
+def _json_end(line: str, start: int) -> int:
+    """Where a list or object of JSON ends; at the next comma where it is none."""
+    try:
+        end = json.JSONDecoder().raw_decode(line, start)[1]
+    except (ValueError, RecursionError):
+        end = -1
+    if end < 0 or line[end : end + 1] not in ("", ","):
+        end = line.find(",", start)
+    return len(line) if end < 0 else end
 
 
 def unquoted(value: str) -> str:
@@ -109,8 +131,14 @@ _KNOWN = {
     ),
     *("Postprocess upscale by", "Postprocess upscaler", "CFG Scale", "Creator", "Created", "Distilled CFG Scale"),
     *("Beta schedule alpha", "Beta schedule beta", "Civitai resources", "Civitai metadata", "Diffusion in Low Bits"),
-    "VAE",
+    *("VAE", "Created Date", "Raw prompt", "Raw negative prompt", "Styles", "Performance", "Base model", "KSampler"),
+    *("Schedule", "Mask blur", "Masked content", "Mask mode", "Inpaint area", "Masked area padding"),
 }
+_OF_MASKS = ("Mask blur", "Masked content", "Mask mode", "Inpaint area")
+# Of Highres. fix's second stage, which has those of the first one here; what says that they are the same
+_LATER = {"Hires CFG Scale": "CFG scale", "Hires schedule type": "Schedule type", "Hires sampler": "Sampler"}
+_LATER |= {"Hires Module 1": "", "Hires checkpoint": ""}
+_SAME = ("Use same choices", "Use same sampler", "Use same scheduler", "Use same checkpoint", "None")
 _LORA_WEIGHT = re.compile(r"([^,:]+): *(-?[\d.]+)")
 _USUAL_DISTILLED = "3.5"  # what Forge writes of every model
 
@@ -122,6 +150,7 @@ def read_parameters(parameters: str, program: str = "the web UI") -> Recipe:
     width, height = _size(settings.get("Size", ""))
     run = {"clip_skip": settings["Clip skip"]} if settings.get("Clip skip", "1") != "1" else {}
     run |= {"emb_normalize_mode": "none"} if settings.get("Emphasis") == "No norm" else {}
+    run |= {"upscale": settings["Postprocess upscale by"]} if "Postprocess upscale by" in settings else {}
     recipe = Recipe(
         program=program,
         prompt=prompt,
@@ -131,10 +160,10 @@ def read_parameters(parameters: str, program: str = "the web UI") -> Recipe:
         height=str(height or ""),
         steps=settings.get("Steps", ""),
         sampler=settings.get("Sampler", ""),
-        schedule=settings.get("Schedule type", "") or settings.get("Scheduler", ""),
+        schedule=next((settings[name] for name in ("Schedule type", "Scheduler", "Schedule") if name in settings), ""),
         scale=settings.get("CFG scale", "") or settings.get("CFG Scale", ""),
-        strength=settings.get("Denoising strength", ""),
-        model=settings.get("Model", ""),
+        strength=settings.get("Denoising strength", "") if number(settings.get("Denoising strength", "")) else "",
+        model=settings.get("Model", "") or next((name for name, _ in _resources(settings, "checkpoint")), ""),
         networks=_networks(settings, prompt),
         line={option: settings[name] for name, option in _IN_LINE.items() if name in settings},
         run=run,
@@ -150,8 +179,13 @@ def read_parameters(parameters: str, program: str = "the web UI") -> Recipe:
 
 def _untold(settings: Mapping[str, str]) -> tuple[str, ...]:
     """What has no like here."""
-    untold = [name for name in settings if name not in _KNOWN and not name.startswith("ControlNet")]
+    told = _KNOWN | {name for name, first in _LATER.items() if settings.get(name) in (*_SAME, settings.get(first))}
+    unknown = [name for name in settings if name not in told and not name.startswith("ControlNet")]
+    unknown = [name for name in unknown if not name.startswith("Refiner") or settings[name] != "None"]
+    untold = _in_families(unknown)
     untold += [f"{name} {settings[name]!r}" for name in ("Hires prompt", "Hires negative prompt") if name in settings]
+    if (upscaler := settings.get("Hires upscaler", "")).startswith("Latent ("):
+        untold.append(f"upscaler {upscaler}, for which bilinear is taken")
     if settings.get("Emphasis", "Original") not in ("Original", "No norm"):
         untold.append(f"Emphasis {settings['Emphasis']}")
     if settings.get("Distilled CFG Scale", _USUAL_DISTILLED) != _USUAL_DISTILLED:
@@ -159,15 +193,42 @@ def _untold(settings: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(untold)
 
 
+def _in_families(names: Sequence[str]) -> list[str]:
+    """Names of settings, those of one extension in one: they begin with the same word."""
+    families: dict[str, list[str]] = {}
+    for name in names:
+        families.setdefault(re.split(r"[ _:]", name, maxsplit=1)[0], []).append(name)
+    return [
+        each[0] if len(each) == 1 else f"{each[0]} and {len(each) - 1} more of its settings"
+        for each in families.values()
+    ]
+
+
+def _resources(settings: Mapping[str, str], *kinds: str) -> list[tuple[str, str]]:
+    """Names and weights of what Civitai lists beside a picture."""
+    try:
+        listed = as_list(json.loads(settings.get("Civitai resources", "[]")))
+    except (ValueError, RecursionError):
+        return []
+    said = [as_object(each) for each in listed]
+    return [
+        (plain(each.get("modelName")), plain(each.get("weight")))
+        for each in said
+        if plain(each.get("type")).lower() in kinds and plain(each.get("modelName"))
+    ]
+
+
 def _files(settings: Mapping[str, str]) -> tuple[tuple[Givers, str], ...]:
     """What files it was made with."""
     upscalers = (settings.get("Hires upscaler", ""), settings.get("Postprocess upscaler", ""))
-    files = [(UPSCALER, f"upscaler {name}") for name in upscalers if not re.match(r"$|Latent$|Lanczos|None", name)]
+    files = [(UPSCALER, f"upscaler {name}") for name in upscalers if not re.match(r"$|Latent|Lanczos|None", name)]
+    files += [(MASK, "the mask")] if any(name in settings for name in _OF_MASKS) else []
     files += [(CONTROL_NET, f"{name} ({settings[name][:60]})") for name in settings if name.startswith("ControlNet")]
     if (vae := settings.get("VAE", "None")) not in ("None", "Automatic", "Default (model)"):
         files.append((VAE, f"VAE {file_stem(vae)}"))
     embeddings = re.findall(r"([^,:]+):", settings.get("TI hashes", ""))
-    files += [(EMBEDDING, f"embedding {name.strip()}") for name in embeddings]
+    embeddings += [name for name, _ in _resources(settings, "embed", "textualinversion")]
+    files += [(EMBEDDING, f"embedding {name.strip()}") for name in dict.fromkeys(embeddings)]
     return tuple(files)
 
 
@@ -209,8 +270,9 @@ def _run(settings: Mapping[str, str]) -> dict[str, str]:
 
 
 def _networks(settings: Mapping[str, str], prompt: str) -> tuple[ToldNetwork, ...]:
-    """Networks that Fooocus lists beside the prompt, as far as no tag names them."""
+    """Networks that Fooocus and Civitai list beside the prompt, as far as no tag names them."""
     listed = _LORA_WEIGHT.findall(settings.get("Lora weights", ""))
+    listed += [(name, weight or "1") for name, weight in _resources(settings, "lora", "lycoris", "dora", "locon")]
     return tuple(
         ToldNetwork(file_stem(name), strength_of(weight))
         for name, weight in listed

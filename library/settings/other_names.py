@@ -81,14 +81,19 @@ _OF_LINES = {line: name for name, line in IN_LINES.items()}
 # Samplers of ComfyUI, k-diffusion and Diffusers, in lower case and without "sample_", "k_" and "Scheduler" → this
 # program's; where they are not here, the nearest
 _OTHER_SAMPLERS: Mapping[str, str] = {
-    **dict.fromkeys(("dpmpp_2m", "dpmpp2m", "dpmpp", "dpm++", "dpmsolvermultistep"), "dpmsolver++"),
+    **dict.fromkeys(
+        ("dpmpp_2m", "dpmpp2m", "dpmpp", "dpm++", "dpmpp_2", "dpmsolvermultistep"),
+        "dpmsolver++",
+    ),
     **dict.fromkeys(("dpmpp_2m_sde", "dpmpp_2m_sde_gpu", "dpmpp_sde_2m"), "dpmsolver++_sde"),
     **dict.fromkeys(("dpmpp_2m_sde_heun", "dpmpp_2m_sde_heun_gpu"), "dpmsolver++_sde_heun"),
     "dpmpp_3m": "dpmsolver++_3m",
     **dict.fromkeys(("dpmpp_3m_sde", "dpmpp_3m_sde_gpu"), "dpmsolver++_3m_sde"),
     **dict.fromkeys(("dpmpp_2s", "dpmsolversinglestep"), "dpmsingle"),
     **dict.fromkeys(("dpmpp_sde", "dpmpp_sde_gpu", "dpmsolversde"), "dpmsingle_sde"),
-    **dict.fromkeys(("dpmpp_2s_ancestral", "dpmpp_2s_a", "dpm_2_ancestral", "dpm2_a", "dpm2_ancestral"), "dpm_2_a"),
+    **dict.fromkeys(
+        ("dpmpp_2s_ancestral", "dpmpp_2s_a", "dpmpp_2_a", "dpm_2_ancestral", "dpm2_a", "dpm2_ancestral"), "dpm_2_a"
+    ),
     **dict.fromkeys(("kdpm2ancestraldiscrete", "kdpm_2_a"), "dpm_2_a"),
     **dict.fromkeys(("dpm2", "kdpm_2", "kdpm2discrete"), "dpm_2"),
     **dict.fromkeys(("dpm_fast", "dpm_adaptive"), "dpmsolver"),
@@ -98,7 +103,12 @@ _OTHER_SAMPLERS: Mapping[str, str] = {
     **dict.fromkeys(("heundiscrete", "heunpp2"), "heun"),
     "lmsdiscrete": "lms",
     **dict.fromkeys(("uni_pc", "uni_pc_bh2", "unipcmultistep"), "unipc"),
-    **dict.fromkeys(("deismultistep", "ipndm"), "deis"),
+    **dict.fromkeys(("deismultistep", "ipndm", "ipndm_v"), "deis"),
+    **dict.fromkeys(("dpmpp_2m_cfg_pp", "res_multistep"), "dpmsolver++"),
+    "dpmpp_fooocus_2m_sde_inpaint_seamless": "dpmsolver++_sde",
+    "dpmpp_2s_ancestral_cfg_pp": "dpm_2_a",
+    "ddim_v3": "ddim",
+    "sa_solver_pece": "sa_solver",
     "plms": "pndm",
     "sasolver": "sa_solver",
 }
@@ -106,6 +116,8 @@ _OTHER_SAMPLERS: Mapping[str, str] = {
 _ONLY_NEAR = {
     *("dpmpp_sde", "dpmpp_sde_gpu", "dpmsolversde", "dpmpp_2s_ancestral", "dpmpp_2s_a", "dpm_fast", "dpm_adaptive"),
     *("euler_cfg_pp", "euler_ancestral_cfg_pp", "heunpp2", "ipndm"),
+    *("dpmpp_2m_cfg_pp", "res_multistep", "ipndm_v", "dpmpp_fooocus_2m_sde_inpaint_seamless", "ddim_v3"),
+    *("dpmpp_2s_ancestral_cfg_pp", "sa_solver_pece", "dpmpp_2_a"),
 }
 _SAMPLER_ENDINGS = {"_karras": "karras", "_k": "karras", "_exponential": "exponential", "_beta": "beta"}
 

@@ -3,6 +3,7 @@
 The web UI's may hold a schedule, "DPM++ 2M Karras"; upper and lower case do not matter.
 """
 
+import re
 from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from contextlib import suppress
@@ -29,6 +30,9 @@ _NOT_HERE = {
     "dpm fast": "dpmsolver",
     "dpm adaptive": "dpmsolver++_3m",
     "ddim cfg++": "ddim",
+    "euler cfg++": "euler",
+    "euler a cfg++": "euler_a",
+    "dpm++ 2m cfg++": "dpmsolver++",
 }
 
 
@@ -76,6 +80,7 @@ def sampler_name(text: str) -> NamedSampler:
 
 def told_sampler(text: str) -> tuple[NamedSampler | None, bool]:
     """What another program's name of a sampler is here, and whether it is the same one or only the nearest."""
+    text = re.sub(r"[ _]gpu(?=$|[ _])", "", text, flags=re.IGNORECASE)  # where its noise is drawn
     with suppress(ArgumentTypeError):
         return sampler_name(text), True
     base, schedule = _split(_plain(text))
@@ -93,6 +98,7 @@ def told_sampler(text: str) -> tuple[NamedSampler | None, bool]:
 # ComfyUI's and Forge's schedules that are others' here, by how they space timesteps or noise levels
 _SAME_SCHEDULES = {"normal": "linspace", "simple": "trailing", "ddim_uniform": "leading", "ddim": "leading"}
 _SAME_SCHEDULES |= {"polyexponential": "exponential", "": OWN, "none": OWN}
+_SAME_SCHEDULES |= {"lcm": OWN, "tcd": OWN}  # of distilled models
 
 
 def told_schedule(text: str) -> str | None:
