@@ -19,11 +19,12 @@ import gen_img_diffusers
 from library.errors import InputError
 from library.files.families import SD1
 from library.files.weight_files import open_weights
+from library.plan.all_jobs import count_pictures, plan_jobs
 from library.plan.earlier_runs import read_runs
 from library.plan.emphasis import parse_emphasis
 from library.plan.file_names import FileNames
 from library.plan.job import JobSettings
-from library.plan.job_maker import JobMaker, count_pictures, plan_jobs
+from library.plan.job_maker import JobMaker
 from library.plan.line_text import prompt_line
 from library.plan.prompt_lines import PROMPT_OPTIONS, one_line
 from library.plan.seeds import SeedSource

@@ -8,10 +8,11 @@ import pytest
 
 from library.errors import InputError
 from library.files.families import SD1
+from library.plan.all_jobs import count_pictures, plan_jobs
 from library.plan.batches import group_into_batches
 from library.plan.file_names import FileNames
 from library.plan.job import Job, JobSettings
-from library.plan.job_maker import JobMaker, count_pictures, plan_jobs
+from library.plan.job_maker import JobMaker
 from library.plan.prompt_syntax import SD_SCRIPTS
 from library.plan.seeds import SeedSource
 from library.plan.sources import SourceLine, read_prompt_file, typed_line

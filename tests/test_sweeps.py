@@ -122,7 +122,7 @@ def test_text_of_prompts_is_replaced(sd1, generate, tmp_path):
     ],
 )  # fmt: skip
 def test_what_cannot_be_swept(sd1, generate, monkeypatch, line, options, message):
-    monkeypatch.setattr("library.plan.job_maker.MAX_JOBS", 1000)
+    monkeypatch.setattr("library.plan.all_jobs.MAX_JOBS", 1000)
     result = generate(sd1.folder, "--prompt", line, "--sweep", *options)
     assert result.status == 2
     assert result.stderr.startswith(f"error: {message}") and result.stderr.count("\n") == 1

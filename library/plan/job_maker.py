@@ -1,15 +1,14 @@
 """From prompt lines to jobs, one for each picture."""
 
 import logging
-import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from library.errors import InputError, InputErrors
+from library.errors import InputError
 from library.files.families import Family
 from library.plan.canvas import Box, Canvas, Size, find_boxes
 from library.plan.dynamic_prompts import DynamicPrompt
@@ -39,8 +38,6 @@ from networks.tags import TaggedNetworks, TagUse
 
 logger = logging.getLogger(__name__)
 
-MAX_JOBS = 1_000_000  # in one run; far beyond a night's work, far below what fills the memory
-Thing = TypeVar("Thing")
 # a picture's seed, its source picture, and more of it by the names of its fields → its file
 NameFile = Callable[[int, Path | None, Mapping[str, Any]], Path]
 
@@ -146,11 +143,9 @@ class JobMaker:
             for image in range(self.images_per_prompt or 1):  # those that are told, then new ones
                 yield self._job(line.parsed, seed_of(said[image : image + 1], 0, seeds), line, name_file)
             return
-        dynamic = _dynamic_prompt(line, self.wildcards)
+        dynamic = dynamic_prompt(line, self.wildcards)
         variants: Iterable[DynamicPrompt] = (
-            dynamic.combinations()
-            if dynamic.enumerated
-            else [dynamic] * _pictures_of(line.text, self.images_per_prompt)
+            dynamic.combinations() if dynamic.enumerated else [dynamic] * pictures_of(line.text, self.images_per_prompt)
         )
         parsed: PromptLine | None = None
         image = -1
@@ -314,11 +309,16 @@ class JobMaker:
         return said + said[-1:] * (networks - len(said))
 
 
-def _dynamic_prompt(line: SourceLine, wildcards: Wildcards) -> DynamicPrompt:
+def dynamic_prompt(line: SourceLine, wildcards: Wildcards) -> DynamicPrompt:
+    """A line's groups and wildcards.
+
+    Raises:
+        InputError: for a fault in them.
+    """
     return wildcards.parse(line.text, line.where, partial(place_of, line.where, cells=line.cells))
 
 
-def _pictures_of(text: str, images_per_prompt: int | None) -> int:
+def pictures_of(text: str, images_per_prompt: int | None) -> int:
     """How many pictures a line gives that does not enumerate its variants."""
     return images_per_prompt or len(seeds_of(text)) or 1
 
@@ -332,78 +332,3 @@ def _with_implied(overrides: dict[str, object], defaults: JobSettings) -> dict[s
     if "deep_shrink" in parts and defaults.deep_shrink.depth_1 is None:
         implied["deep_shrink.depth_1"] = USUAL_DEPTH
     return implied | overrides
-
-
-def count_pictures(
-    lines: Sequence[SourceLine],
-    images_per_prompt: int | None,
-    iterations: int,
-    wildcards: Wildcards | None = None,
-    sweep: Sweep = NO_SWEEP,
-) -> int:
-    """How many pictures a run makes of its lines, in one combination of its sweep.
-
-    Raises:
-        InputError: for a fault in a line's dynamic prompt, and for more than `MAX_JOBS`.
-    """
-
-    named = wildcards or Wildcards()
-
-    def count(line: SourceLine) -> int:
-        if line.parsed is not None:
-            return images_per_prompt or 1
-        dynamic = _dynamic_prompt(line, named)
-        return dynamic.count() if dynamic.enumerated else _pictures_of(line.text, images_per_prompt)
-
-    counts = _for_all(lines, count)
-    pictures = iterations * sum(each * sweep.combinations(line) for line, each in zip(lines, counts))
-    if pictures > MAX_JOBS:
-        raise InputError(
-            f"--n_iter {iterations}, --images_per_prompt {images_per_prompt or 1}{', --sweep' * bool(sweep.axes)}",
-            f"{pictures:,} pictures, more than {MAX_JOBS:,} in one run; make several runs",
-        )
-    return iterations * sum(counts)
-
-
-def plan_jobs(
-    lines: Sequence[SourceLine],
-    maker: JobMaker,
-    seeds: SeedSource,
-    name_file: NameFile,
-    iterations: int,
-    shuffle: random.Random | None = None,
-) -> list[Job]:
-    """The jobs of a run, in the order of its pictures: iteration by iteration, line by line.
-
-    Args:
-        lines: the prompt lines.
-        maker: makes jobs of them.
-        seeds: for lines that name none.
-        name_file: names the pictures.
-        iterations: how often all lines are gone through.
-        shuffle: mixes the lines anew for each iteration; None leaves their order.
-    """
-    jobs: list[Job] = []
-    for _ in range(iterations):
-        seeds.start_iteration()
-        order = list(lines)
-        if shuffle is not None:
-            shuffle.shuffle(order)
-        for made in _for_all(order, lambda line: list(maker.jobs(line, seeds, name_file))):
-            jobs += made
-    return jobs
-
-
-def _for_all(lines: Sequence[SourceLine], work: Callable[[SourceLine], Thing]) -> list[Thing]:
-    """What `work` gives for each line; its refusals are raised together, after all lines have been looked at."""
-    results: list[Thing] = []
-    problems: list[InputError] = []
-    for line in lines:
-        try:
-            results.append(work(line))
-        except InputError as problem:
-            problems.append(problem)
-    if problems:
-        problems = list({str(problem): problem for problem in problems}.values())  # lines share files of wildcards
-        raise problems[0] if len(problems) == 1 else InputErrors(problems)
-    return results

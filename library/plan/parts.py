@@ -8,8 +8,9 @@ from pathlib import Path
 
 from library.errors import InputError
 from library.files.model_files import ModelFiles
+from library.plan.all_jobs import count_pictures, plan_jobs
 from library.plan.job import Job
-from library.plan.job_maker import JobMaker, NameFile, count_pictures, plan_jobs
+from library.plan.job_maker import JobMaker, NameFile
 from library.plan.run_record import NameOf, Part, RunRecord, compared_options, fingerprints, jobs_digest, line_key
 from library.plan.seeds import SeedSource
 from library.plan.sources import SourceLine

@@ -107,7 +107,12 @@ def _found(given: str, options: Options) -> list[Path]:
         folders.setdefault(path.parent, []).append(path.name)
     beside = {folder / name for folder, names in folders.items() for name in beside_others(names)}
     if beside:
-        logger.info("%s: first stages, guides and sheets are passed over: %d files", OPTION, len(beside))
+        logger.info(
+            "%s: first stages, guides and sheets are passed over: %d file%s",
+            OPTION,
+            len(beside),
+            "s" * (len(beside) > 1),
+        )
     return [path for path in paths if path not in beside]
 
 

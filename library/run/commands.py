@@ -10,8 +10,8 @@ from pathlib import Path
 from library import console
 from library.errors import EnvironmentFault, InputError, ProgramError
 from library.files.picture_files import save_whole
+from library.plan.all_jobs import count_pictures, plan_jobs
 from library.plan.job import Job, JobSettings
-from library.plan.job_maker import count_pictures, plan_jobs
 from library.plan.line_text import as_typed, prompt_line
 from library.plan.prompt_lines import OPTION_START, PROMPT_OPTIONS
 from library.plan.run_plan import Keyboard, RunPlan
