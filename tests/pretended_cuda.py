@@ -12,6 +12,7 @@ CUDA graph to try; nor does it take gradients where PyTorch was built without CU
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
@@ -43,6 +44,7 @@ _RANDOM = {  # draws numbers; the device's own would be others than the seed's o
 _JOINING = {"cat", "concat", "concatenate", "stack", "hstack", "vstack"}  # takes no number of another device either
 _INDEXING = {"__getitem__", "__setitem__", "index_put_"}
 _MIXING = {"concat"}  # diffusers' XL: a text's vector with the sizes' features, cast together right after
+_SLOW_IN_HALF = {"conv2d", "linear", "group_norm", "layer_norm", "scaled_dot_product_attention", "interpolate"}
 _NO_OPERATION = {"_parse_to", "_has_compatible_shallow_copy_type", "device"}
 
 
@@ -111,6 +113,8 @@ class Gpu:
         if name in ("to", "cpu", "cuda") and isinstance(args[0], OnGpu) != on_gpu:
             func, args = torch.Tensor.to, args if name == "to" else (args[0], CPU)
             kwargs = kwargs | {"copy": True}  # another device's memory
+        if name in _SLOW_IN_HALF and any(tensor.dtype is torch.float16 for tensor in tensors):
+            func = partial(_by_float32, func)
         result = _mapped(lambda leaf: _placed(leaf, tensors, on_gpu=on_gpu), func(*args, **kwargs))
         self.kernels += 1
         if self.recording is not None:
@@ -145,6 +149,16 @@ class Gpu:
         if (len(types) > 1 and name not in _COPYING | _MIXING) or torch.float64 in types:
             return "tensors of two types, or of double precision"
         return None
+
+
+def _by_float32(func: Callable, *args: Any, **kwargs: Any) -> Any:
+    """What a function gives of numbers in half precision, sooner: CPUs have no kernels for these."""
+
+    def cast(leaf: Any, dtype: torch.dtype, other: torch.dtype) -> Any:
+        return leaf.to(other) if isinstance(leaf, torch.Tensor) and leaf.dtype is dtype else leaf
+
+    args, kwargs = _mapped(lambda leaf: cast(leaf, torch.float16, torch.float32), (args, kwargs))
+    return _mapped(lambda leaf: cast(leaf, torch.float32, torch.float16), func(*args, **kwargs))
 
 
 def _goes_to_gpu(name: str, args: Sequence, devices: Sequence[torch.device | str]) -> bool:

@@ -73,13 +73,12 @@ def filled(options: str, files: Files) -> list[object]:
     return [files.get(word, word) for word in options.split()]
 
 
-@pytest.mark.parametrize("precision", ["--fp16", "--bf16"])
-def test_every_sampler(precision: str, sd1: Models, sd1_files: Files, generate: Generate, tmp_path: Path) -> None:
-    """With and without a picture and a mask to draw over."""
+def test_every_sampler(sd1: Models, sd1_files: Files, generate: Generate, tmp_path: Path) -> None:
+    """With and without a picture and a mask to draw over; they compute in float32, whatever the model does."""
     lines = [f"a cat --d {seed} --sampler {name}" for seed, name in enumerate(SAMPLERS)]
     lines += ["a cat --eta 0.5", "a cat --sampler euler --s_churn 2", "a cat --sampler dpm_2 --schedule karras"]
     (tmp_path / "lines.txt").write_text("\n".join(lines))
-    common = (precision, "--steps", 4, "--from_file", tmp_path / "lines.txt")
+    common = ("--bf16", "--steps", 4, "--from_file", tmp_path / "lines.txt")
     with pretended_gpu():
         for options in ("", f"{REDRAWN} --mask_path {{mask}}"):
             result = generate(sd1.folder, *common, *filled(options, sd1_files))

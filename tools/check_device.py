@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -56,9 +57,13 @@ class Run:
             except KeyboardInterrupt:  # before it had begun
                 result = Result(task, error=INTERRUPTED)
             self.results.append(result)
-            self.interrupted |= result.error == INTERRUPTED
             _say(result)
             self._report.write(self.results)
+
+    def interrupt(self, number: int, frame: FrameType | None) -> None:
+        """What Ctrl-C does; it is noted as well, as an exception that comes at the wrong time can get lost."""
+        self.interrupted = True
+        raise KeyboardInterrupt
 
     def _tasks(self) -> Iterator[Task]:
         yield machine_task(self._check)
@@ -125,7 +130,6 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; returns its exit status: 1 when something failed or is not as it must be."""
     options = parse_options(argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return check_device(options, ReportFiles(options.outdir, options.device, tiny=options.tiny))
     except ProgramError as problem:
@@ -143,10 +147,11 @@ def check_device(options: argparse.Namespace, report: ReportFiles) -> int:
         os.environ.update(environment(Path(folder)))
         check = Check(options.device, options.tiny, Path(folder))
         run = Run(check, options.only, options.minutes, report)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, run.interrupt)
         try:
             run.go()
         except KeyboardInterrupt:  # between two measurements
-            run.interrupted = True
             report.write(run.results)
     print(f"{report.markdown}\n{report.json}")
     return _INTERRUPTED if run.interrupted else 0 if report.all_well else 1

@@ -1,6 +1,7 @@
 """Paths with `*`, `?` and `[…]` in them, and misspelt ones."""
 
 import glob
+import re
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -23,7 +24,8 @@ def near_path(path: Path) -> Path | None:
         for part in path.parts[bool(path.anchor) :]:
             if not (found / part).exists():
                 here = sorted(entry.name for entry in found.iterdir())
-                near = get_close_matches(part, here, n=1, cutoff=_NEAR)
+                others = [name for name in here if _without_digits(name) != _without_digits(part)]
+                near = get_close_matches(part, others, n=1, cutoff=_NEAR)
                 if not near:
                     return None
                 part = near[0]
@@ -31,6 +33,11 @@ def near_path(path: Path) -> Path | None:
     except (OSError, ValueError):
         return None
     return found
+
+
+def _without_digits(name: str) -> str:
+    """Names that are alike but for their numbers, as of pictures in a row, are seldom meant for one another."""
+    return re.sub(r"\d+", "#", name)
 
 
 def advice_on(path: Path) -> str:
