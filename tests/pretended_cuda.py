@@ -113,7 +113,8 @@ class Gpu:
         if name in ("to", "cpu", "cuda") and isinstance(args[0], OnGpu) != on_gpu:
             func, args = torch.Tensor.to, args if name == "to" else (args[0], CPU)
             kwargs = kwargs | {"copy": True}  # another device's memory
-        if name in _SLOW_IN_HALF and any(tensor.dtype is torch.float16 for tensor in tensors):
+        half = any(tensor.dtype is torch.float16 for tensor in tensors)
+        if half and name in _SLOW_IN_HALF and not torch.is_grad_enabled():  # gradients remember what was computed
             func = partial(_by_float32, func)
         result = _mapped(lambda leaf: _placed(leaf, tensors, on_gpu=on_gpu), func(*args, **kwargs))
         self.kernels += 1
