@@ -15,8 +15,12 @@ from pretended_cuda import pretended_gpu
 from safetensors.torch import save_file
 from test_control_net import write_control_net
 from test_guidance import clip_folder, vgg16_tensors  # noqa: F401  # a fixture
+from test_highres import upscaler_file  # noqa: F401  # a fixture
 from test_regional_networks import write_network
+from test_upscalers import files as upscalers  # noqa: F401  # a fixture
+from test_upscalers import spandrel  # noqa: F401  # another
 from test_xl_features import lllite  # noqa: F401  # a fixture
+from test_xl_pictures import union  # noqa: F401  # a fixture
 
 from library.files.model_inputs import EDITING, INPAINTING
 from library.files.textual_inversion import XTI_LAYERS
@@ -63,9 +67,12 @@ def sd1_files(sd1: Models, clip_folder, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="module")
-def sdxl_files(sdxl: Models, lllite, tmp_path_factory: pytest.TempPathFactory) -> Files:  # noqa: F811
+def sdxl_files(sdxl: Models, lllite, union, tmp_path_factory: pytest.TempPathFactory) -> Files:  # noqa: F811
     folder = tmp_path_factory.mktemp("sdxl_files") / "files"
-    return write_files(folder, sdxl) | {"{lllite}": lllite[0]}
+    files = write_files(folder, sdxl)
+    word = folder / "zzyzx.safetensors"
+    save_file({"clip_l": torch.randn(2, 64), "clip_g": torch.randn(2, 32)}, word)
+    return files | {"{lllite}": lllite[0], "{union}": union, "{word}": word}
 
 
 def filled(options: str, files: Files) -> list[object]:
@@ -151,6 +158,8 @@ def test_every_feature(
         (PROMPT, f"{CONTROL_NET} {LORAS}"),
         (PROMPT, "--control_net_lllite_models {lllite} --guide_image_path {halves}"),
         (PROMPT, "--control_net_lllite_models {lllite} --guide_image_path {halves} --tile 64 --W 128"),
+        (PROMPT, "--control_net_models {union} --control_net_types depth --guide_image_path {halves}"),
+        ("a zzyzx cat --d 1", "--textual_inversion_embeddings {word}"),
         ("a cat AND a dog --d 1", f"--mask_path {{halves}} {LORAS}"),
     ],
 )
@@ -162,6 +171,21 @@ def test_every_feature_of_xl(
         result = generate(sdxl.folder, precision, *filled(options, sdxl_files), "--prompt", prompt)
     assert result.status == 0, result.stderr
     assert result.files
+
+
+@pytest.mark.parametrize("precision", ["--fp16", "--bf16"])
+def test_upscalers(precision: str, sd1: Models, upscaler_file, upscalers, generate: Generate) -> None:  # noqa: F811
+    highres = (precision, "--W", 128, "--highres_fix_scale", 0.5, "--highres_fix_steps", 2, "--prompt", PROMPT)
+    for module, argument in (
+        ("tools.latent_upscaler", f"weights={upscaler_file}"),
+        ("tools.esrgan", f"weights={upscalers['ESRGAN']}"),
+    ):
+        with pretended_gpu():
+            result = generate(
+                *(sd1.folder, *highres, "--highres_fix_upscaler", module, "--highres_fix_upscaler_args", argument)
+            )
+        assert result.status == 0, result.stderr
+        assert len(result.files) == 1
 
 
 @pytest.mark.parametrize("precision", ["--fp16", "--bf16"])
