@@ -191,7 +191,8 @@ def test_a_batch_of_edits_equals_edits_alone(with_inputs, generate, pictures, tm
     together = generate(models.safetensors, *options, "--batch_size", 2, "--json")
     alone = drawn(generate(models.folder, *options, outdir=tmp_path / "alone"))
     assert largest(drawn(together), alone) <= 1
-    told = [json.loads(line) for line in together.stdout.splitlines()]
+    told = map(json.loads, together.stdout.splitlines())  # pictures of a batch are told as they are saved
+    told = sorted(told, key=lambda each: each["file"])
     assert [(each["model_kind"], each["image_guidance"], each["strength"]) for each in told] == [
         ("editing", 2, 1), ("editing", 1.5, 1),
     ]  # fmt: skip
