@@ -27,7 +27,7 @@ LINES = (
     "a large striped blue star, on a yellow background --d 7",
     "a shaded cyan ring in the centre, on a brown background --d 7",
 )
-TERMINAL_PX, LINE_PX, TEXT_PX, BORDER_PX = 520, 19, 14, 16
+TERMINAL_PX, LINE_PX, TEXT_PX, BORDER_PX = 590, 19, 14, 16
 
 
 def page(file: Path) -> None:
