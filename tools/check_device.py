@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from library import values
 from library.errors import ProgramError
-from tools.device_check.processes import INTERRUPTED, Processes, Result, Task, environment
+from tools.device_check.processes import Processes, Result, Task, environment
 from tools.device_check.report import ReportFiles
 from tools.device_check.tasks import FAMILIES, MODELS, PARTS, Check, machine_task, model_tasks, tasks
 
@@ -44,7 +44,6 @@ class Run:
 
     def __init__(self, check: Check, only: Sequence[str], minutes: float, report: ReportFiles) -> None:
         self.results: list[Result] = []
-        self.interrupted = False  # by Ctrl-C
         self._check, self._only, self._minutes, self._report = check, only, minutes, report
         self._processes = Processes(check.folder)
         self._deadline = time.monotonic() + 60 * minutes
@@ -52,18 +51,19 @@ class Run:
     def go(self) -> None:
         """Do everything; after Ctrl-C the rest is told as not done."""
         for task in self._tasks():
-            try:
-                result = self._do(task)
-            except KeyboardInterrupt:  # before it had begun
-                result = Result(task, error=INTERRUPTED)
+            result = self._do(task)
             self.results.append(result)
             _say(result)
             self._report.write(self.results)
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C was pressed."""
+        return self._processes.interrupted
+
     def interrupt(self, number: int, frame: FrameType | None) -> None:
-        """What Ctrl-C does; it is noted as well, as an exception that comes at the wrong time can get lost."""
-        self.interrupted = True
-        raise KeyboardInterrupt
+        """What Ctrl-C does: it is noted, as an exception that comes at the wrong time can get lost."""
+        self._processes.interrupted = True
 
     def _tasks(self) -> Iterator[Task]:
         yield machine_task(self._check)
@@ -80,7 +80,7 @@ class Run:
 
     def _obstacle(self, task: Task, left_s: float) -> str:
         """Why a task cannot be done any more, if it cannot."""
-        if self.interrupted:
+        if self._processes.interrupted:
             return "not done, as the check was interrupted"
         unmade = {result.task.family for result in self.results if result.task.part == MODELS and result.error}
         if task.family in unmade and task.part != MODELS:
@@ -149,10 +149,7 @@ def check_device(options: argparse.Namespace, report: ReportFiles) -> int:
         run = Run(check, options.only, options.minutes, report)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, run.interrupt)
-        try:
-            run.go()
-        except KeyboardInterrupt:  # between two measurements
-            report.write(run.results)
+        run.go()
     print(f"{report.markdown}\n{report.json}")
     return _INTERRUPTED if run.interrupted else 0 if report.all_well else 1
 

@@ -73,6 +73,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 Measure = Callable[..., None]  # called with a task's arguments, then `Notes`
+_LOOK_S = 0.1  # so often it is looked whether somebody has pressed Ctrl-C
 
 
 @dataclass(frozen=True)
@@ -119,10 +120,11 @@ class Processes:
         self._folder = folder
         self._method = "forkserver"
         self._count = 0
+        self.interrupted = False  # from then on nothing is waited for
         multiprocessing.set_forkserver_preload(_IMPORTED_ONCE)
 
     def run(self, task: Task, limit_s: float) -> Result:
-        """Run a task to its end, to its limit in seconds, or to Ctrl-C."""
+        """Run a task to its end, to its limit in seconds, or until it is `interrupted`."""
         result = self._run(task, limit_s)
         if self._method == "forkserver" and _FORKED_TOO_LATE in result.error:
             self._method = "spawn"
@@ -136,12 +138,10 @@ class Processes:
         process = _process(self._method, (task.measure, task.arguments, notes, log, limit_s))
         process.start()
         problem = ""
-        try:
-            process.join(limit_s)
-            if process.is_alive():
-                problem = f"stopped after {limit_s:.0f} s"
-        except KeyboardInterrupt:
-            problem = INTERRUPTED
+        while process.is_alive() and not self.interrupted and time.perf_counter() < started + limit_s:
+            process.join(_LOOK_S)
+        if process.is_alive():
+            problem = INTERRUPTED if self.interrupted else f"stopped after {limit_s:.0f} s"
         _end(process)
         result = Result(task, time.perf_counter() - started)
         _read(notes, result)
