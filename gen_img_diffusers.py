@@ -1005,7 +1005,7 @@ def run(options: Options, team: Team) -> int:
     if options.interactive and team.size > 1:
         raise InputError("--interactive", "is for one process; start the program by itself")
     plan = make_plan(options, shared)
-    if plan.dry_run:
+    if options.dry_run:
         return show(plan)
     make_folder(plan.output.folder, "--outdir")
     facts = run_facts(plan)

@@ -67,15 +67,14 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
     options.check()
     enlarger = upscaler.from_options(options)
     two_stages, interval = highres.from_options(options, enlarger), cfg_interval.from_options(options)
-    guidance = loss_guidance.from_options(options)
-    out, counts = output.from_options(options), repeats.from_options(options)
+    guidance, out = loss_guidance.from_options(options), output.from_options(options)
     redrawn, tiles, swept = masks.from_options(options), tiling.from_options(options), sweep.from_options(options)
     sources = find_sources(options, redrawn)
     lines = lines_told or source_lines(options, sources)
     check_folder(out.folder, "--outdir")
     earlier = _earlier_run(options, lines, shared)
     begun = earlier.record if earlier else None
-    counts = _as_begun(counts, begun)
+    counts = _as_begun(repeats.from_options(options), begun)
     model = _find_model(options)
     highres.check_family(two_stages, model.family)
     model_inputs.check_run(options, model, guidance)
@@ -115,7 +114,6 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         text=text,
         noise=maker.sampling.noise,
         cfg_interval=interval,
-        guidance_rescale=options.guidance_rescale,
         highres=two_stages,
         upscaler=enlarger,
         networks=networks,
@@ -134,9 +132,6 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         done=earlier_runs.finished(earlier, out.folder, jobs) if earlier else {},
         resumed=earlier is not None,
         keyboard=_keyboard(maker, seed, counts, name_file) if options.interactive else None,
-        preview=options.interactive and not options.no_preview,
-        preview_every=options.preview_every,
-        dry_run=options.dry_run,
     )
 
 

@@ -73,7 +73,6 @@ class RunPlan:
     text: TextPlan
     noise: NoiseSchedule
     cfg_interval: CfgInterval
-    guidance_rescale: float  # see `draw.denoiser.Cfg`
     highres: HighresFix | None
     upscaler: UpscalerSpec | None  # of Highres. fix and of `Job.upscale`; None is LANCZOS
     networks: NetworkPlan
@@ -92,9 +91,16 @@ class RunPlan:
     done: Mapping[int, Path]  # pictures that an earlier process has made, by their place in `jobs`
     resumed: bool
     keyboard: Keyboard | None  # when prompts come from there
-    preview: bool  # whether there may be a window
-    preview_every: int | None  # at how many steps it shows the pictures as they come
-    dry_run: bool
+
+    @property
+    def guidance_rescale(self) -> float:
+        """See `draw.denoiser.Cfg`."""
+        return self.options.guidance_rescale
+
+    @property
+    def preview(self) -> bool:
+        """Whether there may be a window."""
+        return self.keyboard is not None and not self.options.no_preview
 
     @property
     def to_do(self) -> list[Job]:

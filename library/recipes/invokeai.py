@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from library.recipes.emphasis import from_invokeai, has_functions
@@ -74,16 +75,9 @@ def _read_new(said: Mapping[str, Any]) -> Recipe:
     untold += ["prompt functions (.and, .blend, .swap)"] if has_functions(prompt) else []
     loras = [each for each in as_list(said.get("loras")) if _named(each)]
     rescale = number(said.get("cfg_rescale_multiplier")) or 0
-    return Recipe(
-        program=_PROGRAM,
-        prompt=from_invokeai(prompt),
-        negative_prompt=from_invokeai(negative),
-        seed=plain(said.get("seed")),
-        width=plain(said.get("width")),
-        height=plain(said.get("height")),
-        steps=plain(said.get("steps")),
+    return replace(
+        _named_alike(said, prompt, negative),
         sampler=plain(said.get("scheduler")),
-        scale=plain(said.get("cfg_scale")),
         strength=plain(said.get("strength")),
         model=_named(said.get("model")),
         networks=tuple(ToldNetwork(_named(each), strength_of(as_object(each).get("weight"))) for each in loras),
@@ -94,22 +88,29 @@ def _read_new(said: Mapping[str, Any]) -> Recipe:
     )
 
 
+def _named_alike(said: Mapping[str, Any], prompt: str, negative: str) -> Recipe:
+    """What both kinds of JSON call by the same names."""
+    return Recipe(
+        program=_PROGRAM,
+        prompt=from_invokeai(prompt),
+        negative_prompt=from_invokeai(negative),
+        seed=plain(said.get("seed")),
+        width=plain(said.get("width")),
+        height=plain(said.get("height")),
+        steps=plain(said.get("steps")),
+        scale=plain(said.get("cfg_scale")),
+    )
+
+
 def _read_middle(image: Mapping[str, Any], model: str) -> Recipe:
     """`sd-metadata`'s `image`; its prompt is a text, or a list of texts with weights."""
     said = image.get("prompt")
     parts = [as_object(each) for each in as_list(said)]
     prompt, negative = _split_negative(plain(said) or " ".join(plain(each.get("prompt")) for each in parts))
     is_img2img = plain(image.get("type")) == "img2img"
-    return Recipe(
-        program=_PROGRAM,
-        prompt=from_invokeai(prompt),
-        negative_prompt=from_invokeai(negative),
-        seed=plain(image.get("seed")),
-        width=plain(image.get("width")),
-        height=plain(image.get("height")),
-        steps=plain(image.get("steps")),
+    return replace(
+        _named_alike(image, prompt, negative),
         sampler=plain(image.get("sampler")),
-        scale=plain(image.get("cfg_scale")),
         strength=plain(image.get("strength")) if is_img2img else "",
         model=model,
         files=((SOURCE, _OVER),) if is_img2img else (),

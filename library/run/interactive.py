@@ -51,8 +51,8 @@ def run_interactive(plan: RunPlan, painter: Watched, writer: PictureWriter, keyb
     with suppress(ImportError):
         import readline  # noqa: F401  # gives input() its history
     window = preview.Window() if plan.preview and preview.can_show() else None
-    if window and plan.preview_every:
-        painter.watch(plan.preview_every, window.come)
+    if window and plan.options.preview_every:
+        painter.watch(plan.options.preview_every, window.come)
     session, progress = Session(plan, keyboard), console.Progress(None)
     ending = "Ctrl-Z and Enter end" if sys.platform == "win32" else "Ctrl-D ends"
     console.say(f"a prompt and Enter draw a picture; {ending} the loop, as do exit and quit; :help tells more")
