@@ -39,10 +39,10 @@ from library.results.metadata import FileHash, RunFacts
 from library.results.writer import PictureWriter
 from library.run.interactive import run_interactive
 from library.run.manifest import Manifest, recover
-from library.run.processes import Others, Team, outlive_others
+from library.run.processes import Team
 from library.run.report import Tally, save_failed
-from library.run.runs import run_jobs
-from library.settings import completion, deep_shrink, gradual_latent, masks, samplers, sizes, tiling
+from library.run.runs import BatchDrawer, Draw, Drawn, Interruptions, run_jobs
+from library.settings import completion, deep_shrink, fleet, gradual_latent, masks, samplers, sizes, tiling
 from library.settings.computing import CUDA_GRAPHS, vae_batch_size
 from library.settings.control_net import control_type
 from library.settings.emphasis import ORIGINAL, normalization
@@ -503,6 +503,20 @@ def _speed_options(group: OptionGroup) -> None:
                  help="put the channels last in memory (done on CPUs anyway)")  # fmt: skip
 
 
+def _fleet_options(group: OptionGroup) -> None:
+    needs = Needs(("ray",), "is for Ray's workers; give --ray, too")
+    group.add("--ray", use=RUN, metavar="ADDRESS", convert=fleet.address, alone=fleet.HERE, not_with=_LOOP,
+              help="have workers of Ray draw (requirements-ray.txt): of this machine (local, the default), of the "
+              "cluster that it belongs to (auto), HOST:PORT or ray://HOST:PORT")  # fmt: skip
+    group.add("--ray_workers", use=RUN, metavar="N", convert=fleet.worker_count, needs=needs,
+              help="how many workers, or MIN,MAX; default: one for each GPU of the cluster, without GPUs one for each "
+              "--ray_cpus cores")  # fmt: skip
+    group.add("--ray_cpus", use=RUN, metavar="N", convert=values.whole_number(1), needs=needs,
+              help="processor cores of a worker without a GPU (default 2; --ray_workers N shares all out)")  # fmt: skip
+    group.switch("--ray_ship", use=RUN, needs=needs,
+                 help="send a node the input files that it lacks: models, networks, pictures")  # fmt: skip
+
+
 _OPTION_GROUPS = {  # what people use first comes first
     "model": _model_options,
     "prompts": _source_options,
@@ -514,6 +528,7 @@ _OPTION_GROUPS = {  # what people use first comes first
     "networks and embeddings": _network_options,
     "ControlNet": _control_net_options,
     "Highres. fix and enlarging": _highres_options,
+    "several machines": _fleet_options,
     "tiles": _tile_options,
     "guidance by CLIP and VGG16": _guidance_options,
     sizes.GROUP: _size_options,
@@ -953,7 +968,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.make_streams_safe()
     options = parse_options(sys.argv[1:] if argv is None else argv)
     team = Team.from_environment()
-    outlive_others(team)
     with console.messages(message_level(options, team)):
         try:
             devices.check_versions()
@@ -1002,8 +1016,9 @@ def run(options: Options, team: Team) -> int:
     shared = None if team.is_first else team.receive_plan()
     if shared is None and not team.is_first:
         return 0  # the first process says why
-    if options.interactive and team.size > 1:
-        raise InputError("--interactive", "is for one process; start the program by itself")
+    for name in ("interactive", "ray"):
+        if options.given(name) and team.size > 1:
+            raise InputError(f"--{name}", "is for one process; start the program by itself")
     plan = make_plan(options, shared)
     if options.dry_run:
         return show(plan)
@@ -1045,30 +1060,55 @@ def make_pictures(plan: RunPlan, facts: RunFacts, team: Team) -> int:
         if plan.resumed and team.is_first:
             plan = replace(plan, done=recover(plan, manifest, facts))
         team.send_plan(plan)
-        team.tell("manifest", (manifest.file.name, manifest.pictures_before))
-        tally, others = Tally(plan), Others(team, plan.output.folder)
-
-        def saved(job: Job, file: Path) -> None:
-            tally.count_made(job)
-            announce(job, file, plan)
-
-        pipeline = load_pipeline(plan, team.local_rank) if plan.to_do else None
+        tally = Tally(plan)
         try:
-            console.say(summary(plan))
-            if pipeline is not None:
-                if team.is_first:
-                    keep_settings(plan.output.folder, plan.options)
-                with PictureWriter(facts, saved, manifest, plan.output.quality, plan.resumed) as writer:
-                    run_jobs(plan, pipeline, writer, tally, team, others)
+            if plan.to_do:
+                draw_and_save(plan, facts, team, tally, manifest)
+            else:
+                console.say(summary(plan))
             if team.is_first:
-                tally.list_missing(others.jobs_made())
                 for file in show_results(plan, facts, plan.options.for_one()):
                     console.say(f"written: {file}")
         finally:
-            tally.made_elsewhere = len(others.jobs_made())
+            tally.made_elsewhere = sum(team.told("made"))
             if team.is_first:
                 tell(tally, plan)
-    return EXIT_SOME_FAILED if tally.failed else 0
+    # the launcher of several processes stops them all once one says that something failed: the first one does, at last
+    return EXIT_SOME_FAILED if (tally.failed or tally.left) and team.is_first else 0
+
+
+def draw_and_save(plan: RunPlan, facts: RunFacts, team: Team, tally: Tally, manifest: Manifest) -> None:
+    """Draw this process's share, here or on a fleet, and save the pictures as they come."""
+    with ExitStack() as stack:
+        node_of: dict[Path, str] = {}  # that drew a picture, where there are several
+        if plan.fleet is None:
+            draw = draw_here(plan, load_pipeline(plan, team.local_rank), tally)
+        else:
+            from library.fleet.driver import opened  # which imports Ray
+
+            program = Path(__file__).resolve()
+            driver = stack.enter_context(opened(plan, plan.fleet, program, load_pipeline.__name__, tally.fail))
+            draw, node_of = driver.draw, driver.node_of
+        console.say(summary(plan))
+        if team.is_first:
+            keep_settings(plan.output.folder, plan.options)
+
+        def saved(job: Job, file: Path) -> None:
+            tally.count_made(job)
+            announce(job, file, plan, node_of.pop(job.file, None))
+
+        with PictureWriter(facts, saved, manifest, plan.output.quality, plan.resumed) as writer:
+            run_jobs(plan, draw, writer, tally, team)
+
+
+def draw_here(plan: RunPlan, pipeline: Pipeline, tally: Tally) -> Draw:
+    """What draws batches in this process."""
+
+    def draw(batches: Sequence[Sequence[Job]], interruptions: Interruptions, progress: console.Progress) -> Drawn:
+        drawer = BatchDrawer(pipeline, plan.batch_key, tally.fail, progress.steps)
+        return drawer.draw(interruptions.until_asked(batches))
+
+    return draw
 
 
 def tell(tally: Tally, plan: RunPlan) -> None:
@@ -1078,9 +1118,10 @@ def tell(tally: Tally, plan: RunPlan) -> None:
         console.say(f"the failed pictures' lines: {file}")
 
 
-def announce(job: Job, file: Path, plan: RunPlan) -> None:
-    """Say on standard output where a picture is."""
-    console.result(to_json(picture_facts(plan, job, file)) if plan.output.as_json else str(file))
+def announce(job: Job, file: Path, plan: RunPlan, node: str | None = None) -> None:
+    """Say on standard output where a picture is, and with `--json` which node of a fleet drew it."""
+    drawn_by = {"node": node} if node else {}
+    console.result(to_json(picture_facts(plan, job, file) | drawn_by) if plan.output.as_json else str(file))
 
 
 if __name__ == "__main__":

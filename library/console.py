@@ -113,9 +113,14 @@ def others_at_work() -> Iterator[None]:
 
 
 @contextmanager
-def messages(lowest_level: int) -> Iterator[None]:
-    """Show this program's messages from a level of `logging` on, on standard error, for the length of the block."""
-    handler = _Handler()
+def messages(lowest_level: int, handler: logging.Handler | None = None) -> Iterator[None]:
+    """Show this program's messages from a level of `logging` on, for the length of the block.
+
+    Args:
+        lowest_level: of them.
+        handler: takes them; None for what writes them to standard error.
+    """
+    handler = handler or _Handler()
     before = {own: own.level for own in map(logging.getLogger, _PACKAGES)}
     for own in before:
         own.addHandler(handler)
@@ -170,6 +175,7 @@ class Progress:
     def __init__(self, pictures: int | None) -> None:
         self._on_terminal = sys.stderr.isatty() and logger.isEnabledFor(logging.INFO)
         self._total = pictures
+        self.beside = ""  # what else is said of it: who is at work
         self._done = 0
         self._started = self._told = time.monotonic()
         self._pictures = tqdm(
@@ -184,11 +190,14 @@ class Progress:
         """Show that so many pictures are finished."""
         more = pictures - self._done
         self._done = pictures
+        if self.beside:
+            self._pictures.set_postfix_str(self.beside, refresh=False)
         self._pictures.update(more)
         if more and not self._on_terminal and self._total is not None and self._is_time():
             per_picture = (self._told - self._started) / self._done
             left = tqdm.format_interval(per_picture * (self._total - self._done))
-            say(f"{self._done}/{self._total} images, {per_picture:.2f} s each, {left} left")
+            beside = f", {self.beside}" * bool(self.beside)
+            say(f"{self._done}/{self._total} images, {per_picture:.2f} s each{beside}, {left} left")
 
     def _is_time(self) -> bool:
         """Whether a line is due, which is noted."""

@@ -23,6 +23,7 @@ from library.draw import vae_memory
 from library.errors import EnvironmentFault, InputError
 from library.machine.devices import is_out_of_memory, try_to_run
 from library.plan.job import Job
+from library.run.report import say_failed
 from library.run.runs import BatchDrawer
 
 PICTURE = np.zeros((8, 8, 3), np.uint8)
@@ -65,10 +66,20 @@ def fits(size: int):
     return fail
 
 
+def into(failed: list[Job]):
+    """What lists failed pictures there, and says what befell them."""
+
+    def fail(job: Job, problem: str) -> None:
+        failed.append(job)
+        say_failed(job, problem)
+
+    return fail
+
+
 def test_batches_are_halved_until_they_fit():
     failed: list[Job] = []
     painter = FakePainter(fits(2))
-    drawer = BatchDrawer(painter, batch_key, failed, iter)
+    drawer = BatchDrawer(painter, batch_key, into(failed), iter)
     assert drawn(drawer, make_jobs(8)) == list(range(8))
     assert [len(batch) for batch in painter.batches] == [8, 4, 2, 2, 4, 2, 2]
     painter.batches.clear()
@@ -86,14 +97,14 @@ def test_a_picture_too_large_alone_fails_and_the_others_go_on(capsys):
             raise torch.OutOfMemoryError
 
     failed: list[Job] = []
-    assert drawn(BatchDrawer(FakePainter(fail), batch_key, failed, iter), make_jobs(4)) == [0, 2, 3]
+    assert drawn(BatchDrawer(FakePainter(fail), batch_key, into(failed), iter), make_jobs(4)) == [0, 2, 3]
     assert [job.seed for job in failed] == [1]
     assert "error: 1.png (seed 1): out of memory; give a smaller --W" in capsys.readouterr().err
 
 
 def test_no_memory_at_all_ends_the_run():
     with pytest.raises(EnvironmentFault, match="out of memory 3 times in a row"):
-        drawn(BatchDrawer(FakePainter(fits(0)), batch_key, [], iter), make_jobs(5))
+        drawn(BatchDrawer(FakePainter(fits(0)), batch_key, into([]), iter), make_jobs(5))
 
 
 def test_a_bad_job_leaves_its_batch_alone(capsys):
@@ -102,7 +113,12 @@ def test_a_bad_job_leaves_its_batch_alone(capsys):
             raise InputError("--image_path x.png", "is damaged")
 
     failed: list[Job] = []
-    assert drawn(BatchDrawer(FakePainter(fail), batch_key, failed, iter), make_jobs(8, where="f:1")) == [1, 2, 5, 7]
+    assert drawn(BatchDrawer(FakePainter(fail), batch_key, into(failed), iter), make_jobs(8, where="f:1")) == [
+        1,
+        2,
+        5,
+        7,
+    ]
     assert [job.seed for job in failed] == [0, 3, 4, 6]
     assert "error: 3.png (f:1, seed 3): --image_path x.png: is damaged" in capsys.readouterr().err
 
@@ -123,7 +139,7 @@ def test_a_painter_that_works_ahead_begins_the_next_batch_first(works_ahead, ord
             finish = super().begin(jobs, make_bar)
             return lambda: (happened.append(f"finish {jobs[0].seed}"), finish())[1]
 
-    drawer = BatchDrawer(Painter(lambda jobs: None, works_ahead), batch_key, [], iter)
+    drawer = BatchDrawer(Painter(lambda jobs: None, works_ahead), batch_key, into([]), iter)
     assert drawn(drawer, *([job] for job in make_jobs(3))) == [0, 1, 2]
     assert happened == order
 
@@ -141,7 +157,7 @@ def test_what_fails_while_a_batch_is_waited_for_is_narrowed_down():
 
     painter, failed = Painter(fits(1), works_ahead=True), []
     jobs = make_jobs(4)
-    assert drawn(BatchDrawer(painter, batch_key, failed, iter), jobs[:2], jobs[2:]) == [0, 1, 2, 3]
+    assert drawn(BatchDrawer(painter, batch_key, into(failed), iter), jobs[:2], jobs[2:]) == [0, 1, 2, 3]
     assert painter.batches == [[0, 1], [2, 3], [0], [1], [2], [3]]
     assert failed == []
 
@@ -175,7 +191,7 @@ def test_other_errors_are_not_tried_again():
 
     painter = FakePainter(fail)
     with pytest.raises(RuntimeError, match="mat1"):
-        drawn(BatchDrawer(painter, batch_key, [], iter), make_jobs(4))
+        drawn(BatchDrawer(painter, batch_key, into([]), iter), make_jobs(4))
     assert len(painter.batches) == 1
 
 

@@ -139,3 +139,19 @@ def _download_file(url: str, path: Path) -> str:
                 digest.update(block)
                 bar.update(len(block))
     return digest.hexdigest()
+
+
+def fetch_again(place: str) -> None:
+    """Fetch a file of the cache that another machine has, of the same revision; it may lack afterwards, too.
+
+    Args:
+        place: its path from the cache's folder, `models--OWNER--NAME/snapshots/REVISION/FILE`.
+    """
+    folder, kind, revision, *file = place.split("/")
+    if kind != "snapshots" or not folder.startswith("models--") or not file:
+        return
+    from huggingface_hub import hf_hub_download
+
+    repo_id = folder.removeprefix("models--").replace("--", "/")
+    with suppress(Exception):  # whatever the client raises: what lacks is named by its path
+        hf_hub_download(repo_id, "/".join(file), revision=revision, etag_timeout=_TIMEOUT_S)

@@ -33,6 +33,7 @@ from library.settings import (
     computing,
     control_net,
     deep_shrink,
+    fleet,
     gradual_latent,
     highres,
     loss_guidance,
@@ -69,6 +70,7 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
     two_stages, interval = highres.from_options(options, enlarger), cfg_interval.from_options(options)
     guidance, out = loss_guidance.from_options(options), output.from_options(options)
     redrawn, tiles, swept = masks.from_options(options), tiling.from_options(options), sweep.from_options(options)
+    machines = fleet.from_options(options)
     sources = find_sources(options, redrawn)
     lines = lines_told or source_lines(options, sources)
     check_folder(out.folder, "--outdir")
@@ -123,7 +125,8 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         control_nets=control_net.from_options(options, model.family, model.unet),
         masks=redrawn,
         tiling=tiles,
-        computing=computing.from_options(options, one_at_a_time=_follows_another(guidance, sources, swept)),
+        computing=computing.from_options(options, one_at_a_time=_follows_another(guidance, sources, swept, machines)),
+        fleet=machines,
         output=out,
         repeats=counts,
         sweep=swept,
@@ -156,13 +159,20 @@ def _as_begun(counts: repeats.Repeats, begun: RunRecord | None) -> repeats.Repea
     return replace(counts, images_per_prompt=begun.options.get("images_per_prompt"))
 
 
-def _follows_another(guidance: LossGuidanceSettings, sources: Sources, swept: Sweep) -> bool:
+def _follows_another(
+    guidance: LossGuidanceSettings, sources: Sources, swept: Sweep, machines: fleet.Fleet | None
+) -> bool:
     """Whether each picture is guided by the one before it.
 
     Raises:
-        InputError: when that one is another combination of a sweep.
+        InputError: when that one is another combination of a sweep, or drawn by another worker.
     """
     follows = guidance.uses_goal_picture and not sources.guides
+    if follows and machines:
+        problem = (
+            "each picture would be guided by the one before it, that another worker draws; give --guide_image_path"
+        )
+        raise InputError("--ray", f"{problem}, or leave it out")
     if follows and swept.axes:
         problem = "each picture would be guided by the combination before it; give --guide_image_path"
         raise InputError(f"--sweep {swept.axes[0]}", problem)

@@ -21,6 +21,7 @@ from library.settings.cfg_interval import CfgInterval
 from library.settings.computing import Computing
 from library.settings.control_net import ControlNetSettings
 from library.settings.emphasis import Normalization
+from library.settings.fleet import Fleet
 from library.settings.highres import HighresFix
 from library.settings.loss_guidance import LossGuidanceSettings
 from library.settings.masks import MaskSettings
@@ -82,6 +83,7 @@ class RunPlan:
     masks: MaskSettings
     tiling: Tiling
     computing: Computing
+    fleet: Fleet | None  # that draws; None for this process
     output: OutputSettings
     repeats: Repeats
     sweep: Sweep

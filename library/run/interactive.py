@@ -13,6 +13,7 @@ from library.plan.sources import SourceLine, typed_line
 from library.results.writer import PictureWriter
 from library.run import preview
 from library.run.commands import Session, is_command
+from library.run.report import say_failed
 from library.run.runs import BatchDrawer, MakeBar, Painter, Pictures
 
 if TYPE_CHECKING:
@@ -64,7 +65,9 @@ def run_interactive(plan: RunPlan, painter: Watched, writer: PictureWriter, keyb
             continue
         console.say(f"seed: {', '.join(str(job.seed) for job in jobs)}")
         with _opened(window, jobs):
-            drawer = BatchDrawer(_InWindow(painter, window) if window else painter, plan.batch_key, [], progress.steps)
+            drawer = BatchDrawer(
+                _InWindow(painter, window) if window else painter, plan.batch_key, say_failed, progress.steps
+            )
             for drawn in drawer.draw(plan.batches(jobs)):
                 for job, picture in drawn:
                     writer.write(picture, job)

@@ -15,7 +15,6 @@ from pathlib import Path
 from library.errors import EnvironmentFault
 from library.files.file_locks import lock
 from library.files.picture_files import TEMPORARY, numbered, standing_picture, temporary_mark
-from library.plan.earlier_runs import noted_pictures
 from library.plan.job import Job
 from library.plan.run_plan import RunPlan
 from library.plan.run_record import RunRecord
@@ -62,7 +61,6 @@ class Manifest:
         except OSError as problem:
             raise _unwritable(folder, problem) from None
         self.file = file
-        self.pictures_before = len(noted_pictures(content))  # that earlier processes noted in it
         self._torn = content[-1:] not in (b"", b"\n")  # the last line was not written to its end
 
     def __enter__(self) -> "Manifest":
@@ -100,23 +98,6 @@ class Manifest:
         except OSError as problem:
             raise _unwritable(self.file, problem) from None
         self._torn = False
-
-
-def ended(file: Path) -> bool:
-    """Whether the process that adds to a manifest is gone."""
-    try:
-        with file.open("rb") as stream:
-            return lock(stream.fileno())
-    except OSError:
-        return True
-
-
-def jobs_noted(file: Path, skip: int) -> list[str]:
-    """The ids of the jobs that a manifest tells of, without so many first ones; none when it cannot be read."""
-    try:
-        return [done.job for done in noted_pictures(file.read_bytes())[skip:]]
-    except OSError:
-        return []
 
 
 def _unwritable(path: Path, problem: OSError) -> EnvironmentFault:

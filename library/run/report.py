@@ -1,13 +1,13 @@
 """What a run came to: counts, and the pictures that failed as a prompt file for another try."""
 
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 
 from tqdm import tqdm
 
+from library import console
 from library.errors import EnvironmentFault
 from library.files.picture_files import save_whole
 from library.plan.job import Job
@@ -25,37 +25,45 @@ class Tally:
     """
 
     def __init__(self, plan: RunPlan) -> None:
-        self._to_do = plan.to_do
-        self._id = plan.record.job_id
+        self._planned = len(plan.jobs) - len(plan.done)
         self._present = len(plan.done)
         self.drawn = 0  # by this process, not all of them saved yet
         self.made_elsewhere = 0  # by other processes
         self.failed: list[Job] = []
-        self._made: list[str] = []  # ids of the jobs
+        self._made: set[Path] = set()  # as planned
         self._started: float | None = None
 
     def start(self) -> None:
         """Begin to take the time."""
         self._started = time.monotonic()
 
+    def fail(self, job: Job, problem: str) -> None:
+        """Say that a picture failed, and why, and list it."""
+        self.failed.append(job)
+        say_failed(job, problem)
+
+    @property
+    def made(self) -> int:
+        """How many this process has finished."""
+        return len(self._made)
+
     def count_made(self, job: Job) -> None:
         """Count a finished picture, if it is no first stage's."""
         if job.stage != 1:
-            self._made.append(self._id(job))
+            self._made.add(job.file)
 
-    def list_missing(self, made_elsewhere: Sequence[str]) -> None:
-        """List all that was not made as failed, given the ids of the jobs that other processes have made."""
-        made = Counter([*self._made, *made_elsewhere])
-        self.failed = []
-        for job in self._to_do:
-            job_made = made[self._id(job)] > 0
-            made[self._id(job)] -= job_made
-            if not job_made:
-                self.failed.append(job)
+    def missing(self, jobs: Iterable[Job]) -> list[Job]:
+        """Those of the jobs whose pictures this process has not finished."""
+        return [job for job in jobs if job.file not in self._made]
+
+    @property
+    def left(self) -> int:
+        """How many were neither made nor failed."""
+        return self._planned - self.made - self.made_elsewhere - len(self.failed)
 
     def summary(self) -> str:
         """The counts in one line."""
-        made = len(self._made) + self.made_elsewhere
+        made = self.made + self.made_elsewhere
         seconds = time.monotonic() - self._started if self._started is not None else 0.0
         each = f" ({seconds / made:.2f} s each)" if made else ""
         parts = [f"{_pictures(made)} made in {tqdm.format_interval(seconds)}{each}"]
@@ -63,9 +71,14 @@ class Tally:
             parts.append(f"{self._present} there before")
         if self.failed:
             parts.append(f"{len(self.failed)} failed")
-        if left := len(self._to_do) - made - len(self.failed):
-            parts.append(f"{left} not made")
+        if self.left:
+            parts.append(f"{self.left} not made")
         return ", ".join(parts)
+
+
+def say_failed(job: Job, problem: str) -> None:
+    """Say that a picture failed, and why."""
+    console.error(f"{job.described}: {problem}")
 
 
 def _pictures(count: int) -> str:

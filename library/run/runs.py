@@ -15,7 +15,7 @@ from library.machine.devices import Result, try_to_run
 from library.plan.job import Job
 from library.plan.run_plan import RunPlan
 from library.results.writer import PictureWriter
-from library.run.processes import Others, Team
+from library.run.processes import Team
 from library.run.report import Tally
 
 if TYPE_CHECKING:
@@ -63,15 +63,18 @@ class BatchDrawer:
     Args:
         painter: draws.
         key: what the jobs of a batch have in common, see `RunPlan.batch_key`.
-        failed: takes the jobs whose pictures failed.
+        fail: is told of a job whose picture failed, and why.
         make_bar: shows the steps of a batch.
     """
 
-    def __init__(self, painter: Painter, key: Callable[[Job], Hashable], failed: list[Job], make_bar: MakeBar) -> None:
+    def __init__(
+        self, painter: Painter, key: Callable[[Job], Hashable], fail: Callable[[Job, str], None], make_bar: MakeBar
+    ) -> None:
         self._painter = painter
         self._key = key
-        self._failed = failed
+        self._tell_failed = fail
         self._make_bar = make_bar
+        self._ahead: list[Begun] = []  # whose pictures are still to come
         self._fitting: dict[Hashable, int] = {}  # batch sizes that memory suffices for, where found wanting
         self._hopeless = 0  # single pictures in a row that memory did not suffice for
 
@@ -83,15 +86,22 @@ class BatchDrawer:
         Raises:
             EnvironmentFault: when memory does not suffice for one picture after the other.
         """
-        ahead: list[Begun] = []
         for batch in batches:
-            size = self._fitting.get(self._key(batch[0]), len(batch))
-            for start in range(0, len(batch), size):
-                ahead.append(self._begin(batch[start : start + size]))
-                if len(ahead) > self._painter.works_ahead:
-                    yield from self._finish(ahead.pop(0))
-        for begun in ahead:
-            yield from self._finish(begun)
+            yield from self.begin(batch)
+        yield from self.finish()
+
+    def begin(self, batch: Sequence[Job]) -> "Iterator[list[tuple[Job, np.ndarray]]]":
+        """Begin one batch, as part of what `draw` does; gives what is done by then, which may be an earlier one's."""
+        size = self._fitting.get(self._key(batch[0]), len(batch))
+        for start in range(0, len(batch), size):
+            self._ahead.append(self._begin(batch[start : start + size]))
+            if len(self._ahead) > self._painter.works_ahead:
+                yield from self._finish(self._ahead.pop(0))
+
+    def finish(self) -> "Iterator[list[tuple[Job, np.ndarray]]]":
+        """Wait for the batches that were begun."""
+        while self._ahead:
+            yield from self._finish(self._ahead.pop(0))
 
     def _begin(self, jobs: Sequence[Job]) -> Begun:
         logger.debug("drawing %s", ", ".join(job.file.name for job in jobs))
@@ -127,20 +137,16 @@ class BatchDrawer:
             if picture is not None:
                 yield job, picture
             elif job.stage != 1:
-                self._report(job, "the model gave NaN or infinite values, not saved; try --bf16 or float32")
+                self._tell_failed(job, "the model gave NaN or infinite values, not saved; try --bf16 or float32")
 
     def _fail(self, job: Job, problem: str | None) -> None:
-        self._report(job, problem or "out of memory; give a smaller --W and --H, or --vae_slices, or --bf16")
+        self._tell_failed(job, problem or "out of memory; give a smaller --W and --H, or --vae_slices, or --bf16")
         self._hopeless = self._hopeless + 1 if problem is None else 0
         if self._hopeless == _HOPELESS:
             raise EnvironmentFault(
                 f"{job.width} x {job.height} pixels",
                 f"out of memory {_HOPELESS} times in a row; make room on the device",
             )
-
-    def _report(self, job: Job, problem: str) -> None:
-        self._failed.append(job)
-        console.error(f"{job.described}: {problem}")
 
 
 class Interruptions:
@@ -172,9 +178,14 @@ class Interruptions:
         self._asked = number
         console.say("finishing the batch in hand; once more stops at once")
 
+    @property
+    def asked(self) -> bool:
+        """Whether one has been asked for."""
+        return self._asked is not None
+
     def until_asked(self, batches: Iterable[Sequence[Job]]) -> Iterator[Sequence[Job]]:
         """The batches until an interruption is asked for."""
-        return takewhile(lambda _: self._asked is None, batches)
+        return takewhile(lambda _: not self.asked, batches)
 
     def check(self) -> None:
         """Raise `Interrupted` when it has been asked for."""
@@ -189,41 +200,49 @@ def share(batches: Sequence[Sequence[Job]], team: Team) -> Sequence[Sequence[Job
     return team.share(batches)
 
 
-def run_jobs(plan: RunPlan, painter: Painter, writer: PictureWriter, tally: Tally, team: Team, others: Others) -> None:
+Drawn = Iterator[list[tuple[Job, "np.ndarray"]]]
+Draw = Callable[[Sequence[Sequence[Job]], Interruptions, console.Progress], Drawn]
+
+
+def run_jobs(plan: RunPlan, draw: Draw, writer: PictureWriter, tally: Tally, team: Team) -> None:
     """Make this process's share of the pictures, in batches filled from the whole run; the first one waits for all.
 
     Args:
         plan: of all processes.
-        painter: draws.
+        draw: draws batches until an interruption is asked for, showing progress, and gives pictures as they come.
         writer: is handed the pictures.
         tally: counts.
         team: the processes.
-        others: what the other ones have made.
 
     Raises:
         EnvironmentFault: when the machine does not let the run go on.
         Interrupted: after Ctrl-C or SIGTERM.
     """
     to_do = plan.to_do
-    batches = plan.batches(to_do)
+    batches = share(plan.batches(to_do), team)
     progress = console.Progress(len(to_do))
-    drawer = BatchDrawer(painter, plan.batch_key, tally.failed, progress.steps)
     tally.start()
 
     def look_around() -> None:
         interruptions.check()
-        progress.reached(tally.drawn + others.count_made())
+        progress.reached(tally.drawn + sum(team.told("made")))
 
     try:
         with Interruptions() as interruptions:
-            for pictures in drawer.draw(interruptions.until_asked(share(batches, team))):
+            for pictures in draw(batches, interruptions, progress):
                 for job, picture in pictures:
                     writer.write(picture, job)
                     tally.drawn += job.stage != 1
-                progress.reached(tally.drawn + others.count_made())
+                team.tell("made", tally.drawn)
+                progress.reached(tally.drawn + sum(team.told("made")))
             interruptions.check()
             writer.wait()
-            others.wait(look_around)
-            progress.reached(tally.drawn + len(others.jobs_made()))
+            missing = tally.missing(job for batch in batches for job in batch)
+            team.tell("failed", [job.file.name for job in missing])
+            team.tell("made", tally.made)
+            team.wait(look_around)
+            names = {name for each in team.told("failed") for name in each}
+            tally.failed = [*missing, *(job for job in to_do if job.file.name in names)]
+            progress.reached(tally.drawn + sum(team.told("made")))
     finally:
         progress.close()

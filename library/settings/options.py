@@ -136,6 +136,14 @@ class Options:
         """The names of the options under a heading that are given."""
         return [name for name, option in self._table.items() if option.group == group and self.given(name)]
 
+    def only(self, *names: str) -> "Options":
+        """Some of them alone, as if nobody had said anything."""
+        return Options({name: self._values[name] for name in names}, {}, {}, self._parser, ())
+
+    def __getstate__(self) -> dict[str, object]:
+        """What other processes are sent: the parser stays here."""
+        return {name: value for name, value in vars(self).items() if name != "_parser"}
+
     def compared(self) -> dict[str, object]:
         """The options that a run which is gone on with has to agree in."""
         return {name: self._values[name] for name, option in self._table.items() if option.use.compared}
@@ -252,8 +260,11 @@ class OptionParser(argparse.ArgumentParser):
                 names, default = action.option_strings, argparse.SUPPRESS
                 plain.add_argument(*names, dest=action.dest, action="store_true", default=default)
             else:
+                constant = {"const": action.const} if action.nargs == "?" else {}
                 kind = "extend" if isinstance(action, argparse._ExtendAction) else "store"
-                plain.add_argument(*action.option_strings, dest=action.dest, nargs=action.nargs, action=kind)
+                plain.add_argument(
+                    *action.option_strings, dest=action.dest, nargs=action.nargs, action=kind, **constant
+                )
         try:
             said = vars(plain.parse_known_args(argv)[0])
             return {name: value for name, value in said.items() if value is not False}  # switched off again
@@ -288,6 +299,7 @@ class OptionGroup:
         default: object = None,
         many: bool = False,
         again: bool = False,
+        alone: str | None = None,
         required: bool = False,
         needs: Needs | Sequence[Needs] = (),
         alternative: str = "",
@@ -295,14 +307,18 @@ class OptionGroup:
         not_with: tuple[str, ...] = (),
         words: Iterable[str] = (),
     ) -> None:
-        """Add an option with a value, or with `many` of them, which add up where it is given `again`; see `Option`."""
+        """Add an option with a value, or with `many` of them, which add up where it is given `again`; see `Option`.
+
+        A value that is meant where the option stands `alone` may be left out.
+        """
         self._group.add_argument(
             *names,
             help=help,
             metavar=metavar,
             type=_named(names[0], convert),
             default=default,
-            nargs="+" if many else None,
+            nargs="+" if many else "?" if alone else None,
+            const=alone,
             required=required,
             action="extend" if again else "store",
         )

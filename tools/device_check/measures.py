@@ -276,9 +276,10 @@ def _drawn_run(pipeline: "Pipeline", plan: "RunPlan", facts: "RunFacts | None") 
         facts: for the pictures' metadata; None to write none.
     """
     from library.results.writer import PictureWriter
+    from library.run.report import say_failed
     from library.run.runs import BatchDrawer
 
-    drawer = BatchDrawer(pipeline, plan.batch_key, [], lambda timesteps: timesteps)
+    drawer = BatchDrawer(pipeline, plan.batch_key, say_failed, lambda timesteps: timesteps)
     handing = 0.0
     with ExitStack() as stack:
         writer = stack.enter_context(PictureWriter(facts, lambda job, file: None)) if facts else None

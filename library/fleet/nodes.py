@@ -1,0 +1,134 @@
+"""The nodes of a cluster: how they are reached, what they are called, and how many workers they have room for."""
+
+import logging
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from library.errors import EnvironmentFault, ProgramError
+from library.settings.fleet import HERE, USUAL_CPUS, Fleet
+
+Result = TypeVar("Result")
+_NODE_ID = "ray.io/node-id"  # the label that Ray gives each node
+_MOST_SHARES = 64  # workers that one core or GPU is shared out among
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node that is alive."""
+
+    id: str
+    host: str
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a worker takes of a node: a GPU or a part of one, else processor cores."""
+
+    cpus: float = 0
+    gpus: float = 0
+
+    def room(self, nodes: Sequence[Node]) -> int:
+        """How many workers nodes have room for."""
+        return sum(int((node.gpus / self.gpus if self.gpus else node.cpus / self.cpus) + 1e-6) for node in nodes)
+
+    def options(self, unfit: Collection[str]) -> dict[str, Any]:
+        """What Ray is asked for, of nodes other than the unfit ones."""
+        avoided = {_NODE_ID: f"!in({','.join(sorted(unfit))})"} if unfit else None
+        return {"num_cpus": self.cpus, "num_gpus": self.gpus, "label_selector": avoided}
+
+
+@contextmanager
+def connected(fleet: Fleet, program: Path) -> Iterator[None]:
+    """A block in which Ray's cluster is there.
+
+    Args:
+        fleet: says where it is.
+        program: the script's file, which is sent to the nodes with what lies beside it.
+
+    Raises:
+        EnvironmentFault: when the cluster cannot be reached.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    settings: dict[str, Any] = {}
+    if fleet.address == HERE:
+        settings = {"include_dashboard": False}
+    else:  # nodes of this machine find the program where it is
+        parts = [program, *(program.parent / name for name in ("library", "networks", "tools"))]
+        threads = {name: os.environ[name] for name in ("OMP_NUM_THREADS",) if name in os.environ}
+        settings = {"runtime_env": {"py_modules": [str(part) for part in parts], "env_vars": threads}}
+    try:
+        ray.init(address=fleet.address, log_to_driver=False, logging_level=logging.CRITICAL, **settings)
+    except (ConnectionError, RuntimeError, TimeoutError, ValueError, OSError) as problem:
+        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0][:160]
+        raise EnvironmentFault(
+            f"--ray {fleet.address}", f"no cluster there ({reason}); start one, or check the address"
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def alive() -> list[Node]:
+    """The nodes that are alive."""
+    there = [(node["NodeID"], node["NodeManagerHostname"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    return [Node(id_, host, resources.get("CPU", 0), resources.get("GPU", 0)) for id_, host, resources in there]
+
+
+def names(nodes: Sequence[Node]) -> dict[str, str]:
+    """What nodes are called, by their ids: by their host, and where that has several, by their ids as well."""
+    hosts = [node.host for node in nodes]
+    return {node.id: node.host if hosts.count(node.host) == 1 else f"{node.host} ({node.id[:8]})" for node in nodes}
+
+
+def share_of(fleet: Fleet, nodes: Sequence[Node]) -> Share:
+    """What each worker takes, so that those that are asked for, at least, are all started."""
+    least, most = fleet.workers or (1, 1)
+    if any(node.gpus for node in nodes):
+        shares = (Share(gpus=1 / parts) for parts in range(1, _MOST_SHARES + 1))
+        return next((share for share in shares if share.room(nodes) >= least), Share(gpus=1 / _MOST_SHARES))
+    largest = int(max((node.cpus for node in nodes), default=1)) or 1
+    if fleet.cpus:
+        largest = min(fleet.cpus, largest)
+    elif fleet.workers is None or least < most:
+        largest = min(USUAL_CPUS, largest)
+    shares = [Share(cpus=whole) for whole in range(largest, 0, -1)]
+    shares += [Share(cpus=1 / parts) for parts in range(2, _MOST_SHARES + 1)]
+    return next((share for share in shares if share.room(nodes) >= least), shares[-1])
+
+
+def on_each(function: Callable[..., Result], nodes: Sequence[Node], *arguments: object) -> dict[str, Result | str]:
+    """What a function gives on each node, or why it does not, by the node's id; one that is lost is left out."""
+    remote = ray.remote(num_cpus=0, max_retries=0)(function)
+    refs = {}
+    for node in nodes:
+        there = NodeAffinitySchedulingStrategy(node.id, soft=False)
+        refs[node.id] = remote.options(scheduling_strategy=there).remote(*arguments)
+    found: dict[str, Result | str] = {}
+    for node_id, ref in refs.items():
+        try:
+            found[node_id] = ray.get(ref)
+        except RayTaskError as problem:
+            found[node_id] = short(problem.cause)
+        except RuntimeEnvSetupError as problem:
+            found[node_id] = short(problem)
+        except RayError:  # it went away
+            continue
+    return found
+
+
+def short(problem: BaseException) -> str:
+    """An exception of a node in one line; what is wrong there comes last in Ray's own."""
+    text = str(problem) if isinstance(problem, ProgramError) else f"{type(problem).__name__}: {problem}"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0][:200] if len(lines) == 1 else f"{lines[0][:100]} … {lines[-1][:100]}"
