@@ -1070,6 +1070,7 @@ def make_pictures(plan: RunPlan, facts: RunFacts, team: Team) -> int:
                 for file in show_results(plan, facts, plan.options.for_one()):
                     console.say(f"written: {file}")
         finally:
+            team.tell("made", tally.made)
             tally.made_elsewhere = sum(team.told("made"))
             if team.is_first:
                 tell(tally, plan)

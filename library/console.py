@@ -138,6 +138,12 @@ def error(problem: object) -> None:
     tqdm.write(f"{_coloured('error')}: {_shortened(one_line(readable(problem)))}", file=sys.stderr)
 
 
+def warn(message: str) -> None:
+    """Write one warning, also where the same has been said before."""
+    if logger.isEnabledFor(logging.WARNING):
+        tqdm.write(f"{_coloured('warning')}: {_shortened(one_line(readable(message)))}", file=sys.stderr)
+
+
 def trace() -> None:
     """Write the traceback of the exception in hand, indented, so that none of its lines passes for a message."""
     for line in traceback.format_exc().splitlines():

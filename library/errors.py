@@ -11,6 +11,16 @@ class ProgramError(Exception):
     def __init__(self, subject: str, problem: str, where: str = "") -> None:
         super().__init__(f"{subject} ({where}): {problem}" if where else f"{subject}: {problem}")
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """As other processes are sent it."""
+        return _again, (type(self), str(self)), vars(self)
+
+
+def _again(kind: type[ProgramError], text: str) -> ProgramError:
+    problem = kind.__new__(kind)
+    Exception.__init__(problem, text)
+    return problem
+
 
 class InputError(ProgramError):
     """An option, prompt line or file that cannot be used."""

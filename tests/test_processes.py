@@ -95,7 +95,7 @@ def test_one_that_gives_up_does_not_keep_the_first_waiting(command, generate, tm
         def full(*_: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        os.link = full
+        os.fsync = full
 
     out = tmp_path / "two"
     ended, (first, second) = in_two_processes(*command, "--seed", 5, outdir=out, prepare=(None, fill_disk))

@@ -36,6 +36,8 @@ _MOST_DEATHS = 3  # of workers that drew a batch
 _MOST_STARTS = 3  # of a worker that ends before it can draw
 _POLL_S = 0.5
 _LOOK_EVERY_S = 2  # at the nodes
+_LONG_S = 120  # without a worker
+_NOTICED_AFTER_S = 10  # Ray has noticed by then that a node is gone
 
 
 @dataclass(eq=False)
@@ -59,7 +61,17 @@ class Hand:
     calls: "dict[ObjectRef, Callable[[Any], None]]" = field(default_factory=dict)  # what takes the answer of each
     batches: dict[int, Batch] = field(default_factory=dict)  # that it has
     failed_starts: int = 0
-    times_lost: int = 0
+
+
+@dataclass
+class Loss:
+    """A worker that was lost, as long as that has not been said."""
+
+    who: str
+    node: str
+    pictures: int  # that it had
+    when: float
+    reason: str | None  # not known before Ray has noticed whether its node is gone, too
 
 
 class Driver:
@@ -82,6 +94,7 @@ class Driver:
         self._nodes: list[Node] = []
         self._share: Share
         self._looked = 0.0
+        self._ready_at = time.monotonic()
         self._hands: list[Hand] = []
         self._hired = self._dismissed = 0
         self._fresh: deque[Batch] = deque()
@@ -89,6 +102,7 @@ class Driver:
         self._numbers = 0
         self._sent: dict[Place, list[ObjectRef]] = {}
         self._drawn: list[tuple[Batch, Outcome]] = []
+        self._losses: list[Loss] = []
         self._names: dict[str, str] = {}
         self.node_of: dict[Path, str] = {}  # that drew a picture, until it is told
         self._look_at_nodes()
@@ -104,6 +118,7 @@ class Driver:
         """
         self._fresh.extend(map(self._numbered, batches))
         while self._working or (not interruptions.asked and (self._fresh or self._again)):
+            self._look_around()
             if not interruptions.asked:
                 self._hire()
             for hand in self._hands:
@@ -113,6 +128,7 @@ class Driver:
             for batch, outcome in self._drawn:
                 yield self._pictures(batch, outcome)
             self._drawn = []
+        self._say_losses(at_end=True)
 
     @property
     def _working(self) -> int:
@@ -176,8 +192,6 @@ class Driver:
 
     def _hire(self) -> None:
         """Ask Ray for workers that are wanted and not there."""
-        if time.monotonic() - self._looked >= _LOOK_EVERY_S:
-            self._look_at_nodes()
         if self._fleet.workers is None:
             wanted = max(self._share.room(self._fit_nodes), len(self._hands), 1)
         else:
@@ -237,21 +251,9 @@ class Driver:
 
     def _lose(self, hand: Hand, problem: RayError) -> None:
         """A worker's process or its node is gone; Ray starts another one in its place."""
-        hand.times_lost += 1
-        self._look_at_nodes()
-        lives = any(node.id == hand.node for node in self._nodes)
-        low = "memory" in str(problem)
-        reason = "its node is gone" if not lives else "its node ran out of memory" if low else "its process ended"
+        reason = "its node ran out of memory" if "low on memory" in str(problem) else None
         count = sum(len(batch.jobs) for batch in hand.batches.values())
-        again = f"; {count} picture{'s' * (count != 1)} drawn again" if count else ""
-        logger.warning(
-            "worker %d on node %s lost (%s, %d. time)%s",
-            hand.number,
-            self._name(hand.node),
-            reason,
-            hand.times_lost,
-            again,
-        )
+        self._losses.append(Loss(f"worker {hand.number}", hand.node, count, time.monotonic(), reason))
         hand.failed_starts += not hand.ready
         for batch in hand.batches.values():
             batch.lost_on.append(hand.node)
@@ -261,7 +263,7 @@ class Driver:
             self._dismissed += 1
             self._dismiss(hand)
             if not self._hands:
-                raise EnvironmentFault("--ray", f"no worker can begin: {reason}; see Ray's logs on that node")
+                raise EnvironmentFault("--ray", f"no worker could begin ({nodes.short(problem)})") from problem
             return
         hand.ready, hand.calls = False, {}
         self._call(hand, hand.actor.look, self._take_look, self._order_ref)
@@ -297,6 +299,27 @@ class Driver:
     def _look_at_nodes(self) -> None:
         self._nodes, self._looked = nodes.alive(), time.monotonic()
         self._names |= nodes.names(self._nodes)
+
+    def _look_around(self) -> None:
+        """Look at the nodes now and then, and say which workers were lost as soon as it is known why."""
+        if time.monotonic() - self._looked >= _LOOK_EVERY_S:
+            self._look_at_nodes()
+            self._say_losses()
+            if any(hand.ready for hand in self._hands):
+                self._ready_at = time.monotonic()
+            elif time.monotonic() - self._ready_at > _LONG_S:
+                self._ready_at = time.monotonic()
+                console.say("no worker is ready; they load, or wait for room in the cluster: `ray status` tells")
+
+    def _say_losses(self, *, at_end: bool = False) -> None:
+        known = {node.id for node in self._nodes}
+        for loss in list(self._losses):
+            gone = "its node is gone" if loss.node not in known else None
+            ended = "its process ended" if time.monotonic() - loss.when >= _NOTICED_AFTER_S else None
+            if reason := gone or loss.reason or ended or ("its process or its node ended" if at_end else None):
+                self._losses.remove(loss)
+                again = f"; {loss.pictures} picture{'s' * (loss.pictures != 1)} drawn again" if loss.pictures else ""
+                console.warn(f"{loss.who} lost on node {self._name(loss.node)}: {reason}{again}")
 
     def _name(self, node: str) -> str:
         return self._names.get(node, node[:8] or "unknown")

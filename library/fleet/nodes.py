@@ -66,6 +66,9 @@ def connected(fleet: Fleet, program: Path) -> Iterator[None]:
         parts = [program, *(program.parent / name for name in ("library", "networks", "tools"))]
         threads = {name: os.environ[name] for name in ("OMP_NUM_THREADS",) if name in os.environ}
         settings = {"runtime_env": {"py_modules": [str(part) for part in parts], "env_vars": threads}}
+    # Ray's own account of lost workers, pages long, would go to standard output among the results; no public name
+    # switches it off
+    ray._private.worker._worker_logs_enabled = False  # ty: ignore[possibly-missing-submodule]
     try:
         ray.init(address=fleet.address, log_to_driver=False, logging_level=logging.CRITICAL, **settings)
     except (ConnectionError, RuntimeError, TimeoutError, ValueError, OSError) as problem:

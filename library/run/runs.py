@@ -239,7 +239,6 @@ def run_jobs(plan: RunPlan, draw: Draw, writer: PictureWriter, tally: Tally, tea
             writer.wait()
             missing = tally.missing(job for batch in batches for job in batch)
             team.tell("failed", [job.file.name for job in missing])
-            team.tell("made", tally.made)
             team.wait(look_around)
             names = {name for each in team.told("failed") for name in each}
             tally.failed = [*missing, *(job for job in to_do if job.file.name in names)]
