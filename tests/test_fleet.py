@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,29 +16,37 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 from child_runs import contents
 from conftest import pictures_in
 from PIL import Image
-
-ray = pytest.importorskip("ray", reason="needs requirements-ray.txt")
-
-from ray.cluster_utils import Cluster  # noqa: E402
+from ray.cluster_utils import Cluster
 
 DEMO = Path(__file__).resolve().parent.parent / "examples" / "shapes"
 SMALL = ("--W", 64, "--H", 64, "--steps", 2, "--sequential_file_name")
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
+def hub(tmp_path_factory) -> Path:
+    """A cache of the Hub that one node shares with the driver, with the demo model in it."""
+    cache = tmp_path_factory.mktemp("hub")
+    shutil.copytree(DEMO, cache / "models--me--shapes" / "snapshots" / "1")
+    return cache
+
+
+@pytest.fixture(scope="module")
+def cluster(hub) -> Iterator[Cluster]:
     """Three nodes of one core each."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # of the nodes, where modules are that end a worker
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    for _ in range(2):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where the nodes find a module that ends workers
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         cluster.add_node(num_cpus=1)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
+        cluster.add_node(num_cpus=1, env_vars={"HF_HUB_CACHE": str(hub)})
+        yield cluster
+        ray.shutdown()
+        cluster.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +108,8 @@ def beside(folder: Path, pictures: int, do: Callable[[], None]) -> Iterator[list
 
 @pytest.fixture
 def on_cluster(cluster, generate):
-    def run(*options: object, outdir: Path, workers: int = 3):
-        return generate(DEMO, *SMALL, "--ray", cluster.address, "--ray_workers", workers, *options, outdir=outdir)
+    def run(*options: object, outdir: Path, workers: int = 3, ckpt: Path = DEMO):
+        return generate(ckpt, *SMALL, "--ray", cluster.address, "--ray_workers", workers, *options, outdir=outdir)
 
     return run
 
@@ -131,6 +141,22 @@ def test_sixty_pictures_of_three_nodes_are_those_of_one_process(on_cluster, prom
     assert sorted(each["file"] for each in told) == [str(path) for path in pictures_in(tmp_path / "out")]
     assert len({each["node"] for each in told}) == 3
     assert re.search(r"^60/60 images, .* 3 workers, ", result.stderr, re.MULTILINE)
+
+
+def test_a_node_that_lacks_the_model_is_named_and_left_out_or_sent_it(on_cluster, hub, prompts, monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
+    model = hub / "models--me--shapes" / "snapshots" / "1"
+    prompt = ("--prompt", "a red circle", "--images_per_prompt", 6, "--seed", 1)
+    left_out = on_cluster(*prompt, ckpt=model, outdir=tmp_path / "left_out", workers=1)
+    assert left_out.status == 0, left_out.stderr
+    named = re.findall(r"^warning: node (.*) is left out: .* is not there; put the same there", left_out.stderr, re.M)
+    assert len(set(named)) == 2
+    sent = on_cluster(*prompt, "--ray_ship", "--json", ckpt=model, outdir=tmp_path / "sent")
+    assert sent.status == 0, sent.stderr
+    assert "left out" not in sent.stderr
+    assert {json.loads(line)["node"] for line in sent.stdout.splitlines()} & set(named)
+    assert contents(tmp_path / "sent") == contents(tmp_path / "left_out")
+    assert not list(Path(tempfile.gettempdir()).glob("gen_img_diffusers-*"))  # taken away again
 
 
 def test_a_killed_worker_leaves_no_trace_in_the_pictures(on_cluster, prompts, alone, tmp_path):

@@ -26,6 +26,7 @@ from library.run.runs import Drawn, Interruptions
 from library.settings.fleet import Fleet
 
 if TYPE_CHECKING:
+    import numpy as np
     from ray import ObjectRef
     from ray.actor import ActorHandle
 
@@ -126,7 +127,7 @@ class Driver:
             self._take_answers()
             progress.beside = self._counts()
             for batch, outcome in self._drawn:
-                yield self._pictures(batch, outcome)
+                yield pictures_of(self._plan, batch.jobs, outcome, self._fail)
             self._drawn = []
         self._say_losses(at_end=True)
 
@@ -324,17 +325,20 @@ class Driver:
     def _name(self, node: str) -> str:
         return self._names.get(node, node[:8] or "unknown")
 
-    def _pictures(self, batch: Batch, outcome: Outcome) -> "list[tuple[Job, Any]]":
-        """A batch's pictures with their jobs, once what failed of it is told and what is beside them is saved."""
-        every = {stage.file.name: stage for job in batch.jobs for stage in stages(job, self._plan.highres)}
-        every |= {job.file.name: job for job in batch.jobs}
-        for name, problem in outcome.failed:
-            self._fail(every[name], problem)
-        for name, content in outcome.beside:
-            file = self._plan.output.folder / name
-            if not file.exists():
-                save_whole(content, file)
-        return [(every[name], pixels) for name, pixels in outcome.pictures]
+
+def pictures_of(
+    plan: RunPlan, jobs: Sequence[Job], outcome: Outcome, fail: Callable[[Job, str], None]
+) -> "list[tuple[Job, np.ndarray]]":
+    """What became of a batch: its pictures with their jobs, once what failed is told and what is beside them saved."""
+    every = {stage.file.name: stage for job in jobs for stage in stages(job, plan.highres)}
+    every |= {job.file.name: job for job in jobs}
+    for name, problem in outcome.failed:
+        fail(every[name], problem)
+    for name, content in outcome.beside:
+        file = plan.output.folder / name
+        if not file.exists():
+            save_whole(content, file)
+    return [(every[name], pixels) for name, pixels in outcome.pictures]
 
 
 def _say(answer: Answer) -> None:
@@ -368,8 +372,7 @@ def opened(plan: RunPlan, fleet: Fleet, program: Path, load: str, fail: Callable
         EnvironmentFault: when the cluster cannot be reached.
         InputError: when none of its nodes has what the run reads.
     """
-    packed, files = inputs.pack_plan(plan)
-    order = Order(plan.record.run, program.stem, load, packed, inputs.marks(files), str(Path.cwd()))
+    order = order_for(plan, program, load)
     with nodes.connected(fleet, program):
         unfit = _unfit_nodes(fleet, order)
         try:
@@ -378,6 +381,12 @@ def opened(plan: RunPlan, fleet: Fleet, program: Path, load: str, fail: Callable
             if fleet.ships:
                 with suppress(RayError):
                     nodes.on_each(inputs.forget, nodes.alive(), order.run)
+
+
+def order_for(plan: RunPlan, program: Path, load: str) -> Order:
+    """What the workers of a run are told."""
+    packed, files = inputs.pack_plan(plan)
+    return Order(plan.record.run, program.stem, load, packed, inputs.marks(files), str(Path.cwd()))
 
 
 def _unfit_nodes(fleet: Fleet, order: Order) -> set[str]:
