@@ -549,6 +549,9 @@ class Pipeline:
         self.encoder = PromptEncoder(
             *(text.tokens, models.texts, text.clip_skip, text.embeddings, networks.use, text.normalization)
         )
+        # networks that are folded into weights go on changing the text encoders'
+        lasting = plan.keyboard is not None or plan.networks.pre_calculated
+        self.wordings = None if lasting else plan.wordings  # those that text encoders are kept for; None for any
         self.zero_empty_negative = text.zero_empty_negative
         self.family, self.inputs = plan.model.family, plan.model.inputs
         self.noise = plan.noise
@@ -749,7 +752,16 @@ class Pipeline:
                 if self.zero_empty_negative:
                     text = text.without(cfg.empty_texts(said))
                 texts[said, strengths] = replace(text.for_unet(cfg.text_of_row, told_sizes), regions=regions)
+        self._let_text_encoders_go()
         return [texts[step] for step in steps]
+
+    def _let_text_encoders_go(self) -> None:
+        """Free the text encoders' memory once the run's pictures ask for nothing that is not encoded already."""
+        if not self.texts or self.wordings is None:
+            return
+        if all(self.encoder.keeps([text], chunks, [multipliers]) for text, multipliers, chunks in self.wordings):
+            self.encoder.let_go()
+            self.texts = ()
 
     def _on_device(self, model: nn.Module) -> AbstractContextManager:
         """A block in which a model is on the U-Net's device; with --lowvram only then."""

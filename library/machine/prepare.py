@@ -8,6 +8,7 @@ from torch import nn
 
 from library.machine.compiling import compile_unet
 from library.machine.devices import Machine
+from library.machine.features import give_back_between, overwrite_activations
 from library.machine.packed_layers import can_pack, pack_layers
 from library.machine.vae_slices import slice_resnets
 from library.settings.computing import Computing
@@ -25,6 +26,9 @@ def set_layout(
             model.to(memory_format=torch.channels_last)
     if computing.vae_slices:
         slice_resnets(vae, computing.vae_slices)
+    overwrite_activations(vae)
+    if machine.device.type == "cpu":
+        give_back_between(vae.decoder)
 
 
 def make_fast(
@@ -51,6 +55,9 @@ def make_fast(
     eager = [unet, *control_nets]
     if computing.compile:
         compile_unet(eager.pop(0), machine.device, constant=constant)
+    if machine.device.type == "cpu":
+        for model in eager:
+            give_back_between(model)
     if may_pack and can_pack(machine.device, machine.dtype):
         for model in eager:
             pack_layers(model, keep=rewritten)

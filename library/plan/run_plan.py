@@ -31,6 +31,9 @@ from library.settings.repeats import Repeats
 from library.settings.tiling import Tiling
 from library.settings.upscaler import UpscalerSpec
 from networks.files import NetworkPlan
+from networks.strengths import Strength
+
+Wording = tuple[str, tuple[Strength, ...], int]  # a text, the networks' multipliers, the chunks it is padded to
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,18 @@ class RunPlan:
     def batches(self, jobs: Iterable[Job]) -> list[list[Job]]:
         """The batches that jobs are drawn in, filled from all of them."""
         return group_into_batches(jobs, self.computing.batch_size, self.batch_key)
+
+    @property
+    def wordings(self) -> set[Wording]:
+        """What the text encoders are asked for by the pictures that are still to be made."""
+        return {
+            (text, multipliers, chunks)
+            for job in self.to_do
+            for stage in stages(job, self.highres)
+            for chunks in [self.text.tokens.chunks(*stage.all_texts)]
+            for step in stage.telling_steps
+            for text, multipliers in zip(stage.texts_at(step), stage.text_multipliers)
+        }
 
     def to_share(self) -> dict[str, object]:
         """What other processes need to plan the same run, as plain data."""
