@@ -1,14 +1,13 @@
-"""Features between a model's layers in less memory, with the same numbers."""
+"""A VAE's features in less memory, with the same numbers: nothing takes more while a picture is decoded."""
 
 import torch
 from diffusers import AutoencoderKL
-from diffusers.models.resnet import ResnetBlock2D, Upsample2D
+from diffusers.models.resnet import Upsample2D
 from torch import nn
 
 from library.machine import malloc
-from library.machine.vae_slices import SlicedResnetBlock
 
-_LARGE_BYTES = 16 << 20  # of features from which on the time to give memory back does not count
+_LARGE_BYTES = 16 << 20  # of features, from which on the time to give memory back does not count
 
 
 def overwrite_activations(vae: AutoencoderKL) -> None:
@@ -18,13 +17,10 @@ def overwrite_activations(vae: AutoencoderKL) -> None:
             module.inplace = True
 
 
-def give_back_between(model: nn.Module) -> None:
-    """Let the system have unused memory, on a CPU, before each part of a model whose input is large.
-
-    From part to part features have other sizes, and find no place where those of the one before were.
-    """
-    for module in model.modules():
-        if isinstance(module, ResnetBlock2D | SlicedResnetBlock | Upsample2D):
+def give_back_before_growing(vae: AutoencoderKL) -> None:
+    """Let the system have unused memory, on a CPU, before large features are enlarged: what follows fits no hole."""
+    for module in vae.decoder.modules():
+        if isinstance(module, Upsample2D):
             module.register_forward_pre_hook(_give_back)
 
 
