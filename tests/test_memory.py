@@ -103,7 +103,7 @@ def test_features_in_less_memory_are_the_same(sd1, monkeypatch, dtype, slices):
         if slices:
             slice_resnets(vae, slices)
     features.overwrite_activations(sparing)
-    features.give_back_before_growing(sparing)
+    features.give_back_around_growing(sparing)
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
     picture = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
     with torch.no_grad():

@@ -17,13 +17,17 @@ def overwrite_activations(vae: AutoencoderKL) -> None:
             module.inplace = True
 
 
-def give_back_before_growing(vae: AutoencoderKL) -> None:
-    """Let the system have unused memory, on a CPU, before large features are enlarged: what follows fits no hole."""
+def give_back_around_growing(vae: AutoencoderKL) -> None:
+    """Let the system have unused memory, on a CPU, before and after large features are enlarged.
+
+    What follows is larger than the holes that what came before has left.
+    """
     for module in vae.decoder.modules():
         if isinstance(module, Upsample2D):
-            module.register_forward_pre_hook(_give_back)
+            module.register_forward_pre_hook(lambda module, inputs: _give_back(inputs[0]))
+            module.register_forward_hook(lambda module, inputs, output: _give_back(output))
 
 
-def _give_back(part: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-    if inputs[0].nbytes >= _LARGE_BYTES:
+def _give_back(features: torch.Tensor) -> None:
+    if features.nbytes >= _LARGE_BYTES:
         malloc.give_back()

@@ -8,7 +8,7 @@ from torch import nn
 
 from library.machine.compiling import compile_unet
 from library.machine.devices import Machine
-from library.machine.features import give_back_before_growing, overwrite_activations
+from library.machine.features import give_back_around_growing, overwrite_activations
 from library.machine.packed_layers import can_pack, pack_layers
 from library.machine.vae_slices import slice_resnets
 from library.settings.computing import Computing
@@ -28,7 +28,7 @@ def set_layout(
         slice_resnets(vae, computing.vae_slices)
     overwrite_activations(vae)
     if machine.device.type == "cpu":
-        give_back_before_growing(vae)
+        give_back_around_growing(vae)
 
 
 def make_fast(
