@@ -554,7 +554,7 @@ class Pipeline:
         judges: Judges | None = None,
     ) -> None:
         from library.draw.sources import SourceLatents
-        from library.draw.text_encoding import PromptEncoder
+        from library.draw.text_encoding import KEPT_CHUNKS, PromptEncoder
         from library.machine.cuda_graphs import make_cuda_graphs
         from library.models.upscaler import Lanczos
 
@@ -564,6 +564,10 @@ class Pipeline:
         self.encoder = PromptEncoder(
             *(text.tokens, models.texts, text.clip_skip, text.embeddings, networks.use, text.normalization)
         )
+        # networks folded into weights go on changing the text encoders'; texts of a loop or a fleet are to come
+        lasting = plan.networks.pre_calculated or not plan.jobs
+        # those that text encoders are kept for; None for any
+        self.wordings = None if lasting else plan.wordings(KEPT_CHUNKS)
         self.zero_empty_negative = text.zero_empty_negative
         self.family, self.inputs = plan.model.family, plan.model.inputs
         self.noise = plan.noise
@@ -764,7 +768,16 @@ class Pipeline:
                 if self.zero_empty_negative:
                     text = text.without(cfg.empty_texts(said))
                 texts[said, strengths] = replace(text.for_unet(cfg.text_of_row, told_sizes), regions=regions)
+        self._let_text_encoders_go()
         return [texts[step] for step in steps]
+
+    def _let_text_encoders_go(self) -> None:
+        """Free the text encoders' memory once the run's pictures ask for nothing that is not encoded already."""
+        if not self.texts or self.wordings is None:
+            return
+        if all(self.encoder.keeps([text], chunks, [multipliers]) for text, multipliers, chunks in self.wordings):
+            self.encoder.let_go()
+            self.texts = ()
 
     def _on_device(self, model: nn.Module) -> AbstractContextManager:
         """A block in which a model is on the U-Net's device; with --lowvram only then."""

@@ -512,8 +512,9 @@ def test_weights_get_no_gradients(sd1, by_clip, tmp_path):
     ]
     plan = make_plan(gen_img_diffusers.make_parser().parse([str(option) for option in options]))
     pipeline = gen_img_diffusers.load_pipeline(plan)
+    text_encoder = pipeline.texts[0].model
     pipeline.draw(plan.jobs, iter)
-    for model in (pipeline.unet, pipeline.vae, pipeline.texts[0].model):
+    for model in (pipeline.unet, pipeline.vae, text_encoder):
         assert all(not p.requires_grad and p.grad is None for p in model.parameters())
 
 

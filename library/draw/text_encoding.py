@@ -14,7 +14,7 @@ from library.plan.tokens import CHUNK_TOKENS, PADDING, PromptTokens, WeightedTok
 from library.settings.emphasis import ORIGINAL, Normalization
 from networks.strengths import Strength
 
-_KEPT_CHUNKS = 256  # of texts whose embeddings are kept for later batches; 0.2 to 0.6 MB each
+KEPT_CHUNKS = 256  # of texts whose embeddings are kept for later batches; 0.2 to 0.6 MB each
 Multipliers = tuple[Strength, ...]  # the networks'
 _Wanted = tuple[tuple[int, ...], tuple[float, ...], int, Multipliers]  # token ids, weights, chunks, multipliers
 
@@ -74,7 +74,7 @@ class PromptEncoder:
         """
         multipliers = multipliers or [()] * len(texts)
         per_layer = {}
-        if any(self.tokens.words.differ_by_layer(self.tokens.tokenize(text).ids) for text in texts):
+        if self._differ_by_layer(texts):
             per_layer = {layer: self._encode_kept(texts, chunks, multipliers, layer)[0] for layer in XTI_LAYERS}
         features, pooled = self._encode_kept(texts, chunks, multipliers, XTI_LAYERS[0])
         return TextConditions(features, per_layer, pooled=pooled)
@@ -85,11 +85,7 @@ class PromptEncoder:
         """Encode texts as one layer sees them: features (len(texts), 77 * chunks, width) and pooled vectors
         (len(texts), width); what was encoded lately is kept.
         """
-        place = XTI_LAYERS.index(layer)
-        wanted: list[_Wanted] = []
-        for text, its_multipliers in zip(texts, multipliers):
-            tokens = self.tokens.tokenize(text)
-            wanted.append((self.tokens.words.in_layer(tokens.ids, place), tokens.weights, chunks, its_multipliers))
+        wanted = self._wanted(texts, chunks, multipliers, layer)
         missing = [key for key in dict.fromkeys(wanted) if key not in self._kept]
         for its_multipliers in dict.fromkeys(key[3] for key in missing):
             self.use_multipliers(its_multipliers)
@@ -98,12 +94,37 @@ class PromptEncoder:
             self._kept.update(zip(alike, encoded))
         features = torch.stack([self._kept[key].features for key in wanted])
         pooled = [vector for key in wanted if (vector := self._kept[key].pooled) is not None]
-        surplus = sum(chunks for _, _, chunks, _ in self._kept) - _KEPT_CHUNKS
+        surplus = sum(chunks for _, _, chunks, _ in self._kept) - KEPT_CHUNKS
         while surplus > 0:
             oldest = next(iter(self._kept))
             surplus -= oldest[2]
             del self._kept[oldest]
         return features, torch.stack(pooled) if pooled else None
+
+    def keeps(self, texts: Sequence[str], chunks: int, multipliers: Sequence[Multipliers]) -> bool:
+        """Whether all texts were encoded so lately that `encode` needs no text encoder for them."""
+        layers = XTI_LAYERS if self._differ_by_layer(texts) else XTI_LAYERS[:1]
+        return all(key in self._kept for layer in layers for key in self._wanted(texts, chunks, multipliers, layer))
+
+    def let_go(self) -> None:
+        """Free the text encoders' memory. From then on `encode` is for texts that it `keeps`; it does so for good."""
+        for text in self.texts:
+            text.model.to("meta")  # whoever else holds the model holds no weights by it
+        self.texts = ()
+
+    def _differ_by_layer(self, texts: Sequence[str]) -> bool:
+        return any(self.tokens.words.differ_by_layer(self.tokens.tokenize(text).ids) for text in texts)
+
+    def _wanted(
+        self, texts: Sequence[str], chunks: int, multipliers: Sequence[Multipliers], layer: str
+    ) -> list[_Wanted]:
+        """What the encoding of each text depends on, as one layer sees it."""
+        place = XTI_LAYERS.index(layer)
+        wanted: list[_Wanted] = []
+        for text, its_multipliers in zip(texts, multipliers):
+            tokens = self.tokens.tokenize(text)
+            wanted.append((self.tokens.words.in_layer(tokens.ids, place), tokens.weights, chunks, its_multipliers))
+        return wanted
 
     @torch.inference_mode()
     def _encode(self, texts: Sequence[WeightedTokens], chunks: int) -> list[_Encoded]:

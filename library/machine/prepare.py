@@ -8,6 +8,7 @@ from torch import nn
 
 from library.machine.compiling import compile_unet
 from library.machine.devices import Machine
+from library.machine.features import give_back_around_growing, overwrite_activations
 from library.machine.packed_layers import can_pack, pack_layers
 from library.machine.vae_slices import slice_resnets
 from library.settings.computing import Computing
@@ -25,6 +26,9 @@ def set_layout(
             model.to(memory_format=torch.channels_last)
     if computing.vae_slices:
         slice_resnets(vae, computing.vae_slices)
+    overwrite_activations(vae)
+    if machine.device.type == "cpu":
+        give_back_around_growing(vae)
 
 
 def make_fast(

@@ -185,10 +185,14 @@ class Job(JobSettings):
     @property
     def all_texts(self) -> tuple[str, ...]:
         """The texts of the branches at all steps."""
+        return tuple(dict.fromkeys(text for step in self.telling_steps for text in self.texts_at(step)))
+
+    @property
+    def telling_steps(self) -> range:
+        """Steps that tell all texts: the first one where they do not change."""
         negative = read_negative(self.negative_prompt, self.prompt_syntax)
-        if not (negative.changes or any(part.text.changes for part in self.parts)):
-            return self.texts_at(0)
-        return tuple(dict.fromkeys(text for step in range(self.steps_run) for text in self.texts_at(step)))
+        changes = negative.changes or any(part.text.changes for part in self.parts)
+        return range(self.steps_run if changes else 1)
 
     @property
     def tag_strengths(self) -> tuple[Strength, ...]:

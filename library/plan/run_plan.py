@@ -32,6 +32,9 @@ from library.settings.repeats import Repeats
 from library.settings.tiling import Tiling
 from library.settings.upscaler import UpscalerSpec
 from networks.files import NetworkPlan
+from networks.strengths import Strength
+
+Wording = tuple[str, tuple[Strength, ...], int]  # a text, the networks' multipliers, the chunks it is padded to
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,19 @@ class RunPlan:
     def batches(self, jobs: Iterable[Job]) -> list[list[Job]]:
         """The batches that jobs are drawn in, filled from all of them."""
         return group_into_batches(jobs, self.computing.batch_size, self.batch_key)
+
+    def wordings(self, most: int) -> set[Wording] | None:
+        """What the text encoders are asked for by the pictures that are still to be made; None where that is more."""
+        found: set[Wording] = set()
+        for job in self.to_do:
+            for stage in stages(job, self.highres):
+                chunks = self.text.tokens.chunks(*stage.all_texts)
+                for step in stage.telling_steps:
+                    asked = zip(stage.texts_at(step), stage.text_multipliers)
+                    found.update((text, multipliers, chunks) for text, multipliers in asked)
+            if len(found) > most:
+                return None
+        return found
 
     def to_share(self) -> dict[str, object]:
         """What other processes need to plan the same run, as plain data."""

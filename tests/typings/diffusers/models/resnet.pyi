@@ -9,3 +9,5 @@ class ResnetBlock2D(_Module):
     norm2: torch.nn.GroupNorm
     conv2: torch.nn.Conv2d
     conv_shortcut: torch.nn.Conv2d | None
+
+class Upsample2D(_Module): ...

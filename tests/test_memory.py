@@ -1,0 +1,115 @@
+"""Less memory, the same pictures: text encoders let go, activations in place of inputs, unused memory returned."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+
+import gen_img_diffusers
+from library.machine import features, malloc
+from library.machine.vae_slices import slice_resnets
+from library.plan.planning import make_plan
+
+
+@pytest.fixture
+def run(sd1, tmp_path):
+    """Plan and load a small run: `run(*options)` gives its plan and its pipeline."""
+
+    def load(*options):
+        argv = ["--ckpt", sd1.folder, "--outdir", tmp_path, "--W", 64, "--H", 64, "--steps", 2, *options]
+        plan = make_plan(gen_img_diffusers.make_parser().parse([str(option) for option in argv]))
+        return plan, gen_img_diffusers.load_pipeline(plan)
+
+    return load
+
+
+def draw(plan, pipeline):
+    """The pictures of a run by batches, and after how many of these its text encoder's weights were gone."""
+    text_encoder, gone_after, pictures = pipeline.texts[0].model, None, []
+    for number, batch in enumerate(plan.batches(plan.to_do), 1):
+        pictures += [picture for _, picture in pipeline.draw(batch, iter)]
+        if gone_after is None and all(weight.is_meta for weight in text_encoder.parameters()):
+            gone_after = number
+    return pictures, gone_after
+
+
+@pytest.mark.parametrize(
+    ("options", "gone_after"),
+    [
+        (["--prompt", "a cat", "--images_per_prompt", 3], 1),
+        (
+            [
+                "--prompt",
+                "a cat --n dull",
+                "--images_per_prompt",
+                2,
+                "--highres_fix_scale",
+                0.5,
+                "--highres_fix_steps",
+                2,
+            ],
+            1,
+        ),
+        (["--prompt", "[a:the:0.5] cat", "--prompt_syntax", "webui", "--images_per_prompt", 2], 1),
+        (["--from_file", "a cat\na dog\na cat\na dog"], 2),
+        (["--from_file", "a cat\na dog\na bird"], 3),
+    ],
+)
+def test_text_encoders_go_when_all_is_encoded(run, tmp_path, options, gone_after):
+    if options[0] == "--from_file":
+        file = tmp_path / "prompts.txt"
+        file.write_text(options[1])
+        options = [options[0], file]
+    plan, pipeline = run(*options, "--seed", 1)
+    ours, found = draw(plan, pipeline)
+    assert found == gone_after
+    plan, pipeline = run(*options, "--seed", 1)
+    pipeline.wordings = None  # as where nobody knows what comes
+    expected, found = draw(plan, pipeline)
+    assert found is None
+    assert len(ours) == len(plan.to_do)
+    assert all(map(np.array_equal, ours, expected))
+
+
+def test_text_encoders_stay_where_more_prompts_may_come(run):
+    _, pipeline = run("--interactive")
+    assert pipeline.wordings is None
+    _, pipeline = run("--prompt", "a")
+    assert pipeline.wordings
+
+
+def test_a_batch_is_halved_without_text_encoders(sd1, generate, monkeypatch):
+    """Too little memory is found out after the texts were encoded; the halves are drawn of what is kept."""
+    call = UNet2DConditionModel.forward
+
+    def small_batches_only(self, sample, *args, **kwargs):
+        if len(sample) > 2:
+            raise torch.OutOfMemoryError("pretended")
+        return call(self, sample, *args, **kwargs)
+
+    monkeypatch.setattr(UNet2DConditionModel, "forward", small_batches_only)
+    result = generate(sd1.folder, "--prompt", "a cat", "--images_per_prompt", 3, "--batch_size", 3)
+    assert result.status == 0
+    assert len(result.files) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("slices", [None, 2])
+def test_features_in_less_memory_are_the_same(sd1, monkeypatch, dtype, slices):
+    returned = []
+    monkeypatch.setattr(malloc, "give_back", lambda: returned.append(1))
+    plain, sparing = (AutoencoderKL.from_pretrained(sd1.folder / "vae").to(dtype) for _ in range(2))
+    for vae in (plain, sparing):
+        if slices:
+            slice_resnets(vae, slices)
+    features.overwrite_activations(sparing)
+    features.give_back_around_growing(sparing)
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    picture = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    with torch.no_grad():
+        assert torch.equal(sparing.decode(latents).sample, plain.decode(latents).sample)
+        assert not returned  # a small picture's features are not worth it
+        monkeypatch.setattr(features, "_LARGE_BYTES", 1)
+        assert torch.equal(sparing.decode(latents).sample, plain.decode(latents).sample)
+        assert returned
+        assert torch.equal(sparing.encode(picture).latent_dist.mean, plain.encode(picture).latent_dist.mean)
