@@ -108,7 +108,7 @@ def _interrupted_by_sigterm() -> Iterator[Callable[[], None]]:
 
     def listen() -> None:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, interrupt)
+            signal.signal(signal.SIGTERM, before if before is signal.SIG_IGN else interrupt)
 
     before = signal.getsignal(signal.SIGTERM)
     listen()
