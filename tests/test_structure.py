@@ -116,7 +116,7 @@ def test_every_option_that_code_reads_exists():
         (CHOICE, "shuffle_prompts seed iter_same_seed images_per_prompt n_iter sequential_file_name image_path "
                  "use_original_file_name file_name mask_path natural_order wildcard_dir sweep"),
         (RUN, "prompt from_file from_pictures interactive no_preview preview_every outdir grid html batch_size "
-              "vae_batch_size"),
+              "vae_batch_size ray ray_workers ray_cpus ray_ship"),
         (TELLING, "resume dry_run json quiet verbose debug"),
         (COMMAND_LINE, "config list_samplers version h help completion"),
     ],
