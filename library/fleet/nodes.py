@@ -14,7 +14,6 @@ from types import FrameType
 from typing import Any, TypeVar
 
 import ray
-from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -79,8 +78,6 @@ def connected(fleet: Fleet, program: Path) -> Iterator[None]:
     if fleet.address != HERE:
         _knock(fleet.address)
         logging.getLogger("ray").setLevel(logging.CRITICAL)
-        # the token of this user's clusters, which Ray by itself takes for `auto` alone
-        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     with _interrupted_by_sigterm() as listen:
         try:
             with warnings.catch_warnings(action="ignore"):
@@ -88,7 +85,7 @@ def connected(fleet: Fleet, program: Path) -> Iterator[None]:
         except (ConnectionError, RuntimeError, TimeoutError, ValueError, OSError) as problem:
             reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0][:160]
             raise EnvironmentFault(
-                f"--ray {fleet.address}", f"no cluster there ({reason}); start one, or check address and token"
+                f"--ray {fleet.address}", f"no cluster there ({reason}); start one, or check address and RAY_AUTH_MODE"
             ) from None
         except SystemExit:  # Ray has its own handler of SIGTERM, which leaves with status 15
             raise Interrupted(signal.SIGTERM) from None
