@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from diffusers import ControlNetUnionModel, UNet2DConditionModel
 from expected.reduce import rebuild_pack
 from PIL import Image
@@ -87,6 +88,7 @@ def test_commands_run_as_they_are_printed(block, placeholders, tmp_path, monkeyp
 
 
 def run(argv: list[str], placeholders: Placeholders) -> None:
+    argv = [word.removeprefix("/") if word.startswith("/data/") else word for word in argv]  # a cluster's shared folder
     argv += placeholders.make(argv)
     if "--interactive" in argv:
         assert status([*SMALL, *argv]) == 0
@@ -154,6 +156,14 @@ def test_the_readme_is_short_and_names_every_page_of_docs():
     for page in (ROOT / "docs").glob("*.md"):
         others = [other.read_text(encoding="utf-8") for other in pages() if other != page]
         assert any(f"{page.name})" in other or f"{page.name}#" in other for other in others), page.name
+
+
+def test_the_cluster_file_is_one_that_ray_up_takes():
+    util = pytest.importorskip("ray.autoscaler._private.util", reason="needs requirements-ray.txt")
+    page = (ROOT / "docs" / "machines.md").read_text(encoding="utf-8")
+    files = [yaml.safe_load(text) for text in re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S)]
+    assert [file.get("kind", "a cluster file") for file in files] == ["a cluster file", "RayJob"]
+    util.validate_config(util.prepare_config(files[0]))
 
 
 def test_every_option_has_its_place():

@@ -229,7 +229,9 @@ class Driver:
     def _take_drawn(self, hand: Hand, answer: Answer) -> None:
         _say(answer)
         for number, outcome in answer.done.items():
-            self._drawn.append((hand.batches.pop(number), outcome))
+            if (batch := hand.batches.pop(number, None)) is None:
+                continue  # it was put back, and is drawn again
+            self._drawn.append((batch, outcome))
             for name, _ in outcome.pictures if self._plan.output.as_json else ():
                 self.node_of[self._plan.output.folder / name] = self._name(hand.node)
 

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from ray import ObjectRef
 
-# A path as all nodes know it: which root it is below, and its path from there. The program and the Hub's cache may lie
-# elsewhere on another node, all other files lie at the same place.
+# A path as all nodes know it: which root it is below, and its path from there. The program's data and the Hub's cache
+# may lie elsewhere on another node, all other files lie at the same place, models beside the script among them.
 Place = tuple[str, str]
 _PROGRAM, _HUB, _ELSEWHERE = "program", "hub", "files"
 _CHUNK_BYTES = 1 << 26  # of a file, in the object store
@@ -39,9 +39,9 @@ _POLL_S = 0.2
 def _roots() -> dict[str, Path]:
     (package,) = library.__path__
     return {
-        _PROGRAM: Path(package).parent,
+        _PROGRAM: Path(package),
         _HUB: Path(huggingface_hub.constants.HF_HUB_CACHE),
-        _ELSEWHERE: Path(Path.cwd().anchor),
+        _ELSEWHERE: Path(os.path.abspath(os.sep)),  # noqa: PTH100  # without the folder in hand, which may be gone
     }
 
 

@@ -2,21 +2,27 @@
 
 import logging
 import os
+import signal
+import socket
+import threading
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from library.errors import EnvironmentFault, ProgramError
+from library.errors import EnvironmentFault, Interrupted, ProgramError
 from library.settings.fleet import HERE, USUAL_CPUS, Fleet
 
 Result = TypeVar("Result")
 _NODE_ID = "ray.io/node-id"  # the label that Ray gives each node
+_KNOCK_S = 10
 _MOST_SHARES = 64  # workers that one core or GPU is shared out among
 
 
@@ -69,17 +75,61 @@ def connected(fleet: Fleet, program: Path) -> Iterator[None]:
     # Ray's own account of lost workers, pages long, would go to standard output among the results; no public name
     # switches it off
     ray._private.worker._worker_logs_enabled = False  # ty: ignore[possibly-missing-submodule]
+    if fleet.address != HERE:
+        _knock(fleet.address)
+        logging.getLogger("ray").setLevel(logging.CRITICAL)
+    with _interrupted_by_sigterm() as listen:
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                ray.init(address=fleet.address, log_to_driver=False, logging_level=logging.CRITICAL, **settings)
+        except (ConnectionError, RuntimeError, TimeoutError, ValueError, OSError) as problem:
+            reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0][:160]
+            raise EnvironmentFault(
+                f"--ray {fleet.address}", f"no cluster there ({reason}); start one, or check address and RAY_AUTH_MODE"
+            ) from None
+        except SystemExit:  # Ray has its own handler of SIGTERM, which leaves with status 15
+            raise Interrupted(signal.SIGTERM) from None
+        listen()
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[Callable[[], None]]:
+    """A block that SIGTERM interrupts as Ctrl-C does; gives what begins this anew, once Ray has put its own handler."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number)
+
+    def listen() -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before if before is signal.SIG_IGN else interrupt)
+
+    before = signal.getsignal(signal.SIGTERM)
+    listen()
     try:
-        ray.init(address=fleet.address, log_to_driver=False, logging_level=logging.CRITICAL, **settings)
-    except (ConnectionError, RuntimeError, TimeoutError, ValueError, OSError) as problem:
-        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0][:160]
-        raise EnvironmentFault(
-            f"--ray {fleet.address}", f"no cluster there ({reason}); start one, or check the address"
-        ) from None
-    try:
-        yield
+        yield listen
     finally:
-        ray.shutdown()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+def _knock(address: str) -> None:
+    """Find out at once whether anything answers at HOST:PORT, which Ray tries for minutes.
+
+    Raises:
+        EnvironmentFault: when nothing does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), _KNOCK_S).close()
+        except OSError as problem:
+            raise EnvironmentFault(
+                f"--ray {address}", f"nothing answers there ({problem.strerror}); start a cluster, or check the address"
+            ) from None
 
 
 def alive() -> list[Node]:

@@ -1,0 +1,237 @@
+"""Parts of runs that Ray draws, without a cluster: what is said of it, what nodes have, and what befalls workers."""
+
+import shutil
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ray = pytest.importorskip("ray", reason="needs requirements-ray.txt")
+
+from ray.exceptions import ActorDiedError, ObjectStoreFullError, RayTaskError  # noqa: E402
+
+import gen_img_diffusers  # noqa: E402
+from library import console  # noqa: E402
+from library.errors import EnvironmentFault, InputError  # noqa: E402
+from library.fleet import driver, inputs, nodes, worker  # noqa: E402
+from library.plan.planning import make_plan  # noqa: E402
+from library.run.runs import BatchDrawer, Interruptions  # noqa: E402
+from library.settings.fleet import Fleet  # noqa: E402
+from library.version import versions  # noqa: E402
+
+DEMO = Path(__file__).resolve().parent.parent / "examples" / "shapes"
+HERE = nodes.Node("n1", "host", cpus=1, gpus=0)
+
+
+def fleet(workers: tuple[int, int] | None = None, cpus: int | None = None, *, ships: bool = False) -> Fleet:
+    return Fleet("auto", workers, cpus, ships)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is said of it
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--ray", "somewhere"), "--ray somewhere: no place of a cluster; write local, auto, HOST:PORT or ray://HOST:"),
+        (("--ray_workers", 2), "--ray_workers: is for Ray's workers; give --ray, too"),
+        (("--ray", "--ray_workers", "3,2"), "--ray_workers 3,2: more at least than at most; write MIN,MAX"),
+        (("--ray", "--interactive"), "--ray and --interactive: do not go together; give one"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(generate, options, message):
+    result = generate(DEMO, *options)
+    assert (result.status, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: {message}")
+    assert result.stderr.count("\n") == 1
+
+
+def test_without_ray_the_requirements_are_named(generate, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    result = generate(DEMO, "--prompt", "red", "--ray")
+    assert result.status == 2
+    assert result.stderr == "error: --ray: needs the package ray; run `pip install -r requirements-ray.txt`\n"
+
+
+def test_where_nothing_answers_that_is_said_at_once(generate):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"ray://127.0.0.1:{free.getsockname()[1]}"
+    result = generate(DEMO, "--prompt", "red", "--ray", address)
+    assert result.status == 4
+    assert f"error: --ray {address}: nothing answers there (Connection refused); start a cluster" in result.stderr
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Nodes
+
+
+@pytest.mark.parametrize(
+    ("asked", "cores", "gpus", "share", "room"),
+    [
+        (fleet(), (4, 4), (0, 0), nodes.Share(cpus=2), 4),
+        (fleet(), (1,), (0,), nodes.Share(cpus=1), 1),
+        (fleet(cpus=3), (4, 8), (0, 0), nodes.Share(cpus=3), 3),
+        (fleet((3, 3)), (4, 8), (0, 0), nodes.Share(cpus=4), 3),
+        (fleet((8, 8)), (2,), (0,), nodes.Share(cpus=1 / 4), 8),
+        (fleet(), (8, 8), (1, 2), nodes.Share(gpus=1), 3),
+        (fleet((4, 4)), (8, 8), (1, 2), nodes.Share(gpus=1 / 2), 6),
+    ],
+)
+def test_cores_and_gpus_are_shared_out(asked, cores, gpus, share, room):
+    there = [nodes.Node(str(n), "host", *each) for n, each in enumerate(zip(cores, gpus, strict=True))]
+    assert nodes.share_of(asked, there) == share
+    assert share.room(there) == room
+
+
+def test_a_node_that_lacks_a_file_or_has_another_says_which(tmp_path):
+    same, other, gone = (tmp_path / f"{name}.safetensors" for name in ("same", "other", "gone"))
+    for file in (same, other, gone):
+        shutil.copy(DEMO / "unet" / "diffusion_pytorch_model.safetensors", file)
+    wanted = inputs.marks([same, other, gone])
+    other.write_bytes(b"")
+    gone.unlink()
+    assert sorted(inputs.lacking(wanted).values()) == [f"{gone} is not there", f"{other} is another file there"]
+
+
+def test_models_below_the_programs_folder_are_looked_for_where_they_are():
+    """Nodes are sent the program, not what lies beside it."""
+    model = DEMO / "unet" / "diffusion_pytorch_model.safetensors"
+    (place,) = inputs.marks([model])
+    assert inputs.path_at(place) == model
+
+
+def test_where_no_node_is_fit_the_run_ends_before_anything_is_drawn(monkeypatch):
+    order = worker.Order("run", "module", "load", b"", {}, "/")
+    wrong = worker.Look("n1", {("files", "m"): "/m is not there"}, {})
+    monkeypatch.setattr(nodes, "alive", lambda: [HERE])
+    monkeypatch.setattr(nodes, "on_each", lambda function, there, *arguments: {"n1": wrong})
+    with pytest.raises(InputError, match="--ray: no node can draw; node host: /m is not there; put it there, or give"):
+        driver._unfit_nodes(fleet(), order)
+    assert driver._unfit_nodes(fleet(ships=True), order) == set()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Workers
+
+
+class Method:
+    """A method of a worker, called as Ray's are: gives a reference, which here is what comes of it or is raised."""
+
+    def __init__(self, work) -> None:
+        self.remote = work
+
+
+class Actor:
+    """A worker that draws grey pictures, but for what it is told to raise, by its method, one for each call.
+
+    The picture of one seed ends it always.
+    """
+
+    def __init__(self, raises: dict[str, list[Exception]], poison: int | None) -> None:
+        self._raises, self._poison = raises, poison
+        self.look = Method(lambda order: self._come("look", worker.Look("n1", {}, versions())))
+        self.load = Method(lambda sent: self._come("load", worker.Answer([])))
+        self.draw = Method(self._draw)
+
+    def _come(self, method: str, answer: object) -> list[object]:
+        return [self._raises[method].pop(0) if self._raises.get(method) else answer]
+
+    def _draw(self, number: int, jobs: bytes) -> list[object]:
+        grey, jobs = np.zeros((64, 64, 3), np.uint8), inputs.unpack(jobs, None)
+        if any(job.seed == self._poison for job in jobs):
+            return [ActorDiedError()]
+        outcome = worker.Outcome(0, [(job.file.name, grey) for job in jobs])
+        return self._come("draw", worker.Answer([], {number: outcome}))
+
+
+class Ref(list):
+    """A list that can be a key."""
+
+    __hash__ = object.__hash__
+
+
+@pytest.fixture
+def draw(monkeypatch, tmp_path):
+    """Draws four pictures by one worker that raises what it is given; gives their seeds, and what failed."""
+
+    def get(ref: Ref) -> object:
+        if isinstance(ref[0], Exception):
+            raise ref[0]
+        return ref[0]
+
+    def run(raises: dict[str, list[Exception]], poison: int | None = None) -> tuple[list[int], list[str]]:
+        actor = Actor(raises, poison)
+        for method in (actor.look, actor.load, actor.draw):
+            method.remote = lambda *arguments, work=method.remote: Ref(work(*arguments))
+        made = type("Made", (), {"options": lambda self, **_: self, "remote": lambda self: actor})
+        monkeypatch.setattr(ray, "put", lambda thing: thing)
+        monkeypatch.setattr(ray, "remote", lambda kind: made())
+        monkeypatch.setattr(ray, "wait", lambda refs, num_returns=1, timeout=0: (refs[:num_returns], []))
+        monkeypatch.setattr(ray, "get", get)
+        monkeypatch.setattr(ray, "kill", lambda actor: None)
+        monkeypatch.setattr(nodes, "alive", lambda: [HERE])
+        argv = ("--ckpt", DEMO, "--prompt", "red --d 1-4", "--W", 64, "--H", 64, "--outdir", tmp_path / "out")
+        plan = make_plan(gen_img_diffusers.parse_options([str(word) for word in argv]), None)
+        failed: list[str] = []
+        ours = driver.Driver(
+            *(plan, fleet(), worker.Order("run", "module", "load", b"", {}, "/")),
+            fail=lambda job, problem: failed.append(f"{job.seed}: {problem}"),
+            unfit=set(),
+        )
+        with console.messages(0), Interruptions() as interruptions:
+            made_pictures = list(ours.draw(plan.batches(plan.to_do), interruptions, console.Progress(None)))
+        return sorted(job.seed for pictures in made_pictures for job, _ in pictures), failed
+
+    return run
+
+
+def task_error(cause: Exception) -> RayTaskError:
+    return RayTaskError("draw", "its traceback", cause)
+
+
+def test_pictures_that_a_full_object_store_did_not_take_are_drawn_again(draw, capsys):
+    assert draw({"draw": [task_error(ObjectStoreFullError("full"))]}) == ([1, 2, 3, 4], [])
+    assert "warning: the object store of node host is full; its pictures are drawn again" in capsys.readouterr().err
+
+
+def test_a_worker_that_ends_while_it_loads_may_try_three_times(draw, capsys):
+    assert draw({"load": [ActorDiedError(), ActorDiedError()]}) == ([1, 2, 3, 4], [])
+    assert "warning: worker 1 lost on node host: " in capsys.readouterr().err
+    with pytest.raises(EnvironmentFault, match="--ray: no worker could begin"):
+        draw({"load": [ActorDiedError() for _ in range(3)]})
+
+
+def test_a_worker_that_cannot_load_ends_the_run_with_its_reason(draw, capsys):
+    with pytest.raises(EnvironmentFault, match="--ray: no worker can draw: /models: is a mess"):
+        draw({"load": [task_error(EnvironmentFault("/models", "is a mess"))]})
+    assert "warning: worker 1 on node host ends: /models: is a mess" in capsys.readouterr().err
+
+
+def test_a_picture_that_ends_three_workers_is_listed(draw):
+    seeds, failed = draw({}, poison=2)
+    assert seeds == [1, 3, 4]
+    assert failed == ["2: ended 3 workers that drew it; draw it without --ray to see why"]
+
+
+def test_a_worker_out_of_memory_halves_its_batch_and_says_so(tmp_path):
+    """As one process does; the driver is sent all four pictures of the batch, and the warning."""
+
+    class Painter:
+        works_ahead = False
+
+        def begin(self, jobs, make_bar):
+            if len(jobs) > 2:
+                raise MemoryError
+            return lambda: [(job, np.zeros((64, 64, 3), np.uint8)) for job in jobs]
+
+    argv = ("--ckpt", DEMO, "--prompt", "red --d 1-4", "--W", 64, "--H", 64, "--outdir", tmp_path / "out")
+    plan = make_plan(gen_img_diffusers.parse_options([str(word) for word in argv]), None)
+    ours = worker.Worker()
+    ours._drawer = BatchDrawer(Painter(), plan.batch_key, ours._fail, iter)
+    ours._highres = plan.highres
+    answer = ours.draw(7, inputs.pack(plan.to_do))
+    assert [name for name, _ in answer.done[7].pictures] == [job.file.name for job in plan.to_do]
+    assert [text for _, text in answer.messages] == ["out of memory; drawing 2 at a time instead of 4"]
