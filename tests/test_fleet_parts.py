@@ -6,19 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
+from ray.exceptions import ActorDiedError, ObjectStoreFullError, RayTaskError
 
-ray = pytest.importorskip("ray", reason="needs requirements-ray.txt")
-
-from ray.exceptions import ActorDiedError, ObjectStoreFullError, RayTaskError  # noqa: E402
-
-import gen_img_diffusers  # noqa: E402
-from library import console  # noqa: E402
-from library.errors import EnvironmentFault, InputError  # noqa: E402
-from library.fleet import driver, inputs, nodes, worker  # noqa: E402
-from library.plan.planning import make_plan  # noqa: E402
-from library.run.runs import BatchDrawer, Interruptions  # noqa: E402
-from library.settings.fleet import Fleet  # noqa: E402
-from library.version import versions  # noqa: E402
+import gen_img_diffusers
+from library import console
+from library.errors import EnvironmentFault, InputError
+from library.fleet import driver, inputs, nodes, worker
+from library.plan.planning import make_plan
+from library.run.runs import BatchDrawer, Interruptions
+from library.settings.fleet import Fleet
+from library.version import versions
 
 DEMO = Path(__file__).resolve().parent.parent / "examples" / "shapes"
 HERE = nodes.Node("n1", "host", cpus=1, gpus=0)
@@ -171,7 +169,7 @@ def draw(monkeypatch, tmp_path):
         monkeypatch.setattr(ray, "remote", lambda kind: made())
         monkeypatch.setattr(ray, "wait", lambda refs, num_returns=1, timeout=0: (refs[:num_returns], []))
         monkeypatch.setattr(ray, "get", get)
-        monkeypatch.setattr(ray, "kill", lambda actor: None)
+        monkeypatch.setattr(ray, "kill", lambda actor, no_restart=True: None)
         monkeypatch.setattr(nodes, "alive", lambda: [HERE])
         argv = ("--ckpt", DEMO, "--prompt", "red --d 1-4", "--W", 64, "--H", 64, "--outdir", tmp_path / "out")
         plan = make_plan(gen_img_diffusers.parse_options([str(word) for word in argv]), None)

@@ -17,7 +17,7 @@ from library.errors import EnvironmentFault, InputError, ProgramError
 from library.files.picture_files import save_whole
 from library.fleet import inputs, nodes
 from library.fleet.inputs import Place
-from library.fleet.nodes import Node, Share
+from library.fleet.nodes import Losses, Nodes
 from library.fleet.worker import Answer, Look, Order, Outcome, Worker, look
 from library.plan.job import Job
 from library.plan.run_plan import RunPlan
@@ -36,9 +36,7 @@ _CALLS_AHEAD = 2  # that a worker has, so that it need not wait for the driver
 _MOST_DEATHS = 3  # of workers that drew a batch
 _MOST_STARTS = 3  # of a worker that ends before it can draw
 _POLL_S = 0.5
-_LOOK_EVERY_S = 2  # at the nodes
 _LONG_S = 120  # without a worker
-_NOTICED_AFTER_S = 10  # Ray has noticed by then that a node is gone
 
 
 @dataclass(eq=False)
@@ -64,17 +62,6 @@ class Hand:
     failed_starts: int = 0
 
 
-@dataclass
-class Loss:
-    """A worker that was lost, as long as that has not been said."""
-
-    who: str
-    node: str
-    pictures: int  # that it had
-    when: float
-    reason: str | None  # not known before Ray has noticed whether its node is gone, too
-
-
 class Driver:
     """Draws batches by workers of Ray.
 
@@ -91,10 +78,9 @@ class Driver:
     ) -> None:
         self._plan, self._fleet, self._order, self._fail = plan, fleet, order, fail
         self._order_ref = ray.put(order)
-        self._unfit = unfit
-        self._nodes: list[Node] = []
-        self._share: Share
-        self._looked = 0.0
+        self._nodes = Nodes(unfit)
+        self._share = nodes.share_of(fleet, self._nodes.fit)
+        self._losses = Losses(self._nodes)
         self._ready_at = time.monotonic()
         self._hands: list[Hand] = []
         self._hired = self._dismissed = 0
@@ -103,11 +89,7 @@ class Driver:
         self._numbers = 0
         self._sent: dict[Place, list[ObjectRef]] = {}
         self._drawn: list[tuple[Batch, Outcome]] = []
-        self._losses: list[Loss] = []
-        self._names: dict[str, str] = {}
         self.node_of: dict[Path, str] = {}  # that drew a picture, until it is told
-        self._look_at_nodes()
-        self._share = nodes.share_of(fleet, self._fit_nodes)
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -129,7 +111,18 @@ class Driver:
             for batch, outcome in self._drawn:
                 yield pictures_of(self._plan, batch.jobs, outcome, self._fail)
             self._drawn = []
-        self._say_losses(at_end=True)
+        self._losses.say(at_end=True)
+
+    def _look_around(self) -> None:
+        """Look at the nodes now and then, and say what is known by then."""
+        if not self._nodes.look():
+            return
+        self._losses.say()
+        if any(hand.ready for hand in self._hands):
+            self._ready_at = time.monotonic()
+        elif time.monotonic() - self._ready_at > _LONG_S:
+            self._ready_at = time.monotonic()
+            console.say("no worker is ready; they load, or wait for room in the cluster: `ray status` tells")
 
     @property
     def _working(self) -> int:
@@ -194,13 +187,13 @@ class Driver:
     def _hire(self) -> None:
         """Ask Ray for workers that are wanted and not there."""
         if self._fleet.workers is None:
-            wanted = max(self._share.room(self._fit_nodes), len(self._hands), 1)
+            wanted = max(self._share.room(self._nodes.fit), len(self._hands), 1)
         else:
             wanted = self._fleet.workers[1]
         wanted = min(wanted - self._dismissed, len(self._fresh) + len(self._again) + self._working)
         while len(self._hands) < wanted:
             self._hired += 1
-            options = self._share.options(self._unfit)
+            options = self._share.options(self._nodes.unfit)
             actor: Any = ray.remote(Worker).options(max_restarts=-1, **options).remote()
             self._hands.append(hand := Hand(self._hired, actor))
             self._call(hand, actor.look, self._take_look, self._order_ref)
@@ -208,19 +201,14 @@ class Driver:
     def _take_look(self, hand: Hand, found: Look) -> None:
         hand.node = found.node
         if found.wrong and not self._fleet.ships:
-            self._leave_out(found.node, next(iter(found.wrong.values())))
+            self._nodes.leave_out(found.node, next(iter(found.wrong.values())))
             self._dismiss(hand)
             return
-        _warn_of_versions(self._name(found.node), found, self._plan)
+        _warn_of_versions(self._nodes.name(found.node), found, self._plan)
         for place in found.wrong:
             if place not in self._sent:
                 self._sent[place] = inputs.put(place)
         self._call(hand, hand.actor.load, self._take_loaded, {place: self._sent[place] for place in found.wrong})
-
-    def _leave_out(self, node: str, problem: str) -> None:
-        if node not in self._unfit:
-            self._unfit.add(node)
-            say_unfit(self._name(node), problem)
 
     def _take_loaded(self, hand: Hand, answer: Answer) -> None:
         _say(answer)
@@ -229,23 +217,26 @@ class Driver:
     def _take_drawn(self, hand: Hand, answer: Answer) -> None:
         _say(answer)
         for number, outcome in answer.done.items():
-            if (batch := hand.batches.pop(number, None)) is None:
-                continue  # it was put back, and is drawn again
-            self._drawn.append((batch, outcome))
+            self._drawn.append((hand.batches.pop(number), outcome))
             for name, _ in outcome.pictures if self._plan.output.as_json else ():
-                self.node_of[self._plan.output.folder / name] = self._name(hand.node)
+                self.node_of[self._plan.output.folder / name] = self._nodes.name(hand.node)
 
     def _take_problem(self, hand: Hand, problem: RayTaskError) -> None:
         """A call of a worker raised something."""
-        cause = problem.cause
+        cause, node = problem.cause, self._nodes.name(hand.node)
         if isinstance(cause, ObjectStoreFullError | OutOfDiskError):
-            logger.warning("the object store of node %s is full; its pictures are drawn again", self._name(hand.node))
-            self._put_back(hand)
+            logger.warning(
+                "the object store of node %s is full; its pictures are drawn again", self._nodes.name(hand.node)
+            )
+            ray.kill(hand.actor, no_restart=False)
             time.sleep(_POLL_S)
+            self._begin_again(hand)
         elif hand.ready and not isinstance(cause, ProgramError):
             raise cause from problem
         else:
-            logger.warning("worker %d on node %s ends: %s", hand.number, self._name(hand.node), nodes.short(cause))
+            logger.warning(
+                "worker %d on node %s ends: %s", hand.number, self._nodes.name(hand.node), nodes.short(cause)
+            )
             self._put_back(hand)
             self._dismissed += 1
             self._dismiss(hand)
@@ -254,28 +245,31 @@ class Driver:
 
     def _lose(self, hand: Hand, problem: RayError) -> None:
         """A worker's process or its node is gone; Ray starts another one in its place."""
-        reason = "its node ran out of memory" if "low on memory" in str(problem) else None
         count = sum(len(batch.jobs) for batch in hand.batches.values())
-        self._losses.append(Loss(f"worker {hand.number}", hand.node, count, time.monotonic(), reason))
+        self._losses.note(f"worker {hand.number}", hand.node, count, problem)
         hand.failed_starts += not hand.ready
         for batch in hand.batches.values():
             batch.lost_on.append(hand.node)
             batch.alone = True
-        self._put_back(hand)
         if hand.failed_starts >= _MOST_STARTS:
+            self._put_back(hand)
             self._dismissed += 1
             self._dismiss(hand)
             if not self._hands:
                 raise EnvironmentFault("--ray", f"no worker could begin ({nodes.short(problem)})") from problem
             return
+        self._begin_again(hand)
+
+    def _begin_again(self, hand: Hand) -> None:
+        """Look at a worker that Ray starts anew; what it had goes to whoever is free."""
+        self._put_back(hand)
         hand.ready, hand.calls = False, {}
         self._call(hand, hand.actor.look, self._take_look, self._order_ref)
 
     def _put_back(self, hand: Hand) -> None:
         """Have a worker's batches drawn again; what has ended several workers is halved, then given up."""
-        known = {node.id for node in self._nodes}
         for batch in hand.batches.values():
-            deaths = sum(node in known for node in batch.lost_on)  # a node that went away was not the batch's doing
+            deaths = sum(map(self._nodes.lives, batch.lost_on))  # a node that went away was not the batch's doing
             if deaths < _MOST_DEATHS:
                 self._again.append(batch)
             elif (half := (len(batch.jobs) + 1) // 2) < len(batch.jobs):
@@ -292,40 +286,6 @@ class Driver:
     def _dismiss(self, hand: Hand) -> None:
         self._hands.remove(hand)
         ray.kill(hand.actor)
-
-    # -- nodes and pictures -------------------------------------------------------------------------------------------
-
-    @property
-    def _fit_nodes(self) -> list[Node]:
-        return [node for node in self._nodes if node.id not in self._unfit]
-
-    def _look_at_nodes(self) -> None:
-        self._nodes, self._looked = nodes.alive(), time.monotonic()
-        self._names |= nodes.names(self._nodes)
-
-    def _look_around(self) -> None:
-        """Look at the nodes now and then, and say which workers were lost as soon as it is known why."""
-        if time.monotonic() - self._looked >= _LOOK_EVERY_S:
-            self._look_at_nodes()
-            self._say_losses()
-            if any(hand.ready for hand in self._hands):
-                self._ready_at = time.monotonic()
-            elif time.monotonic() - self._ready_at > _LONG_S:
-                self._ready_at = time.monotonic()
-                console.say("no worker is ready; they load, or wait for room in the cluster: `ray status` tells")
-
-    def _say_losses(self, *, at_end: bool = False) -> None:
-        known = {node.id for node in self._nodes}
-        for loss in list(self._losses):
-            gone = "its node is gone" if loss.node not in known else None
-            ended = "its process ended" if time.monotonic() - loss.when >= _NOTICED_AFTER_S else None
-            if reason := gone or loss.reason or ended or ("its process or its node ended" if at_end else None):
-                self._losses.remove(loss)
-                again = f"; {loss.pictures} picture{'s' * (loss.pictures != 1)} drawn again" if loss.pictures else ""
-                console.warn(f"{loss.who} lost on node {self._name(loss.node)}: {reason}{again}")
-
-    def _name(self, node: str) -> str:
-        return self._names.get(node, node[:8] or "unknown")
 
 
 def pictures_of(
@@ -346,11 +306,6 @@ def pictures_of(
 def _say(answer: Answer) -> None:
     for level, message in answer.messages:
         logger.log(level, "%s", message)
-
-
-def say_unfit(node: str, problem: str) -> None:
-    """Say that a node is left out, and why."""
-    logger.warning("node %s is left out: %s; put the same there, or give --ray_ship", node, problem)
 
 
 def _warn_of_versions(node: str, found: Look, plan: RunPlan) -> None:
@@ -405,5 +360,5 @@ def _unfit_nodes(fleet: Fleet, order: Order) -> set[str]:
         node, problem = next(iter(wrong.items()))
         raise InputError("--ray", f"no node can draw; node {names[node]}: {problem}; put it there, or give --ray_ship")
     for node, problem in wrong.items():
-        say_unfit(names[node], problem)
+        nodes.say_unfit(names[node], problem)
     return set(wrong)

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import threading
+import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,12 +18,17 @@ import ray
 from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from library import console
 from library.errors import EnvironmentFault, Interrupted, ProgramError
 from library.settings.fleet import HERE, USUAL_CPUS, Fleet
+
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 _NODE_ID = "ray.io/node-id"  # the label that Ray gives each node
 _KNOCK_S = 10
+_LOOK_EVERY_S = 2
+_NOTICED_AFTER_S = 10  # Ray has noticed by then that a node is gone
 _MOST_SHARES = 64  # workers that one core or GPU is shared out among
 
 
@@ -185,3 +191,99 @@ def short(problem: BaseException) -> str:
     text = str(problem) if isinstance(problem, ProgramError) else f"{type(problem).__name__}: {problem}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0][:200] if len(lines) == 1 else f"{lines[0][:100]} … {lines[-1][:100]}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Followed through a run
+
+
+class Nodes:
+    """The nodes as they were when they were last looked at.
+
+    Args:
+        unfit: the ids of those that cannot draw.
+    """
+
+    def __init__(self, unfit: set[str]) -> None:
+        self.unfit = unfit
+        self._names: dict[str, str] = {}  # of those that have gone, too
+        self._read()
+
+    def _read(self) -> None:
+        self._alive, self._looked = alive(), time.monotonic()
+        self._names |= names(self._alive)
+
+    def look(self) -> bool:
+        """Look at them if it is time to; gives whether it was."""
+        due = time.monotonic() - self._looked >= _LOOK_EVERY_S
+        if due:
+            self._read()
+        return due
+
+    @property
+    def fit(self) -> list[Node]:
+        """Those that can draw."""
+        return [node for node in self._alive if node.id not in self.unfit]
+
+    def lives(self, node: str) -> bool:
+        """Whether a node is there."""
+        return any(each.id == node for each in self._alive)
+
+    def name(self, node: str) -> str:
+        """What a node is called."""
+        return self._names.get(node, node[:8] or "unknown")
+
+    def leave_out(self, node: str, problem: str) -> None:
+        """From now on leave a node out, and say why."""
+        if node not in self.unfit:
+            self.unfit.add(node)
+            say_unfit(self.name(node), problem)
+
+
+def say_unfit(node: str, problem: str) -> None:
+    """Say that a node is left out, and why."""
+    logger.warning("node %s is left out: %s; put the same there, or give --ray_ship", node, problem)
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """A worker that was lost."""
+
+    who: str
+    node: str
+    pictures: int  # that it had
+    when: float
+    low_memory: bool
+
+
+class Losses:
+    """The workers that were lost and not yet told of: Ray notices later whether it was their node.
+
+    Args:
+        nodes: of the cluster.
+    """
+
+    def __init__(self, nodes: Nodes) -> None:
+        self._nodes = nodes
+        self._losses: list[_Loss] = []
+
+    def note(self, who: str, node: str, pictures: int, problem: RayError) -> None:
+        """Note that a worker was lost, with so many pictures."""
+        self._losses.append(_Loss(who, node, pictures, time.monotonic(), "low on memory" in str(problem)))
+
+    def say(self, *, at_end: bool = False) -> None:
+        """Say which were lost, and why, as far as that is known; `at_end` all."""
+        for loss in list(self._losses):
+            if reason := self._reason(loss, at_end=at_end):
+                self._losses.remove(loss)
+                again = f"; {loss.pictures} picture{'s' * (loss.pictures != 1)} drawn again" if loss.pictures else ""
+                console.warn(f"{loss.who} lost on node {self._nodes.name(loss.node)}: {reason}{again}")
+
+    def _reason(self, loss: _Loss, *, at_end: bool) -> str | None:
+        if not self._nodes.lives(loss.node):
+            return "its node is gone"
+        if loss.low_memory:
+            return "its node ran out of memory"
+        if time.monotonic() - loss.when >= _NOTICED_AFTER_S:
+            return "its process ended"
+        return "its process or its node ended" if at_end else None
