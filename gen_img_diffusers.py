@@ -43,7 +43,7 @@ from library.run.processes import Others, Team, outlive_others
 from library.run.report import Tally, save_failed
 from library.run.runs import run_jobs
 from library.settings import completion, deep_shrink, gradual_latent, masks, samplers, sizes, tiling
-from library.settings.computing import CUDA_GRAPHS, vae_batch_size
+from library.settings.computing import CUDA_GRAPHS, ENGINES, TORCH, vae_batch_size
 from library.settings.control_net import control_type
 from library.settings.emphasis import ORIGINAL, normalization
 from library.settings.file_names import FIELDS, name_pattern
@@ -85,6 +85,7 @@ if TYPE_CHECKING:  # torch and what needs it are imported once every option and 
     from library.draw.sources import Start
     from library.draw.text_conditions import TextConditions
     from library.draw.unet_call import UnetCall
+    from library.machine.openvino_engine import OpenVinoUnet
     from library.models.models import Models
     from library.models.upscaler import Upscaler
     from networks.attach import Networks
@@ -493,6 +494,9 @@ def _speed_options(group: OptionGroup) -> None:
     group.switch("--diffusers_xformers", use=COMPUTING, help="the same as --xformers")
     group.switch("--sdpa", use=COMPUTING, help="use PyTorch's attention (the default)")
     group.switch("--lowvram", use=COMPUTING, help="keep text encoder and VAE off the GPU while they are not used")
+    group.add("--engine", use=COMPUTING, metavar="NAME", convert=values.one_of(ENGINES), default=TORCH, words=ENGINES,
+              help="what computes on a CPU: torch (default), or openvino, which is faster "
+              "(requirements-openvino.txt)")  # fmt: skip
     group.switch("--compile", use=COMPUTING,
                  help="compile the U-Net: minutes at the start, faster steps after; for long runs")  # fmt: skip
     group.add("--cuda_graphs", use=COMPUTING, metavar="WHEN", convert=values.one_of(CUDA_GRAPHS), default="auto",
@@ -537,6 +541,7 @@ class Pipeline:
         plan: RunPlan,
         upscaler: Upscaler | None = None,
         judges: Judges | None = None,
+        by_openvino: OpenVinoUnet | None = None,
     ) -> None:
         from library.draw.sources import SourceLatents
         from library.draw.text_encoding import PromptEncoder
@@ -562,6 +567,7 @@ class Pipeline:
         self.tiling = plan.tiling
         self.sources = SourceLatents(models.vae, plan.tiling)
         self.graphs = None if judges or lllites else make_cuda_graphs(plan.computing, self.unet.device)
+        self.engine, self.by_openvino = plan.engine, by_openvino
         self.cell_px = 2 ** (len(self.vae.config.block_out_channels) - 1)  # pixels a latent cell stands for, each way
 
     def watch(self, every: int, show: Callable[[np.ndarray], None]) -> None:
@@ -718,9 +724,13 @@ class Pipeline:
         return latents
 
     def _call_unet(self, job: Job, regions: Regions | None) -> UnetCall:
-        """How the U-Net is called: by way of CUDA graphs, unless what hangs on it does otherwise from step to step."""
-        from library.draw.unet_call import direct, graphed
+        """How the U-Net is called: by another engine, or by way of CUDA graphs, unless what hangs on it does otherwise
+        from step to step.
+        """
+        from library.draw.unet_call import by_openvino, direct, graphed
 
+        if self.by_openvino is not None and not self.engine.by_torch(job):
+            return by_openvino(self.by_openvino, lambda: self.networks.version)
         if self.graphs is None or regions is not None or job.deep_shrink.depth_1 is not None:
             return direct(self.unet)
         return graphed(self.unet, self.graphs, lambda: self.networks.version)
@@ -881,6 +891,8 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
     if computing.compile:
         keep_compiled()
     machine = devices.choose_machine(computing, process)
+    if plan.engine.openvino:
+        devices.check_openvino(machine)
     devices.check_torchvision()
     from library.models.upscaler import make_upscaler
     from library.models.weight_reading import read_ahead
@@ -912,6 +924,7 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
     from library.draw.lllite import load_lllites
     from library.machine.prepare import make_fast, set_layout
     from networks.attach import Networks, merge_networks
+    from networks.layers import values_of
     from networks.states import read_state
 
     gradients = plan.loss_guidance.uses_anything
@@ -929,7 +942,7 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
     rewritten, written_into = networks.rewritten_layers(), networks.write_into_weights
     make_fast(
         *(models.unet, control_nets.models, machine, computing),
-        rewritten=rewritten,
+        rewritten=set(models.unet.modules()) if plan.engine.draws else rewritten,  # OpenVINO reads the weights as well
         may_pack=not (gradients or written_into),
         constant=not (rewritten or written_into),
     )
@@ -939,7 +952,15 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
 
         judges = load_judges(plan.loss_guidance, plan.loss_guidance_files, models)
     lllites = load_lllites(plan.control_nets, models.unet, plan.masks)
-    return Pipeline(models, networks, control_nets, lllites, plan, upscaler, judges)
+    by_openvino = None
+    if plan.engine.openvino:
+        from library.machine.openvino_engine import OpenVinoUnet, decode_by_openvino
+
+        if plan.engine.draws:
+            by_openvino = OpenVinoUnet(models.unet, values_of, steered=bool(control_nets.models))
+        if plan.engine.decodes:
+            decode_by_openvino(models.vae)
+    return Pipeline(models, networks, control_nets, lllites, plan, upscaler, judges, by_openvino)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
