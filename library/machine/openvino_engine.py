@@ -1,7 +1,9 @@
 """OpenVINO at work: graphs compiled for the sizes that come, and called with PyTorch's tensors."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import cache
+from threading import Event, Thread
 from typing import Generic, TypeVar
 
 import openvino
@@ -9,6 +11,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 
+from library.machine import malloc
 from library.machine.openvino_graph import ANY, TYPES, Graph, ValuesOf, decoder_model, shared_tensor
 from library.machine.openvino_unet import UnetGraph, UnetShape, cross_attentions, shares_beginning
 
@@ -31,6 +34,7 @@ class Compiled(Generic[Shape]):
         write: makes the graph for sizes, with the memory that its constants lie in.
         any_size: tells the sizes that stand for all like these.
         dtype: what it computes in.
+        let_go: lets the system have the memory that the constants were read into.
     """
 
     def __init__(
@@ -38,8 +42,9 @@ class Compiled(Generic[Shape]):
         write: Callable[[Shape], tuple[openvino.Model, list[torch.Tensor]]],
         any_size: Callable[[Shape], Shape],
         dtype: torch.dtype,
+        let_go: Callable[[], None] | None = None,
     ) -> None:
-        self._write, self._any_size, self._dtype = write, any_size, dtype
+        self._write, self._any_size, self._dtype, self._let_go = write, any_size, dtype, let_go
         self._shape: Shape | None = None  # that the request is for
         self._first: Shape | None = None
         self._request: openvino.InferRequest | None = None
@@ -52,27 +57,38 @@ class Compiled(Generic[Shape]):
             shape: the inputs' sizes.
             inputs: in the graph's order.
         """
-        request = self._request_for(shape)
         inputs = [each.contiguous() for each in inputs]
-        for number, each in enumerate(inputs):
-            request.set_input_tensor(number, shared_tensor(each))
-        request.infer()
+        shape = self._compiled_for(shape)
+        with ExitStack() as stack:
+            if shape != self._shape:
+                stack.enter_context(malloc.blocks_from_system())
+            if self._let_go and shape != self._shape:
+                stack.enter_context(_again_and_again(self._let_go))
+            request = self._request_for(shape)
+            for number, each in enumerate(inputs):
+                request.set_input_tensor(number, shared_tensor(each))
+            request.infer()
         return torch.from_numpy(request.get_output_tensor(0).data)
+
+    def rest(self) -> None:
+        """Let the system have the memory that is needed again at the next call alone."""
+        if self._request is not None:
+            self._request.get_compiled_model().release_memory()
 
     def forget(self) -> None:
         """Let go of what was compiled, as the model is another one now."""
         self._request = self._shape = None
         self._memory = []
 
+    def _compiled_for(self, shape: Shape) -> Shape:
+        """The sizes that a graph for these has."""
+        self._first = self._first or shape
+        return shape if shape == self._first and self._shape in (None, shape) else self._any_size(shape)
+
     def _request_for(self, shape: Shape) -> openvino.InferRequest:
-        if self._first is None:
-            self._first = shape
-        if shape != self._first or self._shape not in (None, shape):
-            shape = self._any_size(shape)
         if self._request is None or shape != self._shape:
             self.forget()
-            self._request = self._compile(shape)
-            self._shape = shape
+            self._request, self._shape = self._compile(shape), shape
         return self._request
 
     def _compile(self, shape: Shape) -> openvino.InferRequest:
@@ -85,6 +101,25 @@ class Compiled(Generic[Shape]):
         return _core().compile_model(model, "CPU", settings).create_infer_request()
 
 
+@contextmanager
+def _again_and_again(work: Callable[[], None]) -> Iterator[None]:
+    """A block during which something short is done every tenth of a second, and once more at the end."""
+    ended = Event()
+
+    def run() -> None:
+        while not ended.wait(0.1):
+            work()
+
+    thread = Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        work()
+
+
 class OpenVinoUnet:
     """A U-Net that OpenVINO computes.
 
@@ -93,15 +128,23 @@ class OpenVinoUnet:
     Args:
         unet: the model, on the CPU.
         values_of: tells its layers' weights, whatever networks do to them.
+        let_go: see `Compiled`.
         steered: whether there are ControlNets.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, values_of: ValuesOf, *, steered: bool) -> None:
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        values_of: ValuesOf,
+        let_go: Callable[[], None] | None = None,
+        *,
+        steered: bool,
+    ) -> None:
         self._unet, self._values_of, self._steered = unet, values_of, steered
         self.layers = cross_attentions(unet)
         self._skips = 1 + sum(len(block.resnets) + bool(block.downsamplers) for block in unet.down_blocks)
         self._shares_beginning = shares_beginning(unet)
-        self._compiled = Compiled(self._write, lambda shape: shape.any_size, unet.dtype)
+        self._compiled = Compiled(self._write, lambda shape: shape.any_size, unet.dtype, let_go)
         self._version: Hashable = None
 
     def use(self, version: Hashable) -> None:
@@ -109,6 +152,10 @@ class OpenVinoUnet:
         if version != self._version:
             self._compiled.forget()
         self._version = version
+
+    def rest(self) -> None:
+        """See `Compiled.rest`."""
+        self._compiled.rest()
 
     def __call__(
         self,
@@ -181,7 +228,9 @@ class OpenVinoDecoder:
         """(B, C, h, w) → pixels (B, 3, 8h, 8w), float32; of another type than the VAE had, as PyTorch does it."""
         if latents.dtype != self._dtype:
             return type(self._decoder).forward(self._decoder, latents, *arguments)
-        return self._compiled(tuple(latents.shape), [latents]).clone()
+        pixels = self._compiled(tuple(latents.shape), [latents]).clone()
+        self._compiled.rest()
+        return pixels
 
     def _write(self, shape: tuple[int, ...]) -> tuple[openvino.Model, list[torch.Tensor]]:
         graph = Graph(self._dtype, _own_values)

@@ -13,6 +13,7 @@ from library.errors import InputError
 from library.files import checkpoint_layout as layout
 from library.files.families import TextEncoderKind
 from library.files.model_files import Component, ModelFiles, TextComponent
+from library.models.kept_weights import KeptWeights
 from library.models.weight_reading import CastWeights, ModelWeights
 
 Model = TypeVar("Model", bound=torch.nn.Module)
@@ -77,7 +78,7 @@ def load_models(files: ModelFiles, weights: ModelWeights) -> Models:
     return models
 
 
-def load_unet(component: Component, weights: CastWeights) -> UNet2DConditionModel:
+def load_unet(component: Component, weights: CastWeights | KeptWeights) -> UNet2DConditionModel:
     """Build and fill the U-Net."""
     config = {name: value for name, value in component.config.items() if name != layout.BLOCKS_PER_LEVEL}
     unet = build(replace(component, config=config), UNet2DConditionModel.from_config)
@@ -144,7 +145,7 @@ def build(component: Component, make: Callable[[dict[str, Any]], Model]) -> Mode
         ) from None
 
 
-def fill(model: Model, weights: CastWeights, sources: Sources) -> Model:
+def fill(model: Model, weights: CastWeights | KeptWeights, sources: Sources) -> Model:
     """Give every parameter of a model built on `meta` its tensor.
 
     Args:
@@ -173,7 +174,7 @@ def fill(model: Model, weights: CastWeights, sources: Sources) -> Model:
     return model.eval()
 
 
-def _read(weights: CastWeights, source: Source, shape: torch.Size) -> torch.Tensor:
+def _read(weights: CastWeights | KeptWeights, source: Source, shape: torch.Size) -> torch.Tensor:
     """Read one tensor, or a third of it, in the shape that the model has for it."""
     found = weights.shapes[source.name]
     if source.third is not None:

@@ -14,6 +14,7 @@ from library.errors import InputError
 from library.files import checkpoint_layout as layout
 from library.files.model_files import Component, ModelFiles
 from library.files.weight_files import WeightFile
+from library.models.kept_weights import KeptWeights
 
 _THREADS = min(4, max(1, (os.cpu_count() or 1) - 1))  # beside the one that imports
 
@@ -83,7 +84,7 @@ class CastWeights:
 class ModelWeights:
     """The tensors of a model's components, on their way."""
 
-    unet: CastWeights
+    unet: CastWeights | KeptWeights
     vae: CastWeights
     texts: tuple[CastWeights, ...]
 
@@ -95,8 +96,18 @@ def read_ahead(
     *,
     vae_dtype: torch.dtype | None = None,
     channels_last: bool,
+    kept_unet: KeptWeights | None = None,
 ) -> ModelWeights:
-    """Begin to read all weights of a model in the background; the VAE may run in a type of its own."""
+    """Begin to read all weights of a model in the background.
+
+    Args:
+        files: the model.
+        device: where it runs.
+        dtype: in what it runs.
+        vae_dtype: the VAE's type, where that is another one.
+        channels_last: see `CastWeights`.
+        kept_unet: the U-Net's weights, where they need not be read.
+    """
     pool = ThreadPoolExecutor(_THREADS)
 
     def begin(component: Component, *prefixes: str, dtype: torch.dtype = dtype) -> CastWeights:
@@ -105,7 +116,7 @@ def read_ahead(
         weights.begin(own or weights.shapes, pool)
         return weights
 
-    unet = begin(files.unet, layout.UNET_PREFIX)
+    unet = kept_unet or begin(files.unet, layout.UNET_PREFIX)
     texts = tuple(begin(text, *(text.names.prefix,) if text.names else ()) for text in files.texts)
     vae = begin(files.vae, layout.VAE_PREFIX, dtype=vae_dtype or dtype)
     pool.shutdown(wait=False)
