@@ -896,7 +896,7 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
     if plan.engine.openvino:
         devices.check_openvino(machine)
     devices.check_torchvision()
-    from library.models.kept_weights import WeightKeeper, fill_from
+    from library.models.kept_weights import ModelKeeper
     from library.models.upscaler import make_upscaler
     from library.models.weight_reading import read_ahead
 
@@ -908,13 +908,13 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
     with devices.single_threaded():
         vae_dtype = devices.choose_vae_dtype(machine, plan.model, no_half=computing.no_half_vae)
         # OpenVINO has weights of its own; what it made them of should not stay in memory
-        keeper = WeightKeeper(plan.model.unet, machine.dtype) if plan.engine.draws and not plan.networks.merged else None
-        kept = keeper.find() if keeper else None
+        keeps = plan.engine.draws and not plan.networks.merged
+        keeper = ModelKeeper(plan.model, machine.dtype, vae_dtype) if keeps else None
         weights = read_ahead(
             *(plan.model, machine.device, machine.dtype),
             vae_dtype=vae_dtype,
             channels_last=machine.channels_last,
-            **({"kept_unet": kept} if kept else {}),
+            **({"kept": keeper.find()} if keeper else {}),
         )
         # these take longer to import than the weights take to be read meanwhile
         import diffusers.utils.logging
@@ -928,8 +928,8 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
             loading = pool.submit(load_models, plan.model, weights)
             _ = plan.text.tokens  # the tokenizer is loaded meanwhile
             models = loading.result()
-        if keeper and kept is None and (kept := keeper.keep(models.unet)):
-            fill_from(models.unet, kept)
+        if keeper:
+            keeper.keep(models.parts)
     from library.draw.attention import use_kernel
     from library.draw.control_net import load_control_nets
     from library.draw.lllite import load_lllites
@@ -967,11 +967,11 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
     if plan.engine.openvino:
         from library.machine.openvino_engine import OpenVinoUnet, decode_by_openvino
 
+        let_go = keeper.leave_memory if keeper else None
         if plan.engine.draws:
-            let_go = kept.leave_memory if kept else None
             by_openvino = OpenVinoUnet(models.unet, values_of, let_go, steered=bool(control_nets.models))
         if plan.engine.decodes:
-            decode_by_openvino(models.vae)
+            decode_by_openvino(models.vae, let_go)
     return Pipeline(models, networks, control_nets, lllites, plan, upscaler, judges, by_openvino)
 
 

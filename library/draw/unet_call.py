@@ -61,9 +61,8 @@ def by_openvino(engine: "OpenVinoUnet", version: Callable[[], Hashable]) -> Unet
     def call(rows: torch.Tensor, timestep: torch.Tensor, text: TextConditions, residuals: Residuals) -> torch.Tensor:
         engine.use(version())
         kept = [text.kept[number] for number in numbers]
-        skips = residuals.get("down_block_additional_residuals", [])
-        middle = residuals.get("mid_block_additional_residual")
-        return engine(rows, timestep, kept, text.unet_arguments().get("added_cond_kwargs"), skips, middle)
+        told = text.unet_arguments().get("added_cond_kwargs")
+        return engine(rows, timestep, kept, told, _added(residuals))
 
     return call
 

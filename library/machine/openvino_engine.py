@@ -8,13 +8,11 @@ from typing import Generic, TypeVar
 
 import openvino
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from torch import nn
+from diffusers import AutoencoderKL
 
 from library.machine import malloc
-from library.machine.openvino_graph import ANY, TYPES, Graph, ValuesOf, decoder_model, shared_tensor
+from library.machine.openvino_graph import ANY, TYPES, Graph, Module, ValuesOf, decoder_model, shared_tensor
 from library.machine.openvino_unet import UnetGraph, UnetShape, cross_attentions, shares_beginning
-
 
 Shape = TypeVar("Shape", bound=Hashable)
 
@@ -74,6 +72,8 @@ class Compiled(Generic[Shape]):
         """Let the system have the memory that is needed again at the next call alone."""
         if self._request is not None:
             self._request.get_compiled_model().release_memory()
+        if self._let_go:
+            self._let_go()
 
     def forget(self) -> None:
         """Let go of what was compiled, as the model is another one now."""
@@ -134,7 +134,7 @@ class OpenVinoUnet:
 
     def __init__(
         self,
-        unet: UNet2DConditionModel,
+        unet: Module,
         values_of: ValuesOf,
         let_go: Callable[[], None] | None = None,
         *,
@@ -142,7 +142,8 @@ class OpenVinoUnet:
     ) -> None:
         self._unet, self._values_of, self._steered = unet, values_of, steered
         self.layers = cross_attentions(unet)
-        self._skips = 1 + sum(len(block.resnets) + bool(block.downsamplers) for block in unet.down_blocks)
+        # ControlNets add to each skip connection, the first convolution's among them, and to the middle
+        self._places = 2 + sum(len(block.resnets) + bool(block.downsamplers) for block in unet.down_blocks)
         self._shares_beginning = shares_beginning(unet)
         self._compiled = Compiled(self._write, lambda shape: shape.any_size, unet.dtype, let_go)
         self._version: Hashable = None
@@ -163,8 +164,7 @@ class OpenVinoUnet:
         timestep: torch.Tensor,
         kept: Sequence[tuple[torch.Tensor, torch.Tensor]],
         told: dict[str, torch.Tensor] | None,
-        skips: Sequence[torch.Tensor],
-        middle: torch.Tensor | None,
+        added: Sequence[torch.Tensor],
     ) -> torch.Tensor:
         """What the U-Net predicts, (R, C, h, w) float32, which the next call may write over.
 
@@ -173,8 +173,7 @@ class OpenVinoUnet:
             timestep: ().
             kept: for each of `cross_attentions` its keys and values, (R, S, heads, size).
             told: diffusers' `added_cond_kwargs`.
-            skips: what ControlNets add to each skip connection; none where none works.
-            middle: and to the middle.
+            added: what ControlNets add to each skip connection, and to the middle; nothing where none works.
         """
         rows, own = len(sample), _period(sample) if self._shares_beginning else len(sample)
         inputs = [sample[:own], self._time(sample[:own], timestep, told)]
@@ -182,18 +181,14 @@ class OpenVinoUnet:
             inputs.append(torch.arange(rows, dtype=torch.int32) % own)
         inputs += [each for pair in kept for each in pair]
         if self._steered:
-            nothing = sample.new_zeros(1, 1, 1, 1)
-            inputs += skips or [nothing] * self._skips
-            inputs.append(nothing if middle is None else middle)
+            inputs += added or [sample.new_zeros(1, 1, 1, 1)] * self._places
         levels = 2 ** (len(self._unet.up_blocks) - 1)
         height, width = sample.shape[-2:]
         even = not (height % levels or width % levels)
         shape = UnetShape(own, rows, height, width, kept[0][0].shape[1], halves_evenly=even)
         return self._compiled(shape, inputs)
 
-    def _time(
-        self, sample: torch.Tensor, timestep: torch.Tensor, told: dict[str, torch.Tensor] | None
-    ) -> torch.Tensor:
+    def _time(self, sample: torch.Tensor, timestep: torch.Tensor, told: dict[str, torch.Tensor] | None) -> torch.Tensor:
         unet = self._unet
         embedding = unet.time_embedding(unet.get_time_embed(sample=sample, timestep=timestep), None)
         added = unet.get_aug_embed(emb=embedding, encoder_hidden_states=sample, added_cond_kwargs=told)
@@ -218,11 +213,12 @@ class OpenVinoDecoder:
 
     Args:
         vae: the model, on the CPU.
+        let_go: see `Compiled`.
     """
 
-    def __init__(self, vae: AutoencoderKL) -> None:
+    def __init__(self, vae: AutoencoderKL, let_go: Callable[[], None] | None = None) -> None:
         self._decoder, self._dtype = vae.decoder, vae.dtype
-        self._compiled = Compiled(self._write, lambda shape: (ANY, shape[1], ANY, ANY), vae.dtype)
+        self._compiled: Compiled[tuple[int, ...]] = Compiled(self._write, _any_size, vae.dtype, let_go)
 
     def __call__(self, latents: torch.Tensor, *arguments: object) -> torch.Tensor:
         """(B, C, h, w) → pixels (B, 3, 8h, 8w), float32; of another type than the VAE had, as PyTorch does it."""
@@ -237,10 +233,14 @@ class OpenVinoDecoder:
         return decoder_model(self._decoder, graph, shape), graph.memory
 
 
-def _own_values(layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _any_size(latents: tuple[int, ...]) -> tuple[int, ...]:
+    return ANY, latents[1], ANY, ANY
+
+
+def _own_values(layer: Module) -> tuple[torch.Tensor, torch.Tensor | None]:
     return layer.weight, layer.bias
 
 
-def decode_by_openvino(vae: AutoencoderKL) -> None:
-    """Let OpenVINO compute a VAE's decoder."""
-    vars(vae.decoder)["forward"] = OpenVinoDecoder(vae)
+def decode_by_openvino(vae: AutoencoderKL, let_go: Callable[[], None] | None = None) -> None:
+    """Let OpenVINO compute a VAE's decoder; see `OpenVinoDecoder`."""
+    vars(vae.decoder)["forward"] = OpenVinoDecoder(vae, let_go)

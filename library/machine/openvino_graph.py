@@ -6,20 +6,18 @@ transposed convolution: the same sums, but for rounding, with 16 products for fo
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import openvino
 import openvino.opset13 as ops
 import torch
-from diffusers.models.attention_processor import Attention
-from diffusers.models.autoencoders.vae import Decoder
-from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.upsampling import Upsample2D
 from openvino import Node
-from torch import nn
+
+Module = Any  # one of diffusers'; type checkers take parts of modules for tensors
 
 # A layer's weight, and its bias if it has one, with what networks do to them
-ValuesOf = Callable[[nn.Module], tuple[torch.Tensor, torch.Tensor | None]]
+ValuesOf = Callable[[Module], tuple[torch.Tensor, torch.Tensor | None]]
 
 ANY = -1  # a size that is not known when a graph is compiled
 TYPES = {torch.float32: openvino.Type.f32, torch.bfloat16: openvino.Type.bf16}
@@ -39,7 +37,7 @@ class Graph:
 
     dtype: torch.dtype
     values_of: ValuesOf
-    inputs: list[Node] = field(default_factory=list)
+    inputs: list[Any] = field(default_factory=list)
     memory: list[torch.Tensor] = field(default_factory=list)  # that the constants lie in
 
     @property
@@ -49,7 +47,8 @@ class Graph:
 
     def model(self, output: Node) -> openvino.Model:
         """The graph with its one output, in float32."""
-        return openvino.Model([ops.result(ops.convert(output, "f32"))], self.inputs, "graph")
+        results: list[Any] = [ops.result(ops.convert(output, "f32"))]
+        return openvino.Model(results, self.inputs, "graph")  # ty: ignore[no-matching-overload]  # its stubs want `Op`
 
     def input(self, name: str, shape: Sequence[int], type: openvino.Type | None = None) -> Node:
         """An input of the graph; inputs keep their order."""
@@ -67,21 +66,20 @@ class Graph:
         """x · sigmoid(x)"""
         return ops.swish(x, openvino.op.Constant(self.type, openvino.Shape([]), [1.0]))
 
-    def linear(self, layer: nn.Module, x: Node, rows: slice = slice(None)) -> Node:
+    def linear(self, layer: Module, x: Node, rows: slice = slice(None)) -> Node:
         """(B, T, in) or (B, in) → likewise; of the layer's outputs some, or all."""
         weight, bias = self.values_of(layer)
         y = ops.matmul(x, self.constant(weight[rows]), False, True)
         return y if bias is None else ops.add(y, self.constant(bias[rows]))
 
-    def conv(self, layer: nn.Module, x: Node) -> Node:
+    def conv(self, layer: Module, x: Node) -> Node:
         """(B, C, h, w) → likewise"""
-        assert isinstance(layer, nn.Conv2d)
         weight, bias = self.values_of(layer)
         padding = list(layer.padding)
         y = ops.convolution(x, self.constant(weight), list(layer.stride), padding, padding, list(layer.dilation))
         return self._with_bias(y, bias)
 
-    def conv_of_enlarged(self, layer: nn.Module, x: Node) -> Node:
+    def conv_of_enlarged(self, layer: Module, x: Node) -> Node:
         """A 3 × 3 convolution of (B, C, h, w) with each pixel repeated 2 × 2 times → (B, C', 2h, 2w)"""
         weight, bias = self.values_of(layer)
         phases = torch.einsum("pya,oiab,qxb->iopqyx", _SAME_PIXEL, weight.float(), _SAME_PIXEL)
@@ -96,22 +94,20 @@ class Graph:
     def _with_bias(self, y: Node, bias: torch.Tensor | None) -> Node:
         return y if bias is None else ops.add(y, self.constant(bias.view(1, -1, 1, 1)))
 
-    def group_norm(self, layer: nn.Module, x: Node) -> Node:
+    def group_norm(self, layer: Module, x: Node) -> Node:
         """(B, C, …) → likewise"""
-        assert isinstance(layer, nn.GroupNorm)
         weight, bias = self.values_of(layer)
         assert bias is not None
         return ops.group_normalization(x, self.constant(weight), self.constant(bias), layer.num_groups, layer.eps)
 
-    def layer_norm(self, layer: nn.Module, x: Node) -> Node:
+    def layer_norm(self, layer: Module, x: Node) -> Node:
         """(B, T, C) → likewise"""
-        assert isinstance(layer, nn.LayerNorm)
         weight, bias = self.values_of(layer)
         assert bias is not None
         y = ops.mvn(x, numbers(2), True, layer.eps, "INSIDE_SQRT")
         return ops.add(ops.multiply(y, self.constant(weight)), self.constant(bias))
 
-    def resnet(self, block: ResnetBlock2D, x: Node, embedding: Node | None) -> Node:
+    def resnet(self, block: Module, x: Node, embedding: Node | None) -> Node:
         """(B, C, h, w), and what the block is told of the time, (B, E) → (B, C', h, w)"""
         h = self.conv(block.conv1, self.silu(self.group_norm(block.norm1, x)))
         if embedding is not None:
@@ -119,25 +115,24 @@ class Graph:
         h = self.conv(block.conv2, self.silu(self.group_norm(block.norm2, h)))
         return ops.add(h, x if block.conv_shortcut is None else self.conv(block.conv_shortcut, x))
 
-    def upsample(self, block: Upsample2D, x: Node, size: Node | None = None) -> Node:
+    def upsample(self, block: Module, x: Node, size: Node | None = None) -> Node:
         """Twice the size, or with the height and width of `size` (B, C, h, w); convolved."""
-        assert isinstance(block.conv, nn.Conv2d)
         if size is None:
             return self.conv_of_enlarged(block.conv, x)
         shape = ops.gather(ops.shape_of(size), numbers(2, 3), number(0))
         axes, how = numbers(2, 3), {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
         return self.conv(block.conv, ops.interpolate(x, shape, "nearest", "sizes", axes=axes, **how))
 
-    def attention(self, layer: Attention, query: Node, key: Node, value: Node) -> Node:
+    def attention(self, layer: Module, query: Node, key: Node, value: Node) -> Node:
         """(B, heads, T, size), (B, heads, S, size), (B, heads, S, size) → what the layer makes of them, (B, T, C)"""
         attended = ops.transpose(ops.scaled_dot_product_attention(query, key, value), numbers(0, 2, 1, 3))
         return self.linear(layer.to_out[0], ops.reshape(attended, numbers(0, 0, -1), True))
 
-    def self_attention(self, layer: Attention, x: Node) -> Node:
+    def self_attention(self, layer: Module, x: Node) -> Node:
         """(B, T, C) → likewise"""
         return self.attention(layer, *(self.heads(layer, part, x) for part in (layer.to_q, layer.to_k, layer.to_v)))
 
-    def heads(self, layer: Attention, part: nn.Module, x: Node) -> Node:
+    def heads(self, layer: Module, part: Module, x: Node) -> Node:
         """(B, T, C) → (B, heads, T, size)"""
         return self.transposed_heads(ops.reshape(self.linear(part, x), numbers(0, 0, layer.heads, -1), True))
 
@@ -157,7 +152,7 @@ class Graph:
         return ops.transpose(ops.reshape(x, ops.concat([size, channels], 0), False), numbers(0, 3, 1, 2))
 
 
-def decoder_model(decoder: Decoder, graph: Graph, shape: Sequence[int]) -> openvino.Model:
+def decoder_model(decoder: Module, graph: Graph, shape: Sequence[int]) -> openvino.Model:
     """The VAE's decoder: latents (B, C, h, w) → pixels (B, 3, 8h, 8w) float32.
 
     Args:

@@ -1,8 +1,8 @@
 """The U-Net written out as a graph of OpenVINO's operations.
 
-Two things are done otherwise than PyTorch does them, with the same results: cross-attention is given the keys and values
-of the text, which do not change from step to step; and what is the same in all branches of guidance, up to the first
-cross-attention, is computed once.
+Two things are done otherwise than PyTorch does them, with the same results: cross-attention is given the keys and
+values of the text, which do not change from step to step; and what is the same in all branches of guidance, up to the
+first cross-attention, is computed once.
 """
 
 from collections.abc import Sequence
@@ -10,13 +10,10 @@ from dataclasses import dataclass, field
 
 import openvino
 import openvino.opset13 as ops
-from diffusers import UNet2DConditionModel
-from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from openvino import Node
 from torch import nn
 
-from library.machine.openvino_graph import ANY, Graph, number
+from library.machine.openvino_graph import ANY, Graph, Module, number
 
 
 @dataclass(frozen=True)
@@ -45,15 +42,14 @@ class UnetShape:
         return UnetShape(*[ANY] * 5, self.halves_evenly)
 
 
-def shares_beginning(unet: UNet2DConditionModel) -> bool:
+def shares_beginning(unet: Module) -> bool:
     """Whether branches begin alike: where they are told nothing but the text."""
     return unet.config.addition_embed_type is None
 
 
-def cross_attentions(model: nn.Module) -> list[nn.Module]:
+def cross_attentions(model: nn.Module) -> list[Module]:
     """A model's cross-attention layers, in the order in which the graph asks for their keys and values."""
-    blocks = (module for module in model.modules() if isinstance(module, BasicTransformerBlock))
-    return [block.attn2 for block in blocks if block.attn2 is not None]
+    return [layer for path, layer in model.named_modules() if path.endswith(".attn2")]
 
 
 @dataclass
@@ -61,8 +57,8 @@ class UnetGraph:
     """A U-Net as a graph.
 
     Its inputs, in this order: the sample; the time's embedding; where branches begin alike, which of these rows each
-    row goes on from; each cross-attention's keys and values, (B, S, heads, size); where ControlNets steer, what they add
-    to each skip connection and to the middle.
+    row goes on from; each cross-attention's keys and values, (B, S, heads, size); where ControlNets steer, what they
+    add to each skip connection and to the middle.
 
     Args:
         unet: the model.
@@ -71,7 +67,7 @@ class UnetGraph:
         steered: whether there are ControlNets.
     """
 
-    unet: UNet2DConditionModel
+    unet: Module
     graph: Graph
     shape: UnetShape
     steered: bool
@@ -99,7 +95,7 @@ class UnetGraph:
             x = self._block(block, x, joins=True)
         return graph.model(graph.conv(unet.conv_out, graph.silu(graph.group_norm(unet.conv_norm_out, x))))
 
-    def _text_input(self, number: int, layer: nn.Module) -> tuple[Node, Node]:
+    def _text_input(self, number: int, layer: Module) -> tuple[Node, Node]:
         sizes = [self.shape.rows, self.shape.tokens, layer.heads, layer.to_q.out_features // layer.heads]
         key, value = (self.graph.input(f"{name} {number}", sizes) for name in ("key", "value"))
         return self.graph.transposed_heads(key), self.graph.transposed_heads(value)
@@ -108,9 +104,9 @@ class UnetGraph:
         """With what is added; a number in its place, of shape (1, 1, 1, 1), counts for all."""
         return ops.add(x, self.graph.input(name, [ANY] * 4))
 
-    def _block(self, block: nn.Module, x: Node, *, joins: bool = False) -> Node:
+    def _block(self, block: Module, x: Node, *, joins: bool = False) -> Node:
         """A block that shrinks at its end and leaves its features for skip connections, or joins these and enlarges."""
-        attentions: Sequence[nn.Module | None] = getattr(block, "attentions", None) or [None] * len(block.resnets)
+        attentions: Sequence[Module | None] = getattr(block, "attentions", None) or [None] * len(block.resnets)
         for resnet, attention in zip(block.resnets, attentions):
             if joins:
                 x = ops.concat([x, self._skips.pop()], 1)
@@ -126,7 +122,7 @@ class UnetGraph:
             x = self.graph.upsample(sampler, x, None if self.shape.halves_evenly else self._skips[-1])
         return x
 
-    def _middle(self, block: nn.Module, x: Node) -> Node:
+    def _middle(self, block: Module, x: Node) -> Node:
         x = self.graph.resnet(block.resnets[0], x, self._time)
         for attention, resnet in zip(block.attentions, block.resnets[1:]):
             if attention is not None:
@@ -134,7 +130,7 @@ class UnetGraph:
             x = self.graph.resnet(resnet, x, self._time)
         return x
 
-    def _transformer(self, model: Transformer2DModel, x: Node) -> Node:
+    def _transformer(self, model: Module, x: Node) -> Node:
         """(B, C, h, w) → likewise, for all rows"""
         graph = self.graph
         before, x = x, graph.group_norm(model.norm, x)
@@ -145,7 +141,7 @@ class UnetGraph:
         waiting = self._rows
         for block in model.transformer_blocks:
             tokens = self._transformer_block(block, tokens)
-        if waiting is not self._rows:
+        if waiting is not None and self._rows is None:
             before = _of_rows(before, waiting)
         if model.use_linear_projection:
             x = graph.pixels(graph.linear(model.proj_out, tokens), before)
@@ -153,7 +149,7 @@ class UnetGraph:
             x = graph.conv(model.proj_out, graph.pixels(tokens, before))
         return ops.add(x, before)
 
-    def _transformer_block(self, block: BasicTransformerBlock, x: Node) -> Node:
+    def _transformer_block(self, block: Module, x: Node) -> Node:
         """(B, T, C) → likewise, for all rows"""
         graph, (attention, cross) = self.graph, (block.attn1, block.attn2)
         x = ops.add(graph.self_attention(attention, graph.layer_norm(block.norm1, x)), x)

@@ -1,4 +1,4 @@
-"""A U-Net's weights kept on disk as they are computed with, and mapped into memory from there.
+"""A model's weights kept on disk as they are computed with, and mapped into memory from there.
 
 OpenVINO makes weights of its own from them. Mapped ones are read from the file when they are needed and need not stay:
 the memory holds one U-Net, not two, and a later run neither reads nor casts the model's.
@@ -12,14 +12,13 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 
-from library.files.model_files import Component
+from library.files.model_files import Component, ModelFiles
 from library.machine.compiling import cache_folder
 from library.plan.run_record import fingerprints
 
@@ -32,22 +31,24 @@ _SAMPLED_BLOCKS, _BLOCK_BYTES = 64, 1 << 16
 _DONTNEED = 4  # of Linux's madvise
 
 
+Places = dict[str, tuple[int, list[int]]]  # where each tensor begins, and its shape
+
+
 class KeptWeights:
     """The tensors of a kept file; the same as `weight_reading.CastWeights`."""
 
     def __init__(self, path: Path, header: dict, begin: int, dtype: torch.dtype) -> None:
         self.path, self.device = path, torch.device("cpu")
         self.shapes = {name: tuple(shape) for name, (_, shape) in header["tensors"].items()}
-        self._storage = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=begin + header["bytes"])
+        self._bytes = torch.from_file(str(path), shared=False, size=begin + header["bytes"], dtype=torch.uint8)
         self._offsets = {name: begin + offset for name, (offset, _) in header["tensors"].items()}
         self._dtype = dtype
 
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor, which lies in the file."""
         shape = self.shapes[name]
-        strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-        place = self._offsets[name] // self._dtype.itemsize
-        return torch.empty(0, dtype=self._dtype).set_(self._storage, place, shape, strides)
+        begin = self._offsets[name]
+        return self._bytes[begin : begin + math.prod(shape) * self._dtype.itemsize].view(self._dtype).view(shape)
 
     def release(self, name: str) -> None:
         """Nothing is to be let go of."""
@@ -59,21 +60,22 @@ class KeptWeights:
         """Let the system have the memory that was read into; what is needed again is read again."""
         if sys.platform == "linux":
             ctypes.CDLL(None).madvise(
-                ctypes.c_void_p(self._storage.data_ptr()), ctypes.c_size_t(self._storage.nbytes()), _DONTNEED
+                ctypes.c_void_p(self._bytes.data_ptr()), ctypes.c_size_t(self._bytes.nbytes), _DONTNEED
             )
 
 
-class WeightKeeper:
-    """Keeps the weights of one U-Net in one type.
+class _Keeper:
+    """Keeps the weights of one of a model's components.
 
     Args:
-        unet: the model's files.
-        dtype: that they are computed in.
+        part: which, by its name in a Diffusers folder.
+        component: its files.
+        dtype: that it computes in.
     """
 
-    def __init__(self, unet: Component, dtype: torch.dtype) -> None:
-        marks = list(fingerprints(unet.weights.files).values())
-        key = [_FORMAT, str(dtype), marks, sorted(map(str, unet.config.items()))]
+    def __init__(self, part: str, component: Component, dtype: torch.dtype) -> None:
+        marks = list(fingerprints(component.weights.files).values())
+        key = [_FORMAT, part, str(dtype), marks, sorted(map(str, component.config.items()))]
         self._key = hashlib.sha256(json.dumps(key).encode()).hexdigest()
         self._dtype = dtype
         self.path = cache_folder() / "openvino" / f"{self._key[:32]}.weights"
@@ -94,37 +96,38 @@ class WeightKeeper:
             return None
         return KeptWeights(self.path, header, begin, self._dtype)
 
-    def keep(self, unet: torch.nn.Module) -> KeptWeights | None:
-        """Write a loaded U-Net's weights; None where that cannot be done."""
-        tensors, end = {}, 0
-        for name, parameter in unet.named_parameters():
+    def keep(self, model: torch.nn.Module) -> KeptWeights | None:
+        """Write a loaded component's weights; None where they were not read again as they were written.
+
+        Raises:
+            OSError: when that cannot be done.
+        """
+        tensors: Places = {}
+        end = 0
+        for name, parameter in model.named_parameters():
             tensors[name] = (end, list(parameter.shape))
             end = _aligned(end + parameter.nbytes)
-        logger.info("keeping the U-Net's weights for later runs: %s (%.1f GB)", self.path, end / 1e9)
-        written = None
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=self.path.parent)
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, name = tempfile.mkstemp(dir=self.path.parent)
-            written = Path(name)
             with os.fdopen(descriptor, "w+b") as file:
-                self._write(file, unet, tensors, end)
-            written.replace(self.path)
-        except OSError as problem:
-            if written is not None:
-                with suppress(OSError):
-                    written.unlink()
-            logger.warning("%s: cannot be written (%s); the U-Net is held twice", self.path, problem.strerror)
-            return None
+                self._write(file, model, tensors, end)
+            Path(name).replace(self.path)
+        except OSError:
+            Path(name).unlink(missing_ok=True)
+            raise
         return self.find()
 
-    def _write(self, file: BinaryIO, unet: torch.nn.Module, tensors: dict[str, tuple[int, list[int]]], end: int) -> None:
+    def _write(
+        self, file: BinaryIO, model: torch.nn.Module, tensors: dict[str, tuple[int, list[int]]], end: int
+    ) -> None:
         def header(mark: str) -> bytes:
             said = {"key": self._key, "bytes": end, "mark": mark, "tensors": tensors}
             text = json.dumps(said).encode()
             return len(text).to_bytes(_HEADER_BYTES, "little") + text
 
         begin = _aligned(len(header(_mark_of([]))))
-        for name, parameter in unet.named_parameters():
+        for name, parameter in model.named_parameters():
             file.seek(begin + tensors[name][0])
             file.write(parameter.detach().contiguous().view(-1).view(torch.uint8).numpy())
         file.truncate(begin + end)
@@ -135,10 +138,51 @@ class WeightKeeper:
         os.fsync(file.fileno())
 
 
-def fill_from(unet: torch.nn.Module, weights: KeptWeights) -> None:
-    """Let a loaded U-Net's weights lie in the file that they are kept in."""
-    for name, parameter in unet.named_parameters():
-        parameter.data = weights.tensor(name)
+class ModelKeeper:
+    """Keeps the weights of a model's components.
+
+    Args:
+        files: of the model.
+        dtype: that it computes in.
+        vae_dtype: that its VAE computes in.
+    """
+
+    def __init__(self, files: ModelFiles, dtype: torch.dtype, vae_dtype: torch.dtype) -> None:
+        types = {"vae": vae_dtype}
+        self._keepers = {
+            part: _Keeper(part, component, types.get(part, dtype)) for part, component in files.parts.items()
+        }
+        self.kept: dict[str, KeptWeights] = {}
+
+    def find(self) -> dict[str, KeptWeights]:
+        """What is kept already, by the components' names in a Diffusers folder."""
+        found = {part: keeper.find() for part, keeper in self._keepers.items()}
+        self.kept = {part: weights for part, weights in found.items() if weights is not None}
+        return self.kept
+
+    def keep(self, models: Mapping[str, torch.nn.Module]) -> None:
+        """Write what is not kept yet, and let the models' weights lie in the files."""
+        missing = [part for part in models if part not in self.kept]
+        if not missing:
+            return
+        gigabytes = sum(each.nbytes for part in missing for each in models[part].parameters()) / 1e9
+        folder = self._keepers["unet"].path.parent
+        logger.info("keeping the model's weights for later runs in %s (%.1f GB)", folder, gigabytes)
+        for part in missing:
+            try:
+                kept = self._keepers[part].keep(models[part])
+            except OSError as problem:
+                logger.warning("%s: cannot be written (%s); more memory is taken", folder, problem.strerror)
+                return
+            if kept is not None:
+                self.kept[part] = kept
+                for name, parameter in models[part].named_parameters():
+                    parameter.data = kept.tensor(name)
+
+    def leave_memory(self) -> None:
+        """Let the system have the memory that all were read into."""
+        for weights in self.kept.values():
+            weights.leave_memory()
 
 
 def _aligned(place: int) -> int:

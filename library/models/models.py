@@ -61,6 +61,11 @@ class Models:
     vae: AutoencoderKL
     texts: tuple[TextEncoder, ...]  # in the family's order
 
+    @property
+    def parts(self) -> dict[str, torch.nn.Module]:
+        """They, by their names in a Diffusers folder."""
+        return {"unet": self.unet, "vae": self.vae} | {text.kind.part: text.model for text in self.texts}
+
 
 def load_models(files: ModelFiles, weights: ModelWeights) -> Models:
     """Build the components of a model and fill them with weights that are being read.
@@ -92,7 +97,7 @@ def load_unet(component: Component, weights: CastWeights | KeptWeights) -> UNet2
     return fill(unet, weights, sources)
 
 
-def load_vae(component: Component, weights: CastWeights) -> AutoencoderKL:
+def load_vae(component: Component, weights: CastWeights | KeptWeights) -> AutoencoderKL:
     """Build and fill the VAE."""
     vae = build(component, AutoencoderKL.from_config)
     modules = layout.vae_modules(vae.config)
@@ -109,7 +114,7 @@ def load_vae(component: Component, weights: CastWeights) -> AutoencoderKL:
     return fill(vae, weights, sources)
 
 
-def load_text_encoder(component: TextComponent, weights: CastWeights) -> TextEncoder:
+def load_text_encoder(component: TextComponent, weights: CastWeights | KeptWeights) -> TextEncoder:
     """Build and fill a CLIP text encoder."""
     model_class = CLIPTextModelWithProjection if component.kind.pooled else CLIPTextModel
     text_encoder = build(component, lambda config: model_class(CLIPTextConfig(**config)))
@@ -156,6 +161,8 @@ def fill(model: Model, weights: CastWeights | KeptWeights, sources: Sources) -> 
     Raises:
         InputError: when tensors are missing, of a wrong shape, or hold NaN or infinite values.
     """
+    if isinstance(weights, KeptWeights):  # they are kept under the model's own names
+        sources = _as_named
     missing = []
     for target, parameter in list(model.named_parameters()):
         source = next((source for source in sources(target) if source.name in weights.shapes), None)
@@ -172,6 +179,10 @@ def fill(model: Model, weights: CastWeights | KeptWeights, sources: Sources) -> 
         )
     _fill_buffers(model, weights.device)
     return model.eval()
+
+
+def _as_named(target: str) -> list[Source]:
+    return [Source(target)]
 
 
 def _read(weights: CastWeights | KeptWeights, source: Source, shape: torch.Size) -> torch.Tensor:

@@ -4,9 +4,10 @@ Building the models waits for libraries to be imported, which takes longer than 
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 
@@ -85,8 +86,8 @@ class ModelWeights:
     """The tensors of a model's components, on their way."""
 
     unet: CastWeights | KeptWeights
-    vae: CastWeights
-    texts: tuple[CastWeights, ...]
+    vae: CastWeights | KeptWeights
+    texts: tuple[CastWeights | KeptWeights, ...]
 
 
 def read_ahead(
@@ -96,7 +97,7 @@ def read_ahead(
     *,
     vae_dtype: torch.dtype | None = None,
     channels_last: bool,
-    kept_unet: KeptWeights | None = None,
+    kept: Mapping[str, KeptWeights] = MappingProxyType({}),
 ) -> ModelWeights:
     """Begin to read all weights of a model in the background.
 
@@ -106,7 +107,7 @@ def read_ahead(
         dtype: in what it runs.
         vae_dtype: the VAE's type, where that is another one.
         channels_last: see `CastWeights`.
-        kept_unet: the U-Net's weights, where they need not be read.
+        kept: components' weights that need not be read, by the names in `ModelFiles.parts`.
     """
     pool = ThreadPoolExecutor(_THREADS)
 
@@ -116,8 +117,10 @@ def read_ahead(
         weights.begin(own or weights.shapes, pool)
         return weights
 
-    unet = kept_unet or begin(files.unet, layout.UNET_PREFIX)
-    texts = tuple(begin(text, *(text.names.prefix,) if text.names else ()) for text in files.texts)
-    vae = begin(files.vae, layout.VAE_PREFIX, dtype=vae_dtype or dtype)
+    unet = kept.get("unet") or begin(files.unet, layout.UNET_PREFIX)
+    texts = tuple(
+        kept.get(text.kind.part) or begin(text, *(text.names.prefix,) if text.names else ()) for text in files.texts
+    )
+    vae = kept.get("vae") or begin(files.vae, layout.VAE_PREFIX, dtype=vae_dtype or dtype)
     pool.shutdown(wait=False)
     return ModelWeights(unet, vae, texts)
