@@ -568,6 +568,7 @@ class Pipeline:
         self.sources = SourceLatents(models.vae, plan.tiling)
         self.graphs = None if judges or lllites else make_cuda_graphs(plan.computing, self.unet.device)
         self.engine, self.by_openvino = plan.engine, by_openvino
+        self.in_loop, self.told = plan.keyboard is not None, set[str]()  # why pictures were left to PyTorch
         self.cell_px = 2 ** (len(self.vae.config.block_out_channels) - 1)  # pixels a latent cell stands for, each way
 
     def watch(self, every: int, show: Callable[[np.ndarray], None]) -> None:
@@ -729,6 +730,8 @@ class Pipeline:
         """
         from library.draw.unet_call import by_openvino, direct, graphed
 
+        if self.in_loop:
+            self.engine.warn_of(job, self.told)
         if self.by_openvino is not None and not self.engine.by_torch(job):
             return by_openvino(self.by_openvino, lambda: self.networks.version)
         if self.graphs is None or regions is not None or job.deep_shrink.depth_1 is not None:

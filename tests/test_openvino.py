@@ -229,6 +229,21 @@ def test_the_plan_says_so_already(sd1, generate):
     assert "--engine openvino: all pictures are drawn by torch: Deep Shrink" in planned.stderr
 
 
+def test_in_the_loop_it_is_said_at_the_first_such_picture(sd1, generate, monkeypatch):
+    lines = iter(["a cat --dsd1 1", "a dog --dsd1 1"])
+
+    def answer(*_):
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", answer)
+    result = generate(sd1.folder, "--interactive", "--no_preview", *OPENVINO)
+    assert len(result.files) == 2
+    assert result.stderr.count("--engine openvino: this picture is drawn by torch: Deep Shrink") == 1
+
+
 def test_without_openvino_it_is_refused(sd1, generate, monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "openvino" else real(name))

@@ -46,9 +46,15 @@ class Engine:
             return "regions"
         if job.deep_shrink.depth_1 is not None:
             return "Deep Shrink"
-        if any(job.strengths_at(step) != job.strengths_at(0) for step in range(1, job.steps_run)):
+        if job.all_strengths and any(job.strengths_at(step) != job.strengths_at(0) for step in range(1, job.steps_run)):
             return "networks that act in some steps"
         return ""
+
+    def warn_of(self, job: Job, told: set[str]) -> None:
+        """Say of a picture that no plan has spoken of that it is left to PyTorch, once for each reason."""
+        if self.openvino and (reason := self.by_torch(job)) and reason not in told:
+            told.add(reason)
+            logger.warning("%s: this picture is drawn by torch: %s", OPTION, reason)
 
     def warn(self, jobs: Sequence[Job]) -> None:
         """Say which of a run's pictures are left to PyTorch."""
