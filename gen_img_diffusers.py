@@ -43,7 +43,7 @@ from library.run.processes import Team
 from library.run.report import Tally, save_failed
 from library.run.runs import BatchDrawer, Draw, Drawn, Interruptions, run_jobs
 from library.settings import completion, deep_shrink, fleet, gradual_latent, masks, samplers, sizes, tiling
-from library.settings.computing import CUDA_GRAPHS, vae_batch_size
+from library.settings.computing import CUDA_GRAPHS, ENGINES, TORCH, vae_batch_size
 from library.settings.control_net import control_type
 from library.settings.emphasis import ORIGINAL, normalization
 from library.settings.file_names import FIELDS, name_pattern
@@ -85,6 +85,7 @@ if TYPE_CHECKING:  # torch and what needs it are imported once every option and 
     from library.draw.sources import Start
     from library.draw.text_conditions import TextConditions
     from library.draw.unet_call import UnetCall
+    from library.machine.openvino_engine import OpenVinoUnet
     from library.models.models import Models
     from library.models.upscaler import Upscaler
     from networks.attach import Networks
@@ -493,6 +494,9 @@ def _speed_options(group: OptionGroup) -> None:
     group.switch("--diffusers_xformers", use=COMPUTING, help="the same as --xformers")
     group.switch("--sdpa", use=COMPUTING, help="use PyTorch's attention (the default)")
     group.switch("--lowvram", use=COMPUTING, help="keep text encoder and VAE off the GPU while they are not used")
+    group.add("--engine", use=COMPUTING, metavar="NAME", convert=values.one_of(ENGINES), default=TORCH, words=ENGINES,
+              help="what computes on a CPU: torch (default), or openvino, which is faster "
+              "(requirements-openvino.txt)")  # fmt: skip
     group.switch("--compile", use=COMPUTING,
                  help="compile the U-Net: minutes at the start, faster steps after; for long runs")  # fmt: skip
     group.add("--cuda_graphs", use=COMPUTING, metavar="WHEN", convert=values.one_of(CUDA_GRAPHS), default="auto",
@@ -552,6 +556,7 @@ class Pipeline:
         plan: RunPlan,
         upscaler: Upscaler | None = None,
         judges: Judges | None = None,
+        by_openvino: OpenVinoUnet | None = None,
     ) -> None:
         from library.draw.sources import SourceLatents
         from library.draw.text_encoding import KEPT_CHUNKS, PromptEncoder
@@ -581,6 +586,8 @@ class Pipeline:
         self.tiling = plan.tiling
         self.sources = SourceLatents(models.vae, plan.tiling)
         self.graphs = None if judges or lllites else make_cuda_graphs(plan.computing, self.unet.device)
+        self.engine, self.by_openvino = plan.engine, by_openvino
+        self.in_loop, self.told = plan.keyboard is not None, set[str]()  # why pictures were left to PyTorch
         self.cell_px = 2 ** (len(self.vae.config.block_out_channels) - 1)  # pixels a latent cell stands for, each way
 
     def watch(self, every: int, show: Callable[[np.ndarray], None]) -> None:
@@ -737,9 +744,15 @@ class Pipeline:
         return latents
 
     def _call_unet(self, job: Job, regions: Regions | None) -> UnetCall:
-        """How the U-Net is called: by way of CUDA graphs, unless what hangs on it does otherwise from step to step."""
-        from library.draw.unet_call import direct, graphed
+        """How the U-Net is called: by another engine, or by way of CUDA graphs, unless what hangs on it does otherwise
+        from step to step.
+        """
+        from library.draw.unet_call import by_openvino, direct, graphed
 
+        if self.in_loop:
+            self.engine.warn_of(job, self.told)
+        if self.by_openvino is not None and not self.engine.by_torch(job):
+            return by_openvino(self.by_openvino, lambda: self.networks.version)
         if self.graphs is None or regions is not None or job.deep_shrink.depth_1 is not None:
             return direct(self.unet)
         return graphed(self.unet, self.graphs, lambda: self.networks.version)
@@ -884,6 +897,8 @@ class Pipeline:
         """Begin to decode latents (B, C, h, w), `vae_batch_size` at a time."""
         from library.draw.decoding import Decoding
 
+        if self.by_openvino is not None:
+            self.by_openvino.rest()
         malloc.give_back()  # the U-Net's memory is in pieces of other sizes
         with self._on_device(self.vae):
             return [Decoding(self.vae, part, self.tiling) for part in latents.split(self.vae_batch_size)]
@@ -909,7 +924,10 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
     if computing.compile:
         keep_compiled()
     machine = devices.choose_machine(computing, process)
+    if plan.engine.openvino:
+        devices.check_openvino(machine)
     devices.check_torchvision()
+    from library.models.kept_weights import ModelKeeper
     from library.models.upscaler import make_upscaler
     from library.models.weight_reading import read_ahead
 
@@ -920,8 +938,14 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
 
     with devices.single_threaded():
         vae_dtype = devices.choose_vae_dtype(machine, plan.model, no_half=computing.no_half_vae)
+        # OpenVINO has weights of its own; what it made them of should not stay in memory
+        keeps = plan.engine.draws and not plan.networks.merged
+        keeper = ModelKeeper(plan.model, machine.dtype, vae_dtype) if keeps else None
         weights = read_ahead(
-            *(plan.model, machine.device, machine.dtype), vae_dtype=vae_dtype, channels_last=machine.channels_last
+            *(plan.model, machine.device, machine.dtype),
+            vae_dtype=vae_dtype,
+            channels_last=machine.channels_last,
+            **({"kept": keeper.find()} if keeper else {}),
         )
         # these take longer to import than the weights take to be read meanwhile
         import diffusers.utils.logging
@@ -935,11 +959,14 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
             loading = pool.submit(load_models, plan.model, weights)
             _ = plan.text.tokens  # the tokenizer is loaded meanwhile
             models = loading.result()
+        if keeper:
+            keeper.keep(models.parts)
     from library.draw.attention import use_kernel
     from library.draw.control_net import load_control_nets
     from library.draw.lllite import load_lllites
     from library.machine.prepare import make_fast, set_layout
     from networks.attach import Networks, merge_networks
+    from networks.layers import values_of
     from networks.states import read_state
 
     gradients = plan.loss_guidance.uses_anything
@@ -957,7 +984,7 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
     rewritten, written_into = networks.rewritten_layers(), networks.write_into_weights
     make_fast(
         *(models.unet, control_nets.models, machine, computing),
-        rewritten=rewritten,
+        rewritten=set(models.unet.modules()) if plan.engine.draws else rewritten,  # OpenVINO reads the weights as well
         may_pack=not (gradients or written_into),
         constant=not (rewritten or written_into),
     )
@@ -967,7 +994,16 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
 
         judges = load_judges(plan.loss_guidance, plan.loss_guidance_files, models)
     lllites = load_lllites(plan.control_nets, models.unet, plan.masks)
-    return Pipeline(models, networks, control_nets, lllites, plan, upscaler, judges)
+    by_openvino = None
+    if plan.engine.openvino:
+        from library.machine.openvino_engine import OpenVinoUnet, decode_by_openvino
+
+        let_go = keeper.leave_memory if keeper else None
+        if plan.engine.draws:
+            by_openvino = OpenVinoUnet(models.unet, values_of, let_go, steered=bool(control_nets.models))
+        if plan.engine.decodes:
+            decode_by_openvino(models.vae, let_go)
+    return Pipeline(models, networks, control_nets, lllites, plan, upscaler, judges, by_openvino)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -233,6 +233,11 @@ class LayerAdapter:
             self.restore()
             self.fold()
 
+    def values(self) -> dict[str, torch.Tensor]:
+        """The layer's weight and bias with all that acts on them, where pairs do beside what is folded; in its type."""
+        acting = [change for change in self._stack.changes if change.acts]
+        return {name: value.to(self._layer.weight) for name, value in folded_values(self._layer, acting).items()}
+
     @property
     def empty(self) -> bool:
         """Whether no change is left."""
@@ -335,6 +340,13 @@ def is_rewritten(module: nn.Module) -> bool:
     """Whether it is a layer whose weights networks exchange."""
     adapter = getattr(module, _ATTRIBUTE, None)
     return adapter is not None and adapter.rewrites
+
+
+def values_of(layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """A layer's weight, and its bias if it has one, with whatever networks do to them just now."""
+    adapter = getattr(layer, _ATTRIBUTE, None)
+    changed = adapter.values() if adapter is not None else {}
+    return changed.get("weight", layer.weight), changed.get("bias", layer.bias)
 
 
 def remove_change(layer: Layer, change: LayerChange) -> None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,7 +12,7 @@ import pytest
 from diffusers import StableDiffusionXLPipeline
 
 from library.files.families import SD1, SDXL
-from tools.benchmark import DIFFUSERS, PROGRAM, ROWS
+from tools.benchmark import DIFFUSERS, OPENVINO, PROGRAM, ROWS, Bench, as_table, parse_options, summarise
 from tools.benchmark_child import Case, load_diffusers, program_steady, step_operations
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,3 +83,22 @@ def test_operations_of_a_step_are_counted(tmp_path):
     assert step_operations(replace(case, batch_size=2)) == pytest.approx(2 * plain, rel=0.01)
     controlled = step_operations(replace(case, control_net=str(tmp_path / "control_net")))
     assert 1.3 * plain < controlled < 1.5 * plain
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_openvino_is_measured_beside_them(family, request, tmp_path):
+    model = request.getfixturevalue(family)
+    case = Case(str(model.folder), family, 64, 64, 2, "fp32", 1, False, str(tmp_path))
+    bench = Bench(case, os.environ)
+    bench.openvino("convert")
+    figures = {PROGRAM: {"step_s": 1.0, "start_s": 2.0}, OPENVINO: json.loads(bench.openvino("steady").output)}
+    assert figures[OPENVINO].keys() == {"step_s", "vae_s"}
+    medians = summarise([figures], 1.0, 1.0)
+    assert medians[f"ratio to {OPENVINO}"]["step_s"] == pytest.approx(1 / figures[OPENVINO]["step_s"])
+    assert "| start to first step, s | 2 | – | – |" in as_table(medians)
+
+
+def test_openvino_is_measured_with_the_plain_model_alone(capsys):
+    with pytest.raises(SystemExit):
+        parse_options(["--peer", "openvino", "--lora"])
+    assert "leave --lora and --control_net out" in capsys.readouterr().err

@@ -71,6 +71,7 @@ def same_with_ray(generate: Generate, tmp_path: Path, *command: object) -> None:
         ("a cat AND a dog --d 1", f"--mask_path {{halves}} {LORAS} --format webp"),
         (PROMPT, f"{CONTROL_NET} --control_net_preps canny_100_200 --control_net_save_guides --images_per_prompt 2"),
         (PROMPT, "--clip_image_guidance_scale 60 --clip_model {clip} --guide_image_path {halves}"),
+        (PROMPT, f"{LORAS} --engine openvino --bf16"),
     ],
 )
 def test_what_one_process_draws_a_worker_draws(

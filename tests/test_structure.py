@@ -112,7 +112,7 @@ def test_every_option_that_code_reads_exists():
     ("use", "names"),
     [
         (COMPUTING, "ckpt tokenizer_cache_dir network_show_meta control_net_save_guides vae_slices xformers sdpa "
-                    "diffusers_xformers lowvram compile cuda_graphs opt_channels_last"),
+                    "diffusers_xformers lowvram engine compile cuda_graphs opt_channels_last"),
         (CHOICE, "shuffle_prompts seed iter_same_seed images_per_prompt n_iter sequential_file_name image_path "
                  "use_original_file_name file_name mask_path natural_order wildcard_dir sweep"),
         (RUN, "prompt from_file from_pictures interactive no_preview preview_every outdir grid html batch_size "

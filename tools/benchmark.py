@@ -4,6 +4,7 @@
     python tools/benchmark.py                                   # SD 1.5's size, 512 x 512, 20 steps, bfloat16
     python tools/benchmark.py --device cpu --fp32 --W 256 --H 256 --steps 4 --rounds 1
     python tools/benchmark.py --family sdxl --steps 3 --rounds 1  # 1024 x 1024
+    python tools/benchmark.py --peer diffusers openvino --also="--engine openvino"
     python tools/benchmark.py --ckpt /models/sd15 --batch_size 4 --lora --json figures.json
 
 Without --ckpt a model of random weights is made in a temporary folder (4 GB for the full size, XL 7), as are LoRA and
@@ -32,7 +33,8 @@ from library.files.families import FAMILIES
 from tools.benchmark_child import Case
 
 ROOT = Path(__file__).resolve().parent.parent
-PROGRAM, DIFFUSERS = "this program", "diffusers"
+PROGRAM, DIFFUSERS, OPENVINO = "this program", "diffusers", "OpenVINO"
+PEERS = {"diffusers": DIFFUSERS, "openvino": OPENVINO}
 # What both programs write on standard error when the first batch is begun: its files' names
 FIRST_STEP = "drawing im_"
 ROWS = {
@@ -110,13 +112,24 @@ class Bench:
         """What a measurement of tools/benchmark_child.py gives."""
         return json.loads(self.child(measurement).output.splitlines()[-1])
 
-    def round(self) -> Figures:
-        """Each program's figures, measured once."""
+    def openvino(self, measurement: str) -> Ended:
+        """A process of tools/benchmark_openvino.py."""
+        case = json.dumps(asdict(self._case))
+        return self._run(f"openvino_{measurement}", "tools/benchmark_openvino.py", measurement, case)
+
+    def round(self, peers: Sequence[str] = ("diffusers",)) -> Figures:
+        """Each program's figures, measured once; the peers are named as in `PEERS`."""
         program = self._run("program_once", "gen_img_diffusers.py", *self._case.command_line(), "--verbose").figures()
-        diffusers = self.child("diffusers_once").figures()
+        figures = {PROGRAM: program}
+        if "diffusers" in peers:
+            figures[DIFFUSERS] = self.child("diffusers_once").figures()
         program |= self.ask("program_steady")
-        diffusers |= self.ask("diffusers_steady")
-        return {PROGRAM: program, DIFFUSERS: diffusers}
+        if "diffusers" in peers:
+            figures[DIFFUSERS] |= self.ask("diffusers_steady")
+        if "openvino" in peers:
+            ended = self.openvino("steady")
+            figures[OPENVINO] = json.loads(ended.output.splitlines()[-1]) | {"peak_gb": ended.peak_gb}
+        return figures
 
     def _run(self, name: str, *command: str) -> Ended:
         ended = run_process(command, self._environment)
@@ -183,9 +196,15 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="this program's --compile; torch.compile for diffusers")
     parser.add_argument("--also", default="", metavar="OPTIONS", help='more options for this program: "--lowvram"')
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
+    parser.add_argument("--peer", choices=list(PEERS), nargs="+", default=["diffusers"],
+                        help="what it is measured beside (default diffusers); openvino: its own conversion, U-Net and "
+                        'VAE alone. --also="--engine openvino" lets this program use it')  # fmt: skip
     parser.add_argument("--rounds", type=values.whole_number(1), default=3, metavar="N", help="default 3")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file, too")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if "openvino" in options.peer and (options.lora or options.control_net):
+        parser.error("--peer openvino measures the plain model; leave --lora and --control_net out")
+    return options
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -193,13 +212,17 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def summarise(rounds: Sequence[Figures], step_tflop: float, matmul_tflops: float) -> Figures:
-    """The medians over the rounds, what follows from them, and this program's ratio to diffusers."""
+    """The medians over the rounds, what follows from them, and this program's ratio to each peer."""
     medians = {}
     for program, first in rounds[0].items():
         figures = {name: statistics.median(each[program][name] for each in rounds) for name in first}
         tflops = step_tflop / figures["step_s"]
         medians[program] = figures | {"tflops": tflops, "share": tflops / matmul_tflops}
-    medians["ratio"] = {name: value / medians[DIFFUSERS][name] for name, value in medians[PROGRAM].items()}
+    program, *peers = medians
+    for peer in peers:
+        own, others = medians[program], medians[peer]
+        ratios = {name: value / others[name] for name, value in own.items() if name in others}
+        medians["ratio" if peer == DIFFUSERS else f"ratio to {peer}"] = ratios
     return medians
 
 
@@ -208,7 +231,8 @@ def as_table(medians: Figures) -> str:
     lines = ["| | " + " | ".join(medians) + " |", "|---" * (len(medians) + 1) + "|"]
     for name, title in ROWS.items():
         if name in medians[PROGRAM]:
-            lines.append(f"| {title} | " + " | ".join(f"{medians[column][name]:.3g}" for column in medians) + " |")
+            values = [f"{figures[name]:.3g}" if name in figures else "–" for figures in medians.values()]
+            lines.append(f"| {title} | " + " | ".join(values) + " |")
     return "\n".join(lines)
 
 
@@ -231,13 +255,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
         case = make_case(options, Path(folder), environment)
         bench = Bench(case, environment)
+        if "openvino" in options.peer:
+            bench.openvino("convert")
         rounds, machines = [], []
         for number in range(options.rounds):
             print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
             machines.append(bench.ask("machine"))
             if options.device not in (None, machines[0]["device_type"]):
                 sys.exit(f"--device {options.device}: there is none, PyTorch sees {machines[0]['device_type']}")
-            rounds.append(bench.round())
+            rounds.append(bench.round(options.peer))
     machine = machines[0]
     machine["matmul_tflops"] = statistics.median(each["matmul_tflops"] for each in machines)
     medians = summarise(rounds, machine["step_tflop"], machine["matmul_tflops"])

@@ -1,7 +1,8 @@
-"""How the U-Net is called with a text and what ControlNets add: directly, or by way of CUDA graphs."""
+"""How the U-Net is called with a text and what ControlNets add: directly, by CUDA graphs, or by OpenVINO."""
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -9,6 +10,9 @@ from diffusers import UNet2DConditionModel
 from library.draw.control_net import Residuals
 from library.draw.text_conditions import TextConditions
 from library.machine.cuda_graphs import CudaGraphs
+
+if TYPE_CHECKING:
+    from library.machine.openvino_engine import OpenVinoUnet
 
 # the input (R, C, h, w), the timestep (), the text, what ControlNets add → what the U-Net predicts, (R, C, h, w), which
 # the next call may write over
@@ -48,6 +52,19 @@ def graphed(unet: UNet2DConditionModel, graphs: CudaGraphs, version: Callable[[]
         return graphs.call(run, tensors, kind=kind, version=version())
 
     return call_graphed
+
+
+def by_openvino(engine: "OpenVinoUnet", version: Callable[[], Hashable]) -> UnetCall:
+    """Let OpenVINO compute it; `version` as for `graphed`."""
+    numbers = [layer.processor.number for layer in engine.layers]
+
+    def call(rows: torch.Tensor, timestep: torch.Tensor, text: TextConditions, residuals: Residuals) -> torch.Tensor:
+        engine.use(version())
+        kept = [text.kept[number] for number in numbers]
+        told = text.unet_arguments().get("added_cond_kwargs")
+        return engine(rows, timestep, kept, told, _added(residuals))
+
+    return call
 
 
 def _tensors_of(text: TextConditions) -> list[torch.Tensor]:

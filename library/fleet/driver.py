@@ -225,18 +225,14 @@ class Driver:
         """A call of a worker raised something."""
         cause, node = problem.cause, self._nodes.name(hand.node)
         if isinstance(cause, ObjectStoreFullError | OutOfDiskError):
-            logger.warning(
-                "the object store of node %s is full; its pictures are drawn again", self._nodes.name(hand.node)
-            )
+            logger.warning("the object store of node %s is full; its pictures are drawn again", node)
             ray.kill(hand.actor, no_restart=False)
             time.sleep(_POLL_S)
             self._begin_again(hand)
         elif hand.ready and not isinstance(cause, ProgramError):
             raise cause from problem
         else:
-            logger.warning(
-                "worker %d on node %s ends: %s", hand.number, self._nodes.name(hand.node), nodes.short(cause)
-            )
+            logger.warning("worker %d on node %s ends: %s", hand.number, node, nodes.short(cause))
             self._put_back(hand)
             self._dismissed += 1
             self._dismiss(hand)

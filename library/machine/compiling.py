@@ -15,10 +15,14 @@ _CACHE = "TORCHINDUCTOR_CACHE_DIR"  # PyTorch's name for where it keeps what it 
 _MOST_SHAPES = 64  # versions of the U-Net in one run; beyond, PyTorch would go on without compiling
 
 
+def cache_folder() -> Path:
+    """The program's folder among the user's caches."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gen_img_diffusers"
+
+
 def keep_compiled() -> None:
     """Keep what is compiled in the user's cache folder for later runs; before PyTorch's compiler is imported."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gen_img_diffusers"
-    os.environ.setdefault(_CACHE, str(folder))
+    os.environ.setdefault(_CACHE, str(cache_folder()))
 
 
 def compile_unet(unet: "nn.Module", device: "torch.device", *, constant: bool) -> None:

@@ -130,6 +130,17 @@ def choose_dtype(device: "torch.device", *, fp16: bool, bf16: bool) -> "torch.dt
     return torch.float16 if fp16 else torch.bfloat16 if bf16 else torch.float32
 
 
+def check_openvino(machine: Machine) -> None:
+    """Refuse `--engine openvino` beside a GPU.
+
+    Raises:
+        InputError: saying that it can be left out.
+    """
+    if machine.device.type != "cpu":
+        problem = f"is for CPUs, and this machine has a GPU ({machine.device.type}), which is faster; leave it out"
+        raise InputError("--engine openvino", problem)
+
+
 def choose_vae_dtype(machine: Machine, model: ModelFiles, *, no_half: bool) -> "torch.dtype":
     """The type that the VAE runs in: the machine's, or one that holds its features where float16 does not.
 

@@ -13,6 +13,7 @@ from library.errors import InputError
 from library.files import checkpoint_layout as layout
 from library.files.families import TextEncoderKind
 from library.files.model_files import Component, ModelFiles, TextComponent
+from library.models.kept_weights import KeptWeights
 from library.models.weight_reading import CastWeights, ModelWeights
 
 Model = TypeVar("Model", bound=torch.nn.Module)
@@ -60,6 +61,11 @@ class Models:
     vae: AutoencoderKL
     texts: tuple[TextEncoder, ...]  # in the family's order
 
+    @property
+    def parts(self) -> dict[str, torch.nn.Module]:
+        """They, by their names in a Diffusers folder."""
+        return {"unet": self.unet, "vae": self.vae} | {text.kind.part: text.model for text in self.texts}
+
 
 def load_models(files: ModelFiles, weights: ModelWeights) -> Models:
     """Build the components of a model and fill them with weights that are being read.
@@ -77,7 +83,7 @@ def load_models(files: ModelFiles, weights: ModelWeights) -> Models:
     return models
 
 
-def load_unet(component: Component, weights: CastWeights) -> UNet2DConditionModel:
+def load_unet(component: Component, weights: CastWeights | KeptWeights) -> UNet2DConditionModel:
     """Build and fill the U-Net."""
     config = {name: value for name, value in component.config.items() if name != layout.BLOCKS_PER_LEVEL}
     unet = build(replace(component, config=config), UNet2DConditionModel.from_config)
@@ -91,7 +97,7 @@ def load_unet(component: Component, weights: CastWeights) -> UNet2DConditionMode
     return fill(unet, weights, sources)
 
 
-def load_vae(component: Component, weights: CastWeights) -> AutoencoderKL:
+def load_vae(component: Component, weights: CastWeights | KeptWeights) -> AutoencoderKL:
     """Build and fill the VAE."""
     vae = build(component, AutoencoderKL.from_config)
     modules = layout.vae_modules(vae.config)
@@ -108,7 +114,7 @@ def load_vae(component: Component, weights: CastWeights) -> AutoencoderKL:
     return fill(vae, weights, sources)
 
 
-def load_text_encoder(component: TextComponent, weights: CastWeights) -> TextEncoder:
+def load_text_encoder(component: TextComponent, weights: CastWeights | KeptWeights) -> TextEncoder:
     """Build and fill a CLIP text encoder."""
     model_class = CLIPTextModelWithProjection if component.kind.pooled else CLIPTextModel
     text_encoder = build(component, lambda config: model_class(CLIPTextConfig(**config)))
@@ -144,7 +150,7 @@ def build(component: Component, make: Callable[[dict[str, Any]], Model]) -> Mode
         ) from None
 
 
-def fill(model: Model, weights: CastWeights, sources: Sources) -> Model:
+def fill(model: Model, weights: CastWeights | KeptWeights, sources: Sources) -> Model:
     """Give every parameter of a model built on `meta` its tensor.
 
     Args:
@@ -155,6 +161,8 @@ def fill(model: Model, weights: CastWeights, sources: Sources) -> Model:
     Raises:
         InputError: when tensors are missing, of a wrong shape, or hold NaN or infinite values.
     """
+    if isinstance(weights, KeptWeights):  # they are kept under the model's own names
+        sources = _as_named
     missing = []
     for target, parameter in list(model.named_parameters()):
         source = next((source for source in sources(target) if source.name in weights.shapes), None)
@@ -173,7 +181,11 @@ def fill(model: Model, weights: CastWeights, sources: Sources) -> Model:
     return model.eval()
 
 
-def _read(weights: CastWeights, source: Source, shape: torch.Size) -> torch.Tensor:
+def _as_named(target: str) -> list[Source]:
+    return [Source(target)]
+
+
+def _read(weights: CastWeights | KeptWeights, source: Source, shape: torch.Size) -> torch.Tensor:
     """Read one tensor, or a third of it, in the shape that the model has for it."""
     found = weights.shapes[source.name]
     if source.third is not None:

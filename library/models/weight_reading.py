@@ -4,9 +4,10 @@ Building the models waits for libraries to be imported, which takes longer than 
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 
@@ -14,6 +15,7 @@ from library.errors import InputError
 from library.files import checkpoint_layout as layout
 from library.files.model_files import Component, ModelFiles
 from library.files.weight_files import WeightFile
+from library.models.kept_weights import KeptWeights
 
 _THREADS = min(4, max(1, (os.cpu_count() or 1) - 1))  # beside the one that imports
 
@@ -83,9 +85,9 @@ class CastWeights:
 class ModelWeights:
     """The tensors of a model's components, on their way."""
 
-    unet: CastWeights
-    vae: CastWeights
-    texts: tuple[CastWeights, ...]
+    unet: CastWeights | KeptWeights
+    vae: CastWeights | KeptWeights
+    texts: tuple[CastWeights | KeptWeights, ...]
 
 
 def read_ahead(
@@ -95,8 +97,18 @@ def read_ahead(
     *,
     vae_dtype: torch.dtype | None = None,
     channels_last: bool,
+    kept: Mapping[str, KeptWeights] = MappingProxyType({}),
 ) -> ModelWeights:
-    """Begin to read all weights of a model in the background; the VAE may run in a type of its own."""
+    """Begin to read all weights of a model in the background.
+
+    Args:
+        files: the model.
+        device: where it runs.
+        dtype: in what it runs.
+        vae_dtype: the VAE's type, where that is another one.
+        channels_last: see `CastWeights`.
+        kept: components' weights that need not be read, by the names in `ModelFiles.parts`.
+    """
     pool = ThreadPoolExecutor(_THREADS)
 
     def begin(component: Component, *prefixes: str, dtype: torch.dtype = dtype) -> CastWeights:
@@ -105,8 +117,10 @@ def read_ahead(
         weights.begin(own or weights.shapes, pool)
         return weights
 
-    unet = begin(files.unet, layout.UNET_PREFIX)
-    texts = tuple(begin(text, *(text.names.prefix,) if text.names else ()) for text in files.texts)
-    vae = begin(files.vae, layout.VAE_PREFIX, dtype=vae_dtype or dtype)
+    unet = kept.get("unet") or begin(files.unet, layout.UNET_PREFIX)
+    texts = tuple(
+        kept.get(text.kind.part) or begin(text, *(text.names.prefix,) if text.names else ()) for text in files.texts
+    )
+    vae = kept.get("vae") or begin(files.vae, layout.VAE_PREFIX, dtype=vae_dtype or dtype)
     pool.shutdown(wait=False)
     return ModelWeights(unet, vae, texts)

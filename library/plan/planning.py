@@ -11,7 +11,7 @@ from library.files.model_files import ModelFiles, find_model
 from library.files.model_inputs import PLAIN
 from library.files.textual_inversion import find_embeddings
 from library.files.weight_types import check_model
-from library.plan import earlier_runs, model_inputs, redrawing, sampling, sweep
+from library.plan import earlier_runs, engine, model_inputs, redrawing, sampling, sweep
 from library.plan.canvas import MAX_REGIONS
 from library.plan.file_names import FileNames, check_folder, guide_name, sheet_name
 from library.plan.job import Job, JobSettings
@@ -106,10 +106,13 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
     jobs, parts = plan_parts(lines, maker, seed, name_file, counts, out.folder, begun)
     networks = tagged.added_to(networks)
     text = _text_plan(options, model, networks)  # files of networks may hold embeddings
+    control_nets = control_net.from_options(options, model.family, model.unet)
+    computed_by = engine.from_options(options, networks, control_nets, guidance)
     if lines:
         check_use(options, interval, sources, jobs)
         warn_of_unused(text.embeddings, jobs)
         warn_of_pictures(jobs, model, tiles, counts)
+        computed_by.warn(jobs)
     return RunPlan(
         options=options,
         model=model,
@@ -122,9 +125,10 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
         loss_guidance=guidance,
         record=make_record(options, model, sources.files, parts, begun, [*maker.wildcards.files, *tagged.files]),
         loss_guidance_files=loss_guidance.find_models(options, guidance),
-        control_nets=control_net.from_options(options, model.family, model.unet),
+        control_nets=control_nets,
         masks=redrawn,
         tiling=tiles,
+        engine=computed_by,
         computing=computing.from_options(options, one_at_a_time=_follows_another(guidance, sources, swept, machines)),
         fleet=machines,
         output=out,

@@ -10,6 +10,7 @@ from library.files.model_files import ModelFiles
 from library.files.textual_inversion import Embedding
 from library.files.tokenizers import load_tokenizer
 from library.plan.batches import group_into_batches
+from library.plan.engine import Engine
 from library.plan.job import Job, JobSettings
 from library.plan.job_maker import JobMaker, NameFile
 from library.plan.run_record import RunRecord
@@ -85,6 +86,7 @@ class RunPlan:
     loss_guidance_files: LossGuidanceFiles
     masks: MaskSettings
     tiling: Tiling
+    engine: Engine
     computing: Computing
     fleet: Fleet | None  # that draws; None for this process
     output: OutputSettings

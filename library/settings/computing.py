@@ -7,6 +7,7 @@ from library import values
 from library.settings.options import Options
 
 CUDA_GRAPHS = ("auto", "on", "off")
+TORCH, OPENVINO = ENGINES = ("torch", "openvino")  # what computes the U-Net and the VAE
 
 
 @dataclass(frozen=True, kw_only=True)
