@@ -1,6 +1,8 @@
 """`--engine openvino`: the same pictures as PyTorch's, what is kept on disk, and what is left to PyTorch."""
 
 import importlib.util
+import os
+import subprocess
 import sys
 
 import numpy as np
@@ -269,3 +271,12 @@ def test_the_other_engine_never_imports_it(sd1, generate, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     assert gen_img_diffusers.make_parser().table["engine"].default == "torch"
     assert generate(sd1.folder, "--prompt", "a cat").status == 0
+
+
+def test_openvino_tells_its_makers_nothing(tmp_path):
+    """Left to itself it sends an event when it is imported, and keeps a number for this user."""
+    code = "import sys, library.machine.openvino_engine; print([n for n in sys.modules if 'telemetry.' in n])"
+    environment = os.environ | {"HOME": str(tmp_path)}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (0, "[]\n"), run.stderr
+    assert not (tmp_path / "intel").exists()

@@ -19,10 +19,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
-import openvino
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
+from library.machine.openvino_itself import openvino
 from tools.benchmark_child import CELL_PX, TOKENS, Case
 
 _LEAST, _SECONDS = 3, 20  # calls that are measured, and how long at most

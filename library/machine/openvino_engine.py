@@ -6,12 +6,12 @@ from functools import cache
 from threading import Event, Thread
 from typing import Generic, TypeVar
 
-import openvino
 import torch
 from diffusers import AutoencoderKL
 
 from library.machine import malloc
 from library.machine.openvino_graph import ANY, TYPES, Graph, Module, ValuesOf, decoder_model, shared_tensor
+from library.machine.openvino_itself import openvino
 from library.machine.openvino_unet import UnetGraph, UnetShape, cross_attentions, shares_beginning
 
 Shape = TypeVar("Shape", bound=Hashable)

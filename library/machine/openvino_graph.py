@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import openvino
-import openvino.opset13 as ops
 import torch
-from openvino import Node
+
+from library.machine.openvino_itself import Node, openvino, ops
 
 Module = Any  # one of diffusers'; type checkers take parts of modules for tensors
 

@@ -8,12 +8,10 @@ first cross-attention, is computed once.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import openvino
-import openvino.opset13 as ops
-from openvino import Node
 from torch import nn
 
 from library.machine.openvino_graph import ANY, Graph, Module, number
+from library.machine.openvino_itself import Node, openvino, ops
 
 
 @dataclass(frozen=True)
