@@ -203,6 +203,17 @@ def test_a_file_that_is_not_whole_is_made_anew(sd1, cache, monkeypatch, harm):
     assert all((parameter == weights[name]).all() for name, parameter in models.unet.named_parameters())
 
 
+def test_without_a_home_folder_it_is_said_what_to_set(sd1, generate, monkeypatch):
+    def unknown():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(kept_weights.Path, "home", unknown)
+    result = generate(sd1.folder, "--prompt", "a", *OPENVINO)
+    assert result.status == 2
+    assert "error: XDG_CACHE_HOME: is not set, and no home folder is known; set it to a folder" in result.stderr
+
+
 def test_nothing_half_written_is_left_by_ctrl_c(sd1, cache, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache / "interrupted"))
 
