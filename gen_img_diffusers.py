@@ -789,6 +789,7 @@ class Pipeline:
         if not self.texts or self.wordings is None:
             return
         if all(self.encoder.keeps([text], chunks, [multipliers]) for text, multipliers, chunks in self.wordings):
+            self.networks.leave_text_encoders()  # which would fold changed multipliers into weights that are gone
             self.encoder.let_go()
             self.texts = ()
 

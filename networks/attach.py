@@ -149,6 +149,12 @@ class Networks:
         self._strengths = strengths
         self.version += 1
 
+    def leave_text_encoders(self) -> None:
+        """Change the U-Net alone from now on, before the text encoders' weights go."""
+        for network in self._attached:
+            if isinstance(network, LoraNetwork):
+                network.leave_text_encoders()
+
     def _note_change(self) -> None:
         self.version += 1
 

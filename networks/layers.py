@@ -238,6 +238,12 @@ class LayerAdapter:
         acting = [change for change in self._stack.changes if change.acts]
         return {name: value.to(self._layer.weight) for name, value in folded_values(self._layer, acting).items()}
 
+    def abandon(self) -> None:
+        """Take all changes away, from a layer that is not computed with any more; its original weights are back."""
+        self._folds.clear()
+        self._set_pairs([])
+        self.restore()
+
     @property
     def empty(self) -> bool:
         """Whether no change is left."""
@@ -347,6 +353,14 @@ def values_of(layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
     adapter = getattr(layer, _ATTRIBUTE, None)
     changed = adapter.values() if adapter is not None else {}
     return changed.get("weight", layer.weight), changed.get("bias", layer.bias)
+
+
+def abandon_changes(layer: Layer) -> None:
+    """Take all changes off a layer that is not computed with any more, and the adapter."""
+    adapter = getattr(layer, _ATTRIBUTE, None)
+    if adapter is not None:
+        adapter.abandon()
+        delattr(layer, _ATTRIBUTE)
 
 
 def remove_change(layer: Layer, change: LayerChange) -> None:

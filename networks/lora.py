@@ -18,7 +18,7 @@ from library.files.families import encoder_kinds
 from library.files.unet_layers import unet_blocks
 from networks.files import open_network
 from networks.keys import UNET, LayerNames, Target, match_keys
-from networks.layers import Layer, LayerChange, adapter_of, folded_values, remove_change
+from networks.layers import Layer, LayerChange, abandon_changes, adapter_of, folded_values, remove_change
 from networks.states import State, read_state
 from networks.strengths import Strength
 
@@ -177,6 +177,13 @@ class LoraNetwork:
         self._pre_calculated = True
         if attached:
             self._attach()
+
+    def leave_text_encoders(self) -> None:
+        """Change the U-Net alone from now on: the text encoders' weights go, and nothing is worked out from them."""
+        for target in [target for target in self._changes if target[0] != UNET]:
+            del self._changes[target]
+            abandon_changes(self._layers[target])
+        self._layers = {target: layer for target, layer in self._layers.items() if target[0] == UNET}
 
     def restore_weights(self) -> None:
         """Put the original weights back until the next `pre_calculation`."""

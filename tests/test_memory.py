@@ -4,11 +4,15 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from network_runs import find, networks
+from safetensors.torch import save_file
+from test_networks import random_loha
 
 import gen_img_diffusers
 from library.machine import features, malloc
 from library.machine.vae_slices import slice_resnets
 from library.plan.planning import make_plan
+from networks.keys import layer_shapes
 
 
 @pytest.fixture
@@ -76,6 +80,20 @@ def test_text_encoders_stay_where_more_prompts_may_come(run):
     assert pipeline.wordings is None
     _, pipeline = run("--prompt", "a")
     assert pipeline.wordings
+
+
+def test_networks_change_their_multipliers_without_text_encoders(sd1, generate, tmp_path):
+    """LoHa is folded into weights, and those of text encoders are gone by then: at the second line all is encoded."""
+    state = random_loha(layer_shapes(find(sd1)))
+    alphas = {f"{key.removesuffix('.hada_w1_a')}.alpha": torch.tensor(2.0) for key in state if key.endswith("w1_a")}
+    save_file(state | alphas, tmp_path / "loha.safetensors")
+    lines = tmp_path / "lines.txt"
+    lines.write_text("a cat --d 1 --am 1\na cat --d 1 --am 0\na cat --d 1 --am 1\n")
+    result = generate(sd1.folder, "--from_file", lines, *networks(tmp_path / "loha.safetensors"))
+    assert result.status == 0, result.stderr
+    first, without, last = result.pictures
+    assert (first == last).all()
+    assert (first != without).any()
 
 
 def test_a_batch_is_halved_without_text_encoders(sd1, generate, monkeypatch):

@@ -84,7 +84,9 @@ def test_in_bfloat16_they_are_no_farther_from_float32_than_pytorchs(sd1, generat
 
 
 def test_one_run_of_several_sizes_lengths_and_scales(sd1, compare, compiled, tmp_path):
-    """The first size has a graph of its own, all others one together; 136 pixels are not halved evenly."""
+    """The first size has a graph of its own, all others one together; 136 pixels are not halved evenly, and what is
+    compiled for these is for all that follow.
+    """
     lines = tmp_path / "lines.txt"
     long = "cat, " * 60
     lines.write_text(
@@ -92,7 +94,7 @@ def test_one_run_of_several_sizes_lengths_and_scales(sd1, compare, compiled, tmp
             [f"{text} --n fog --d {seed} --w {w} --h {h} --l {scale}"
              for seed, (text, w, h, scale) in enumerate([("a cat", 128, 128, 7), ("a dog", 192, 128, 7),
                                                          (long, 128, 192, 1),
-                                                         ("an owl", 136, 152, 7)])]
+                                                         ("an owl", 136, 152, 7), ("a bee", 192, 128, 7)])]
         )
     )  # fmt: skip
     compare(sd1.folder, "--from_file", lines, "--max_embeddings_multiples", 3)
@@ -201,6 +203,46 @@ def test_a_file_that_is_not_whole_is_made_anew(sd1, cache, monkeypatch, harm):
     keeper.keep(models.parts)
     keeper.leave_memory()
     assert all((parameter == weights[name]).all() for name, parameter in models.unet.named_parameters())
+
+
+def test_without_a_home_folder_it_is_said_what_to_set(sd1, generate, monkeypatch):
+    def unknown():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(kept_weights.Path, "home", unknown)
+    result = generate(sd1.folder, "--prompt", "a", *OPENVINO)
+    assert result.status == 2
+    assert "error: XDG_CACHE_HOME: is not set, and no home folder is known; set it to a folder" in result.stderr
+
+
+def test_nothing_half_written_is_left_by_ctrl_c(sd1, cache, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache / "interrupted"))
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(kept_weights.os, "fsync", interrupted)
+    models = load_all(find(sd1))
+    with pytest.raises(KeyboardInterrupt):
+        kept_weights.ModelKeeper(find(sd1), torch.float32, torch.float32).keep(models.parts)
+    assert not list((cache / "interrupted" / "gen_img_diffusers" / "openvino").iterdir())
+
+
+def test_too_little_memory_is_met_as_with_pytorch(sd1, compare, compiled, monkeypatch):
+    """The VAE decodes one by one; what failed is compiled anew, as it would fail at all that comes."""
+    real = openvino_engine.Compiled._run
+
+    def lacking(self, request, inputs):
+        if len(inputs) == 1 and len(inputs[0]) > 1:
+            place = "Exception from src/inference/src/cpp/infer_request.cpp:224:\n"
+            raise RuntimeError(f"{place}[CPU] Convolution node: Failed to allocate 2359296 bytes of memory\n\n")
+        return real(self, request, inputs)
+
+    monkeypatch.setattr(openvino_engine.Compiled, "_run", lacking)
+    result = compare(sd1.folder, *SIZE, "--prompt", "a cat --d 1", "--images_per_prompt", 2, "--batch_size", 2)
+    assert "out of memory in the VAE; decoding pictures one by one" in result.stderr
+    assert [shape for shape in compiled if isinstance(shape, tuple)] == [(2, 4, 16, 16), (-1, 4, -1, -1)]
 
 
 def test_without_room_for_it_pictures_are_drawn_all_the_same(sd1, generate, monkeypatch, tmp_path):

@@ -202,6 +202,9 @@ def test_a_real_lack_of_memory_is_told_from_other_errors():
     assert try_to_run(more_than_there_is) is None
     assert is_out_of_memory(MemoryError())
     assert is_out_of_memory(RuntimeError("could not create a primitive"))  # oneDNN under RLIMIT_AS
+    for said in ("std::bad_alloc", "can't alloc", "Failed to allocate 64 bytes of memory"):  # OpenVINO, under RLIMIT_AS
+        place = "Exception from src/inference/src/cpp/core.cpp:117:\nException from src/dev/plugin.cpp:5:"
+        assert is_out_of_memory(RuntimeError(f"{place}\n{said}\n\n"))
     assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
     with pytest.raises(RuntimeError, match="negative"):
         try_to_run(lambda: torch.empty(-1))

@@ -16,13 +16,21 @@ _MOST_SHAPES = 64  # versions of the U-Net in one run; beyond, PyTorch would go 
 
 
 def cache_folder() -> Path:
-    """The program's folder among the user's caches."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gen_img_diffusers"
+    """The program's folder among the user's caches.
+
+    Raises:
+        InputError: where nothing tells which that is, as in containers for users without a name.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gen_img_diffusers"
+    except RuntimeError:
+        raise InputError("XDG_CACHE_HOME", "is not set, and no home folder is known; set it to a folder") from None
 
 
 def keep_compiled() -> None:
     """Keep what is compiled in the user's cache folder for later runs; before PyTorch's compiler is imported."""
-    os.environ.setdefault(_CACHE, str(cache_folder()))
+    if _CACHE not in os.environ:
+        os.environ[_CACHE] = str(cache_folder())
 
 
 def compile_unet(unet: "nn.Module", device: "torch.device", *, constant: bool) -> None:

@@ -249,6 +249,8 @@ _OUT_OF_MEMORY = re.compile(
     r"DefaultCPUAllocator: (?:can't allocate|not enough) memory"
     r"|^could not create a (?:primitive|memory object)"
     r"|MPS backend out of memory"
+    # and OpenVINO, which begins with where it happened
+    r"|^Exception from src/(?s:.*)(?:bad_alloc|Failed to allocate \d+ bytes|can't alloc|could not create a primitive)"
 )
 
 

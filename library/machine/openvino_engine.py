@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import cache
 from threading import Event, Thread
 from typing import Generic, TypeVar
@@ -62,11 +63,11 @@ class Compiled(Generic[Shape]):
                 stack.enter_context(malloc.blocks_from_system())
             if self._let_go and shape != self._shape:
                 stack.enter_context(_again_and_again(self._let_go))
-            request = self._request_for(shape)
-            for number, each in enumerate(inputs):
-                request.set_input_tensor(number, shared_tensor(each))
-            request.infer()
-        return torch.from_numpy(request.get_output_tensor(0).data)
+            try:
+                return self._run(self._request_for(shape), inputs)
+            except (RuntimeError, MemoryError):  # after too little memory it keeps what it got, and fails at all else
+                self.forget()
+                raise
 
     def rest(self) -> None:
         """Let the system have the memory that is needed again at the next call alone."""
@@ -84,6 +85,12 @@ class Compiled(Generic[Shape]):
         """The sizes that a graph for these has."""
         self._first = self._first or shape
         return shape if shape == self._first and self._shape in (None, shape) else self._any_size(shape)
+
+    def _run(self, request: openvino.InferRequest, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        for number, each in enumerate(inputs):
+            request.set_input_tensor(number, shared_tensor(each))
+        request.infer()
+        return torch.from_numpy(request.get_output_tensor(0).data)
 
     def _request_for(self, shape: Shape) -> openvino.InferRequest:
         if self._request is None or shape != self._shape:
@@ -145,7 +152,8 @@ class OpenVinoUnet:
         # ControlNets add to each skip connection, the first convolution's among them, and to the middle
         self._places = 2 + sum(len(block.resnets) + bool(block.downsamplers) for block in unet.down_blocks)
         self._shares_beginning = shares_beginning(unet)
-        self._compiled = Compiled(self._write, lambda shape: shape.any_size, unet.dtype, let_go)
+        self._all_even = True  # whether all sizes so far are halved evenly
+        self._compiled = Compiled(self._write, self._any_size, unet.dtype, let_go)
         self._version: Hashable = None
 
     def use(self, version: Hashable) -> None:
@@ -185,8 +193,13 @@ class OpenVinoUnet:
         levels = 2 ** (len(self._unet.up_blocks) - 1)
         height, width = sample.shape[-2:]
         even = not (height % levels or width % levels)
+        self._all_even &= even
         shape = UnetShape(own, rows, height, width, kept[0][0].shape[1], halves_evenly=even)
         return self._compiled(shape, inputs)
+
+    def _any_size(self, shape: UnetShape) -> UnetShape:
+        """What holds all sizes that have come; what is for uneven ones holds the others, too."""
+        return replace(shape.any_size, halves_evenly=self._all_even)
 
     def _time(self, sample: torch.Tensor, timestep: torch.Tensor, told: dict[str, torch.Tensor] | None) -> torch.Tensor:
         unet = self._unet

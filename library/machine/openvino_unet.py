@@ -36,7 +36,7 @@ class UnetShape:
 
     @property
     def any_size(self) -> "UnetShape":
-        """What holds this shape and all others that are halved alike."""
+        """What holds this shape and all others that are halved alike; where that is unevenly, all others."""
         return UnetShape(*[ANY] * 5, self.halves_evenly)
 
 

@@ -113,7 +113,7 @@ class _Keeper:
             with os.fdopen(descriptor, "w+b") as file:
                 self._write(file, model, tensors, end)
             Path(name).replace(self.path)
-        except OSError:
+        except BaseException:  # Ctrl-C among them: they are gigabytes
             Path(name).unlink(missing_ok=True)
             raise
         return self.find()
