@@ -62,14 +62,14 @@ class Child:
         os.write(typed, text.encode(errors="surrogateescape"))
         os.close(typed)
         argv = [str(option) for option in options]
-        self._number = os.fork()
-        if not self._number:
+        self.number = os.fork()
+        if not self.number:
             _run_here(argv, (source, *(each.fileno() for each in self._outputs)), prepare)
         os.close(source)
 
     def wait(self) -> subprocess.CompletedProcess[str]:
         """What it came to."""
-        _, ended = os.waitpid(self._number, 0)
+        _, ended = os.waitpid(self.number, 0)
         texts = []
         for output in self._outputs:
             with output:

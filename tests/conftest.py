@@ -40,17 +40,23 @@ def pytest_runtest_makereport() -> Iterator[None]:
     return report
 
 
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What tells a file by whatever name, and changes when it is written anew."""
+    of = path.stat()
+    return of.st_dev, of.st_ino, of.st_mtime_ns, of.st_size
+
+
 def _once(read: Callable[[Path], object]) -> Callable[[Path], object]:
     """The same of each file once; small ones, which tests damage, and those written anew are read again."""
     known: dict[tuple, object] = {}
 
     def of(path: Path) -> object:
-        if not path.is_file() or (stamp := path.stat()).st_size < 100_000:
+        if not path.is_file() or path.stat().st_size < 100_000:
             return read(path)
-        key = (path, stamp.st_ino, stamp.st_mtime_ns, stamp.st_size)
-        if key not in known:
-            known[key] = read(path)
-        return known[key]
+        stamp = _stamp(path)
+        if stamp not in known:
+            known[stamp] = read(path)
+        return known[stamp]
 
     return of
 
@@ -145,7 +151,7 @@ def _models_loaded_once() -> Iterator[None]:
         paths = [each.weights.path for each in components]
         key = None  # of a model that is not kept: its weights lie in several files, or on a device that is pretended
         if device.type == "cpu" and all(path.suffix in (".safetensors", ".ckpt") for path in paths):
-            stamps = [(path, path.stat().st_mtime_ns, path.stat().st_size) for path in paths]
+            stamps = [_stamp(path) for path in paths]
             key = repr((stamps, [(each.config, each.weights.shapes) for each in components], dtype, settings))
         return key, lambda: real_read(files, device, dtype, **settings)
 
