@@ -585,7 +585,8 @@ class Pipeline:
         self.preview: LatentPreview | None = None
         self.tiling = plan.tiling
         self.sources = SourceLatents(models.vae, plan.tiling)
-        self.graphs = None if judges or lllites else make_cuda_graphs(plan.computing, self.unet.device)
+        self.device = self.unet.device  # where the U-Net stays; to ask it goes through all of its modules each time
+        self.graphs = None if judges or lllites else make_cuda_graphs(plan.computing, self.device)
         self.engine, self.by_openvino = plan.engine, by_openvino
         self.in_loop, self.told = plan.keyboard is not None, set[str]()  # why pictures were left to PyTorch
         self.cell_px = 2 ** (len(self.vae.config.block_out_channels) - 1)  # pixels a latent cell stands for, each way
@@ -600,7 +601,7 @@ class Pipeline:
     @property
     def works_ahead(self) -> bool:
         """Whether the next batch may be begun before this one's pictures are there, and the device gains by it."""
-        return self.unet.device.type == "cuda" and self.judges is None
+        return self.device.type == "cuda" and self.judges is None
 
     def draw(self, jobs: Sequence[Job], make_bar: MakeBar) -> list[tuple[Job, np.ndarray | None]]:
         """Draw a batch of jobs; as `begin`, and waits for the pictures."""
@@ -699,7 +700,7 @@ class Pipeline:
         from library.draw.regions import make_regions
         from library.draw.samplers import draw_noise, steps_of
 
-        device, dtype = self.unet.device, self.unet.dtype
+        device, dtype = self.device, self.unet.dtype
         cfg = Cfg(jobs, device, self.guidance_rescale)
         regions = make_regions(jobs, self.masks.color_codes, device)
         text_of_step = self._texts(jobs, cfg, regions)
@@ -795,7 +796,7 @@ class Pipeline:
 
     def _on_device(self, model: nn.Module) -> AbstractContextManager:
         """A block in which a model is on the U-Net's device; with --lowvram only then."""
-        return devices.on_device(model, self.unet.device, leave=self.low_vram)
+        return devices.on_device(model, self.device, leave=self.low_vram)
 
     @contextmanager
     def _in_regions(self, regions: Regions | None) -> Iterator[None]:
@@ -840,11 +841,11 @@ class Pipeline:
         from library.draw.samplers import add_noise
         from library.draw.sources import latent_masks
 
-        source_noise = noise.source.to(self.unet.device)
+        source_noise = noise.source.to(self.device)
         beneath = originals  # what noise is added to; None to begin at noise alone
         after_step: list[AfterStep] = []
         if starts is not None:
-            masks = latent_masks(starts, self._latent_shape(jobs[0])[1:], self.unet.device)
+            masks = latent_masks(starts, self._latent_shape(jobs[0])[1:], self.device)
             with self._on_device(self.vae):
                 # a model that reads the picture keeps to it from noise alone, too
                 if self.inputs is PLAIN or jobs[0].steps_run < jobs[0].steps:
@@ -853,7 +854,7 @@ class Pipeline:
                     kept = self.sources.of(starts)
                     after_step.append(Inpainting(scheduler, timesteps, kept, source_noise, masks))
         if beneath is None:
-            latents = noise.start.to(self.unet.device) * scheduler.init_noise_sigma
+            latents = noise.start.to(self.device) * scheduler.init_noise_sigma
         else:
             latents = add_noise(scheduler, beneath, source_noise, timesteps[:1])
         if jobs[0].gradual_latent.timesteps is not None:

@@ -2,9 +2,12 @@
 
 import os
 import signal
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from conftest import pictures_in
 
@@ -25,21 +28,54 @@ def start(
     """Start the program in a child process, after `prepare` there; gives the process's number."""
     small = ["--W", 64, "--H", 64, "--steps", 2]
     argv = [str(o) for o in ("--ckpt", models, "--outdir", outdir, *small, *options)]
-    if child := os.fork():
-        return child
+    child = os.fork()
+    if not child:
+        with output.open("wb") as stream:
+            _run_here(argv, (0, stream.fileno(), stream.fileno()), prepare)
+    return child
+
+
+def _run_here(argv: list[str], streams: tuple[int, int, int], prepare: Callable[[], None] | None) -> NoReturn:
+    """Be the program: with these files as its standard input, output and errors; ends the process."""
     status = 99
     try:
-        with output.open("wb") as stream:
-            os.dup2(stream.fileno(), 1)
-            os.dup2(stream.fileno(), 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+        sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w")
         if prepare:
             prepare()
         status = gen_img_diffusers.main(argv)
+    except SystemExit as leaving:
+        status = leaving.code
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+class Child:
+    """The program begun in a child process, with `text` at its standard input, and what it says kept."""
+
+    def __init__(self, *options: object, text: str = "", prepare: Callable[[], None] | None = None) -> None:
+        self._outputs = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115  # closed by `wait`
+        source, typed = os.pipe()
+        os.write(typed, text.encode(errors="surrogateescape"))
+        os.close(typed)
+        argv = [str(option) for option in options]
+        self.number = os.fork()
+        if not self.number:
+            _run_here(argv, (source, *(each.fileno() for each in self._outputs)), prepare)
+        os.close(source)
+
+    def wait(self) -> subprocess.CompletedProcess[str]:
+        """What it came to."""
+        _, ended = os.waitpid(self.number, 0)
+        texts = []
+        for output in self._outputs:
+            with output:
+                output.seek(0)
+                texts.append(output.read().decode(errors="surrogateescape"))
+        return subprocess.CompletedProcess([], os.waitstatus_to_exitcode(ended), *texts)
 
 
 def killed(prepare: Callable[[], None], models: Path, *options: object, outdir: Path) -> int:

@@ -1,8 +1,11 @@
 """Shared fixtures: tiny models of random weights in every layout, and the program run in this process."""
 
 import copy
+import gc
 import http.server
+import io
 import os
+import pickle
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,9 +21,13 @@ import torch
 from PIL import Image
 
 import gen_img_diffusers
+from library import version
+from library.files import safetensors_file
 from library.files.model_files import ModelFiles
 from library.files.model_inputs import PLAIN, ModelInputs
+from library.machine import devices
 from library.models import models, weight_reading
+from library.results import metadata
 from library.texts import readable
 from tools import random_model
 
@@ -31,6 +38,55 @@ def pytest_runtest_makereport() -> Iterator[None]:
     report = yield
     report.sections = [(title, readable(text)) for title, text in report.sections]
     return report
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What tells a file by whatever name, and changes when it is written anew."""
+    of = path.stat()
+    return of.st_dev, of.st_ino, of.st_mtime_ns, of.st_size
+
+
+def _once(read: Callable[[Path], object]) -> Callable[[Path], object]:
+    """The same of each file once; small ones, which tests damage, and those written anew are read again."""
+    known: dict[tuple, object] = {}
+
+    def of(path: Path) -> object:
+        if not path.is_file() or path.stat().st_size < 100_000:
+            return read(path)
+        stamp = _stamp(path)
+        if stamp not in known:
+            known[stamp] = read(path)
+        return known[stamp]
+
+    return of
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _worked_out_once() -> Iterator[None]:
+    """Options, versions of packages, headers and hashes of files: known from this process's earlier runs.
+
+    They are a quarter of what a small run takes.
+    """
+    read_header, work_out = _once(safetensors_file._read_header), metadata.FileHash._work_out
+
+    def digits(path: Path) -> str | None:
+        asked = metadata.FileHash.__new__(metadata.FileHash)
+        asked._path, asked._digits = path, None
+        work_out(asked)
+        return asked._digits
+
+    digits_of = _once(digits)
+
+    def hashed(asked: metadata.FileHash) -> None:
+        asked._digits = digits_of(asked._path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(safetensors_file, "_read_header", lambda path: tuple(map(dict, read_header(path))))
+        patch.setattr(metadata.FileHash, "_work_out", hashed)
+        patch.setattr(gen_img_diffusers, "make_parser", cache(gen_img_diffusers.make_parser))
+        patch.setattr(version, "version", cache(version.version))
+        patch.setattr(devices, "version", cache(devices.version))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -52,6 +108,34 @@ def _tokenizers_read_once() -> Iterator[None]:
         yield
 
 
+class Kept:
+    """An object and all that hangs on it, to be copied many times in a third of `copy.deepcopy`'s time."""
+
+    def __init__(self, original: object) -> None:
+        self._tensors: list[torch.Tensor] = []
+        places: dict[int, int] = {}
+
+        class Pickler(pickle.Pickler):
+            def persistent_id(_, each: object) -> int | None:
+                if not isinstance(each, torch.Tensor):
+                    return None
+                if id(each) not in places:
+                    places[id(each)] = len(self._tensors)
+                    self._tensors.append(each)
+                return places[id(each)]
+
+        file = io.BytesIO()
+        Pickler(file, protocol=5).dump(original)
+        self._pickled = file.getvalue()
+
+    def copy(self) -> object:
+        """A copy; a tensor that stands in two places does so in the copy, too."""
+        made = cache(lambda place: copy.deepcopy(self._tensors[place]))
+        unpickler = pickle.Unpickler(io.BytesIO(self._pickled))
+        unpickler.persistent_load = made
+        return unpickler.load()
+
+
 _MOST_LOADED = 16  # tiny models, of some megabytes each
 
 
@@ -59,14 +143,15 @@ _MOST_LOADED = 16  # tiny models, of some megabytes each
 def _models_loaded_once() -> Iterator[None]:
     """A model is read and built once for all runs of this process, half of what a small run takes; each gets a copy."""
     real_read, real_load = weight_reading.read_ahead, models.load_models
-    loaded: dict[str, models.Models] = {}
+    loaded: dict[str, Kept] = {}
+    frozen: list[int] = []
 
     def read(files: ModelFiles, device: torch.device, dtype: torch.dtype, **settings: object) -> tuple:
         components = (files.unet, files.vae, *files.texts)
         paths = [each.weights.path for each in components]
         key = None  # of a model that is not kept: its weights lie in several files, or on a device that is pretended
         if device.type == "cpu" and all(path.suffix in (".safetensors", ".ckpt") for path in paths):
-            stamps = [(path, path.stat().st_mtime_ns, path.stat().st_size) for path in paths]
+            stamps = [_stamp(path) for path in paths]
             key = repr((stamps, [(each.config, each.weights.shapes) for each in components], dtype, settings))
         return key, lambda: real_read(files, device, dtype, **settings)
 
@@ -77,8 +162,11 @@ def _models_loaded_once() -> Iterator[None]:
         if key not in loaded:
             if len(loaded) == _MOST_LOADED:
                 loaded.pop(next(iter(loaded)))
-            loaded[key] = real_load(files, begin())
-        return copy.deepcopy(loaded[key])
+            loaded[key] = Kept(real_load(files, begin()))
+            if not frozen:  # all is imported by now; a search for garbage among that takes as long as a small run
+                frozen.append(gc.collect())
+                gc.freeze()
+        return loaded[key].copy()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(weight_reading, "read_ahead", read)

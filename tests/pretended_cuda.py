@@ -9,7 +9,7 @@ PyTorch's own `FakeTensorMode` knows devices, too, but no numbers, without which
 CUDA graph to try; nor does it take gradients where PyTorch was built without CUDA.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
@@ -45,7 +45,9 @@ _JOINING = {"cat", "concat", "concatenate", "stack", "hstack", "vstack"}  # take
 _INDEXING = {"__getitem__", "__setitem__", "index_put_"}
 _MIXING = {"concat"}  # diffusers' XL: a text's vector with the sizes' features, cast together right after
 _SLOW_IN_HALF = {"conv2d", "linear", "group_norm", "layer_norm", "scaled_dot_product_attention", "interpolate"}
+_NUMBERS = {int, float, bool, type(None), torch.dtype}
 _NO_OPERATION = {"_parse_to", "_has_compatible_shallow_copy_type", "device"}
+_OF_GPU = {torch.Tensor.device: CUDA, torch.Tensor.is_cuda: True, torch.Tensor.is_cpu: False}
 
 
 class OnGpu(torch.Tensor):
@@ -97,14 +99,16 @@ class Gpu:
 
     def _call(self, func: Callable, args: Sequence, kwargs: dict) -> Any:
         name = getattr(func, "__name__", "")
-        leaves = [*_leaves(args), *_leaves(kwargs)]
-        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        devices = [leaf for leaf in leaves if _is_device(leaf)]
-        concerned = any(isinstance(tensor, OnGpu) for tensor in tensors) or any(map(_is_gpu, devices))
-        if not concerned or name in _NO_OPERATION:
-            return func(*args, **kwargs)
         if name == "__get__":
-            return self._attribute(func, args[0])
+            return self._attribute(func, args[0]) if isinstance(args[0], OnGpu) else func(*args)
+        if name in _NO_OPERATION:
+            return func(*args, **kwargs)
+        tensors: list[torch.Tensor] = []
+        devices: list[torch.device | str] = []
+        _sort_out(args, tensors, devices)
+        _sort_out(kwargs.values(), tensors, devices)
+        if not any(isinstance(tensor, OnGpu) for tensor in tensors) and not any(map(_is_gpu, devices)):
+            return func(*args, **kwargs)
         on_gpu = _goes_to_gpu(name, args, devices)
         if problem := self._problem(name, args, kwargs, tensors, on_gpu=on_gpu):
             raise RuntimeError(f"{problem}: {resolve_name(func) or name}({', '.join(map(_described, tensors))})")
@@ -126,9 +130,8 @@ class Gpu:
         return result
 
     def _attribute(self, getter: Callable, tensor: torch.Tensor) -> Any:
-        of_gpu = {torch.Tensor.device: CUDA, torch.Tensor.is_cuda: True, torch.Tensor.is_cpu: False}
-        if getter.__self__ in of_gpu:
-            return of_gpu[getter.__self__]
+        if getter.__self__ in _OF_GPU:
+            return _OF_GPU[getter.__self__]
         return _placed(getter(tensor), [tensor], on_gpu=True)
 
     def _problem(
@@ -204,6 +207,21 @@ def _is_device(leaf: object) -> bool:
 
 def _is_gpu(device: torch.device | str) -> bool:
     return torch.device(device).type == CUDA.type
+
+
+def _sort_out(values: Iterable, tensors: list[torch.Tensor], devices: list[torch.device | str]) -> None:
+    """Put the tensors and devices that arguments hold, however deep, into their lists; called for all that is done."""
+    for each in values:
+        if isinstance(each, torch.Tensor):
+            tensors.append(each)
+        elif type(each) in _NUMBERS:
+            continue
+        elif isinstance(each, (tuple, list)):
+            _sort_out(each, tensors, devices)
+        elif isinstance(each, dict):
+            _sort_out(each.values(), tensors, devices)
+        elif _is_device(each):
+            devices.append(each)
 
 
 def _leaves(value: object) -> Iterator[object]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from child_runs import Child
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -154,22 +155,8 @@ def test_standard_output_holds_the_paths_alone(sd1, generate):
 
 
 def test_prompts_from_standard_input(sd1, tmp_path):
-    argv = [
-        *PROGRAM,
-        "--ckpt",
-        sd1.folder,
-        "--outdir",
-        tmp_path,
-        "--from_file",
-        "-",
-        "--steps",
-        "1",
-        "--W",
-        "64",
-        "--H",
-        "64",
-    ]
-    done = subprocess.run(argv, input="a cat\n# x\na dog\n", capture_output=True, text=True)
+    argv = ("--ckpt", sd1.folder, "--outdir", tmp_path, "--from_file", "-", "--steps", 1, "--W", 64, "--H", 64)
+    done = Child(*argv, text="a cat\n# x\na dog\n").wait()
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 2
 

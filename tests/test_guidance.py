@@ -385,7 +385,7 @@ def test_guidance_brings_pictures_nearer(sd1, generate, clip_folder, vgg16_file,
         "clip_image": (clip.loss(clip.embed_goal(guide), 1.0), ("--clip_image_guidance_scale", 100)),
         "vgg16": (vgg16.loss(guide, 1.0, (128, 128)), ("--vgg16_guidance_scale", 30)),
     }
-    common = (*SIZE, "--prompt", "a cat", "--images_per_prompt", 4, "--seed", 4, "--steps", 5)
+    common = (*SIZE, "--prompt", "a cat", "--images_per_prompt", 2, "--seed", 4, "--steps", 5)
     plain = generate(sd1.folder, *common, outdir=tmp_path / "plain").pictures
     for name, (loss, options) in kinds.items():
         options += ("--vgg16_model", vgg16_file) if name == "vgg16" else ("--clip_model", clip_folder)
@@ -396,7 +396,7 @@ def test_guidance_brings_pictures_nearer(sd1, generate, clip_folder, vgg16_file,
                 [float(loss(torch.from_numpy(p / 255).float().permute(2, 0, 1)[None])) for p in pictures]
                 for pictures in (plain, guided)
             )
-        assert sum(a < b for a, b in zip(after, before)) == 4, (name, before, after)
+        assert sum(a < b for a, b in zip(after, before)) == 2, (name, before, after)
 
 
 def test_objects_for_scripts_tell_of_guidance(sd1, generate, clip_folder, vgg16_file):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from child_runs import Child
 from PIL import Image
 from Xlib import X
 from Xlib.display import Display
@@ -17,24 +18,15 @@ from Xlib.protocol.event import ClientMessage
 SMALL = ["--W", "64", "--H", "64", "--steps", "1", "--seed", "1"]
 
 
-def talk(
-    models, outdir: Path, text: str, *options: str, display: str = "", **encoding: str
-) -> subprocess.CompletedProcess[str]:
-    argv = [
-        sys.executable,
-        "gen_img_diffusers.py",
-        "--ckpt",
-        models.folder,
-        "--outdir",
-        outdir,
-        "--interactive",
-        *SMALL,
-        *options,
-    ]
-    environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY")}
-    if display:
-        environment["DISPLAY"] = display
-    return subprocess.run(argv, input=text, capture_output=True, text=True, env=environment, timeout=120, **encoding)
+def talk(models, outdir: Path, text: str, *options: str, display: str = "") -> subprocess.CompletedProcess[str]:
+    def be_at(display: str) -> None:
+        for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+            os.environ.pop(name, None)
+        if display:
+            os.environ["DISPLAY"] = display
+
+    argv = ("--ckpt", models.folder, "--outdir", outdir, "--interactive", *SMALL, *options)
+    return Child(*argv, text=text, prepare=lambda: be_at(display)).wait()
 
 
 def test_lines_are_drawn_and_bad_ones_explained(sd1, tmp_path):
@@ -64,7 +56,7 @@ def test_words_for_leaving_are_asked_about(sd1, tmp_path):
 
 def test_lines_that_are_no_text_are_explained(sd1, tmp_path):
     """The lines after them are drawn all the same."""
-    done = talk(sd1, tmp_path, "a \udcff cat\na bird \0\na dog --d 3\n", "--no_preview", errors="surrogateescape")
+    done = talk(sd1, tmp_path, "a \udcff cat\na bird \0\na dog --d 3\n", "--no_preview")
     assert done.returncode == 0
     assert "error: the prompt: the text is not UTF-8" in done.stderr
     assert "error: the prompt: the text holds a NUL character" in done.stderr

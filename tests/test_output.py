@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from child_runs import Child
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -25,6 +26,7 @@ from library.results import writer
 from library.results.metadata import FileHash, RunFacts, metadata
 from library.texts import readable, shell_word
 
+SMALL = ("--W", 64, "--H", 64, "--steps", 1)
 FACTS = RunFacts("my model", 2, lambda: "0123456789")
 
 
@@ -106,14 +108,13 @@ def test_a_full_disk_leaves_no_fragment(sd1, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "im_000001.png").write_bytes(b"mine")
-    argv = [sys.executable, "gen_img_diffusers.py", "--ckpt", sd1.folder, "--outdir", out, "--sequential_file_name"]
-    argv += ["--W", "64", "--H", "64", "--steps", "1", "--prompt", "a"]
+    argv = ("--ckpt", sd1.folder, "--outdir", out, "--sequential_file_name", *SMALL, "--prompt", "a")
 
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
 
-    done = subprocess.run(argv, preexec_fn=limit, capture_output=True, text=True)
+    done = Child(*argv, prepare=limit).wait()
     assert done.returncode == 4
     assert "cannot be written (File too large)" in done.stderr.splitlines()[-1]
     assert [(p.name, p.read_bytes()) for p in out.glob("im_*")] == [("im_000001.png", b"mine")]
@@ -127,24 +128,11 @@ def test_existing_files_are_left_alone(sd1, generate, tmp_path):
 
 
 def test_two_processes_in_one_folder(sd1, tmp_path):
-    argv = [sys.executable, "gen_img_diffusers.py", "--ckpt", sd1.folder, "--outdir", tmp_path / "out"]
-    argv += [
-        "--sequential_file_name",
-        "--W",
-        "64",
-        "--H",
-        "64",
-        "--steps",
-        "1",
-        "--prompt",
-        "a",
-        "--images_per_prompt",
-        "3",
-    ]
-    processes = [subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    outputs = [process.communicate() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    named = [line for stdout, _ in outputs for line in stdout.splitlines()]
+    argv = ("--ckpt", sd1.folder, "--outdir", tmp_path / "out", "--sequential_file_name", *SMALL)
+    both = [Child(*argv, "--prompt", "a", "--images_per_prompt", 3) for _ in range(2)]
+    ended = [each.wait() for each in both]
+    assert [each.returncode for each in ended] == [0, 0]
+    named = [line for each in ended for line in each.stdout.splitlines()]
     assert sorted(named) == sorted(str(path) for path in (tmp_path / "out").glob("*.png"))
     assert len(set(named)) == 6
 
@@ -179,9 +167,9 @@ def test_a_format_that_takes_no_such_size_is_refused_before_anything_is_drawn(sd
 
 def test_a_large_source_that_a_jpeg_cannot_be_is_refused(sd1, generate, tmp_path):
     Image.new("1", (65_504, 64)).save(tmp_path / "x.png")
-    argv = [sys.executable, "gen_img_diffusers.py", "--ckpt", sd1.folder, "--outdir", tmp_path / "out", "--dry_run"]
-    argv += ["--prompt", "a", "--image_path", tmp_path / "x.png", "--allow_large_pictures", "--format"]
-    done = [subprocess.run([*argv, name], capture_output=True, text=True) for name in ("jpg", "png")]
+    argv = ("--ckpt", sd1.folder, "--outdir", tmp_path / "out", "--dry_run", "--prompt", "a")
+    large = ("--image_path", tmp_path / "x.png", "--allow_large_pictures")  # which holds for all of a process
+    done = [Child(*argv, *large, "--format", name).wait() for name in ("jpg", "png")]
     assert [each.returncode for each in done] == [2, 0]
     assert done[0].stderr.splitlines()[-1].startswith("error: 65504 x 64 pixels: JPEG takes 65500 a side")
 

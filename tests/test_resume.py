@@ -40,6 +40,20 @@ def command(sd1, prompts):
     return (sd1.folder, *options)
 
 
+@pytest.fixture(scope="module")
+def drawn() -> dict[str, bytes]:
+    return {}
+
+
+@pytest.fixture
+def whole(command, generate, drawn, tmp_path) -> dict[str, bytes]:
+    """The pictures of the run, drawn without a break, once for all tests."""
+    if not drawn:
+        generate(*command, outdir=tmp_path / "whole")
+        drawn |= contents(tmp_path / "whole")
+    return drawn
+
+
 @pytest.mark.parametrize(
     ("owner", "name", "call", "after"),
     [
@@ -50,8 +64,7 @@ def command(sd1, prompts):
         (Manifest, "begin", 1, False),  # nothing was written yet
     ],
 )
-def test_killed_at_any_moment(command, generate, tmp_path, owner, name, call, after):
-    generate(*command, outdir=tmp_path / "whole")
+def test_killed_at_any_moment(command, generate, tmp_path, whole, owner, name, call, after):
     out = tmp_path / "out"
     out.mkdir()
     (out / "im_000001.txt").write_text("not ours")
@@ -59,7 +72,7 @@ def test_killed_at_any_moment(command, generate, tmp_path, owner, name, call, af
     before = contents(out)
     result = generate(*command, "--resume", outdir=out)
     assert result.status == 0
-    assert contents(out) == contents(tmp_path / "whole")
+    assert contents(out) == whole
     assert before.items() <= contents(out).items()
     assert [path.name for path in out.glob(".*")] == []
     assert len(contents(out)) == 6
@@ -304,8 +317,7 @@ def test_the_manifest(command, generate, tmp_path):
     assert [str(picture["seed"]) for picture in pictures] == [Image.open(file).info["seed"] for file in files]
 
 
-def test_a_full_disk_leaves_a_run_that_can_be_resumed(command, generate, tmp_path, monkeypatch):
-    generate(*command, outdir=tmp_path / "whole")
+def test_a_full_disk_leaves_a_run_that_can_be_resumed(command, generate, tmp_path, whole, monkeypatch):
     real, calls = os.fsync, []
 
     def full(descriptor):
@@ -322,7 +334,7 @@ def test_a_full_disk_leaves_a_run_that_can_be_resumed(command, generate, tmp_pat
     assert "No space left on device" in result.stderr.splitlines()[-1]
     assert len(result.files) == 3
     assert generate(*command, "--resume").status == 0
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "out") == whole
 
 
 def test_pictures_are_written_after_their_first_stages(sd1, generate, monkeypatch):
@@ -377,7 +389,7 @@ def files(sd1, tmp_path, monkeypatch):
     lora = {f"{key}.lora_down.weight": torch.ones(1, 64, 1, 1), f"{key}.lora_up.weight": torch.ones(64, 1, 1, 1)}
     save_file(lora, folder / "lora.safetensors")
     save_file({"emb_params": torch.ones(1, 64)}, folder / "zorb.safetensors")
-    shutil.copy(sd1.safetensors, folder / "model.safetensors")
+    os.link(sd1.safetensors, folder / "model.safetensors")
     (tmp_path / "link").symlink_to("run")
     (folder / "sub").mkdir()
     monkeypatch.setenv("HOME", str(folder))
@@ -395,11 +407,14 @@ def reading(prefix: str, slash: str = "") -> tuple:
 
 
 @pytest.mark.parametrize(
-    ("prefix", "slash"),
-    [("", "/"), ("./", ""), ("sub/../", "//"), ("../run/", ""), ("../link/", ""), ("{folder}/", "/"), ("~/", "")],
+    ("begun", "prefix", "slash"),
+    [
+        *(("", "", "/"), ("", "./", ""), ("", "sub/../", "//"), ("", "../run/", ""), ("", "../link/", "")),
+        *(("", "{folder}/", "/"), ("", "~/", "")),
+        *(("../link/", "", "/"), ("../link/", "../link/", ""), ("../link/", "{folder}/", "/")),
+    ],
 )
-@pytest.mark.parametrize("begun", ["", "../link/"])
-def test_paths_count_by_what_they_mean(files, generate, prefix, slash, begun):
+def test_paths_count_by_what_they_mean(files, generate, begun, prefix, slash):
     made = generate("model.safetensors", *reading(begun))
     assert (made.status, len(made.files)) == (0, 3), made.stderr
     made.files[2].unlink()

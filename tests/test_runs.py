@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from child_runs import Child
 from conftest import pictures_in
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.autoencoders.vae import Decoder
@@ -371,18 +371,18 @@ def test_a_source_picture_lost_in_the_middle(sd1, generate, monkeypatch, tmp_pat
 
 def interrupted(sd1, outdir: Path, number: int, pictures: int = 200) -> subprocess.CompletedProcess[str]:
     """Start a long run and send it a signal once its first picture stands."""
-    argv = [sys.executable, "gen_img_diffusers.py", "--ckpt", sd1.folder, "--outdir", outdir, "--W", "64", "--H", "64"]
-    argv += ["--steps", "4", "--prompt", "a", "--images_per_prompt", str(pictures), "--batch_size", "2", "--seed", "1"]
+    argv = ("--ckpt", sd1.folder, "--outdir", outdir, "--W", 64, "--H", 64, "--steps", 4, "--prompt", "a")
+    argv += ("--images_per_prompt", pictures, "--batch_size", 2, "--seed", 1)
 
     def listen() -> None:  # whatever the tests were started by
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
-    lines = [process.stdout.readline()]
-    process.send_signal(number)
-    lines += process.stdout
-    stderr = process.stderr.read()
-    return subprocess.CompletedProcess(argv, process.wait(), "".join(lines), stderr)
+    child = Child(*argv, prepare=listen)
+    deadline = time.monotonic() + 120
+    while not pictures_in(outdir) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(child.number, number)
+    return child.wait()
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
