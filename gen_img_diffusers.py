@@ -1123,7 +1123,7 @@ def make_pictures(plan: RunPlan, facts: RunFacts, team: Team) -> int:
         finally:
             team.tell("made", tally.made)
             tally.made_elsewhere = sum(team.told("made"))
-            if team.is_first:
+            if team.is_first and (tally.started or not plan.to_do):  # else the model could not be loaded
                 tell(tally, plan)
     # the launcher of several processes stops them all once one says that something failed: the first one does, at last
     return EXIT_SOME_FAILED if (tally.failed or tally.left) and team.is_first else 0

@@ -156,7 +156,8 @@ FAULTS: dict[int, tuple[str, str]] = {
     59: ("versions that do not fit: found and wanted", "cli.libraries_of_other_versions_are_refused"),
     60: (
         "a process of several dies",
-        "processes.one_that_dies_leaves_the_other_at_work processes.launched_by_accelerate_the_other_survives",
+        "processes.when_one_dies_the_launcher_stops_the_rest_and_resume_completes "
+        "processes.one_that_gives_up_does_not_keep_the_first_waiting fleet.a_killed_worker_leaves_no_trace_in_the_pictures",
     ),
 }
 

@@ -37,6 +37,11 @@ class Tally:
         """Begin to take the time."""
         self._started = time.monotonic()
 
+    @property
+    def started(self) -> bool:
+        """Whether time is being taken."""
+        return self._started is not None
+
     def fail(self, job: Job, problem: str) -> None:
         """Say that a picture failed, and why, and list it."""
         self.failed.append(job)
