@@ -128,7 +128,7 @@ class Actor:
     The picture of one seed ends it always.
     """
 
-    def __init__(self, raises: dict[str, list[Exception]], poison: int | None) -> None:
+    def __init__(self, raises: dict[str, list[object]], poison: int | None) -> None:
         self._raises, self._poison = raises, poison
         self.look = Method(lambda order: self._come("look", worker.Look("n1", {}, versions())))
         self.load = Method(lambda sent: self._come("load", worker.Answer([])))
@@ -160,7 +160,9 @@ def draw(monkeypatch, tmp_path):
             raise ref[0]
         return ref[0]
 
-    def run(raises: dict[str, list[Exception]], poison: int | None = None) -> tuple[list[int], list[str]]:
+    def run(
+        raises: dict[str, list[object]], poison: int | None = None, workers: tuple[int, int] | None = None
+    ) -> tuple[list[int], list[str]]:
         actor = Actor(raises, poison)
         for method in (actor.look, actor.load, actor.draw):
             method.remote = lambda *arguments, work=method.remote: Ref(work(*arguments))
@@ -175,7 +177,7 @@ def draw(monkeypatch, tmp_path):
         plan = make_plan(gen_img_diffusers.parse_options([str(word) for word in argv]), None)
         failed: list[str] = []
         ours = driver.Driver(
-            *(plan, fleet(), worker.Order("run", "module", "load", b"", {}, "/")),
+            *(plan, fleet(workers), worker.Order("run", "module", "load", b"", {}, "/")),
             fail=lambda job, problem: failed.append(f"{job.seed}: {problem}"),
             unfit=set(),
         )
@@ -193,6 +195,23 @@ def task_error(cause: Exception) -> RayTaskError:
 def test_pictures_that_a_full_object_store_did_not_take_are_drawn_again(draw, capsys):
     assert draw({"draw": [task_error(ObjectStoreFullError("full"))]}) == ([1, 2, 3, 4], [])
     assert "warning: the object store of node host is full; its pictures are drawn again" in capsys.readouterr().err
+
+
+def test_a_store_that_stays_full_ends_the_run(draw):
+    with pytest.raises(EnvironmentFault, match="--ray: no worker can draw: ObjectStoreFullError"):
+        draw({"draw": [task_error(ObjectStoreFullError("full")) for _ in range(8)]})
+
+
+def test_what_a_worker_that_was_given_up_answers_later_is_left(draw):
+    """It had two batches: it cannot draw any more after the first, and the answer to the second is there as well."""
+    assert draw({"draw": [task_error(EnvironmentFault("/models", "broke"))]}, workers=(2, 2)) == ([1, 2, 3, 4], [])
+
+
+def test_where_the_last_node_is_found_to_lack_a_file_the_run_ends(draw):
+    """A worker was lost, and meanwhile the model was taken away: no other worker will ever be ready."""
+    lacks = worker.Look("n1", {("files", "m"): "/m is not there"}, {})
+    with pytest.raises(EnvironmentFault, match="--ray: no node can draw any more; /m is not there; put it there"):
+        draw({"look": [worker.Look("n1", {}, versions()), lacks], "draw": [ActorDiedError()]})
 
 
 def test_a_worker_that_ends_while_it_loads_may_try_three_times(draw, capsys):

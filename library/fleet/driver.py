@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 _CALLS_AHEAD = 2  # that a worker has, so that it need not wait for the driver
 _MOST_DEATHS = 3  # of workers that drew a batch
 _MOST_STARTS = 3  # of a worker that ends before it can draw
+_MOST_FULL = 3  # times in a row that an object store did not take what a worker drew
 _POLL_S = 0.5
 _LONG_S = 120  # without a worker
 
@@ -60,6 +61,7 @@ class Hand:
     calls: "dict[ObjectRef, Callable[[Any], None]]" = field(default_factory=dict)  # what takes the answer of each
     batches: dict[int, Batch] = field(default_factory=dict)  # that it has
     failed_starts: int = 0
+    found_full: int = 0  # times in a row that it could not hand over what it drew
 
 
 class Driver:
@@ -83,7 +85,8 @@ class Driver:
         self._losses = Losses(self._nodes)
         self._ready_at = time.monotonic()
         self._hands: list[Hand] = []
-        self._hired = self._dismissed = 0
+        self._hired = 0
+        self._dismissed: list[str] = []  # ids of nodes that a worker could not draw on
         self._fresh: deque[Batch] = deque()
         self._again: deque[Batch] = deque()
         self._numbers = 0
@@ -186,11 +189,13 @@ class Driver:
 
     def _hire(self) -> None:
         """Ask Ray for workers that are wanted and not there."""
-        if self._fleet.workers is None:
-            wanted = max(self._share.room(self._nodes.fit), len(self._hands), 1)
+        if self._fleet.workers is None:  # what was given up on a node that has gone leaves its successor free
+            given_up = sum(not node or self._nodes.lives(node) for node in self._dismissed)
+            wanted = max(self._share.room(self._nodes.fit) - given_up, len(self._hands))
         else:
-            wanted = self._fleet.workers[1]
-        wanted = min(wanted - self._dismissed, len(self._fresh) + len(self._again) + self._working)
+            wanted = self._fleet.workers[1] - len(self._dismissed)
+        # where the last one was given up the run has ended; else there is always one that something can come of
+        wanted = min(max(wanted, 1), len(self._fresh) + len(self._again) + self._working)
         while len(self._hands) < wanted:
             self._hired += 1
             options = self._share.options(self._nodes.unfit)
@@ -201,8 +206,11 @@ class Driver:
     def _take_look(self, hand: Hand, found: Look) -> None:
         hand.node = found.node
         if found.wrong and not self._fleet.ships:
-            self._nodes.leave_out(found.node, next(iter(found.wrong.values())))
+            problem = next(iter(found.wrong.values()))
+            self._nodes.leave_out(found.node, problem)
             self._dismiss(hand)
+            if not self._nodes.fit and not any(other.ready for other in self._hands):
+                raise EnvironmentFault("--ray", f"no node can draw any more; {problem}; put it there, then --resume")
             return
         _warn_of_versions(self._nodes.name(found.node), found, self._plan)
         for place in found.wrong:
@@ -216,6 +224,7 @@ class Driver:
 
     def _take_drawn(self, hand: Hand, answer: Answer) -> None:
         _say(answer)
+        hand.found_full = 0
         for number, outcome in answer.done.items():
             self._drawn.append((hand.batches.pop(number), outcome))
             for name, _ in outcome.pictures if self._plan.output.as_json else ():
@@ -224,20 +233,18 @@ class Driver:
     def _take_problem(self, hand: Hand, problem: RayTaskError) -> None:
         """A call of a worker raised something."""
         cause, node = problem.cause, self._nodes.name(hand.node)
-        if isinstance(cause, ObjectStoreFullError | OutOfDiskError):
+        full = isinstance(cause, ObjectStoreFullError | OutOfDiskError)
+        hand.found_full += full
+        if full and hand.found_full < _MOST_FULL:
             logger.warning("the object store of node %s is full; its pictures are drawn again", node)
             ray.kill(hand.actor, no_restart=False)
             time.sleep(_POLL_S)
             self._begin_again(hand)
-        elif hand.ready and not isinstance(cause, ProgramError):
+        elif hand.ready and not full and not isinstance(cause, ProgramError):
             raise cause from problem
         else:
             logger.warning("worker %d on node %s ends: %s", hand.number, node, nodes.short(cause))
-            self._put_back(hand)
-            self._dismissed += 1
-            self._dismiss(hand)
-            if not self._hands:
-                raise EnvironmentFault("--ray", f"no worker can draw: {nodes.short(cause)}") from problem
+            self._give_up(hand, f"no worker can draw: {nodes.short(cause)}", problem)
 
     def _lose(self, hand: Hand, problem: RayError) -> None:
         """A worker's process or its node is gone; Ray starts another one in its place."""
@@ -248,13 +255,17 @@ class Driver:
             batch.lost_on.append(hand.node)
             batch.alone = True
         if hand.failed_starts >= _MOST_STARTS:
-            self._put_back(hand)
-            self._dismissed += 1
-            self._dismiss(hand)
-            if not self._hands:
-                raise EnvironmentFault("--ray", f"no worker could begin ({nodes.short(problem)})") from problem
-            return
-        self._begin_again(hand)
+            self._give_up(hand, f"no worker could begin ({nodes.short(problem)})", problem)
+        else:
+            self._begin_again(hand)
+
+    def _give_up(self, hand: Hand, reason: str, problem: RayError) -> None:
+        """Go on without a worker; without the last one the run ends."""
+        self._put_back(hand)
+        self._dismissed.append(hand.node)
+        self._dismiss(hand)
+        if not self._hands:
+            raise EnvironmentFault("--ray", reason) from problem
 
     def _begin_again(self, hand: Hand) -> None:
         """Look at a worker that Ray starts anew; what it had goes to whoever is free."""
@@ -281,6 +292,7 @@ class Driver:
 
     def _dismiss(self, hand: Hand) -> None:
         self._hands.remove(hand)
+        hand.calls = {}  # what else has come of them by now is of no use
         ray.kill(hand.actor)
 
 
