@@ -157,7 +157,8 @@ FAULTS: dict[int, tuple[str, str]] = {
     60: (
         "a process of several dies",
         "processes.when_one_dies_the_launcher_stops_the_rest_and_resume_completes "
-        "processes.one_that_gives_up_does_not_keep_the_first_waiting fleet.a_killed_worker_leaves_no_trace_in_the_pictures",
+        "processes.one_that_gives_up_does_not_keep_the_first_waiting "
+        "fleet.a_killed_worker_leaves_no_trace_in_the_pictures",
     ),
 }
 
