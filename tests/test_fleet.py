@@ -165,7 +165,8 @@ def test_a_killed_worker_leaves_no_trace_in_the_pictures(on_cluster, prompts, al
     assert killed
     assert result.status == 0, result.stderr
     assert contents(tmp_path / "out") == alone
-    lost = re.findall(r"^warning: worker \d lost on node .*: its process ended; .* drawn again$", result.stderr, re.M)
+    reason = "its process (?:or its node )?ended"  # it may end before Ray knows
+    lost = re.findall(rf"^warning: worker \d lost on node .*: {reason}; .* drawn again$", result.stderr, re.MULTILINE)
     assert len(lost) == 1, result.stderr
 
 
