@@ -86,6 +86,7 @@ if TYPE_CHECKING:  # torch and what needs it are imported once every option and 
     from library.draw.text_conditions import TextConditions
     from library.draw.unet_call import UnetCall
     from library.machine.openvino_engine import OpenVinoUnet
+    from library.models.kept_weights import ModelKeeper
     from library.models.models import Models
     from library.models.upscaler import Upscaler
     from networks.attach import Networks
@@ -945,9 +946,7 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
         keeper = ModelKeeper(plan.model, machine.dtype, vae_dtype) if keeps else None
         weights = read_ahead(
             *(plan.model, machine.device, machine.dtype),
-            vae_dtype=vae_dtype,
-            channels_last=machine.channels_last,
-            **({"kept": keeper.find()} if keeper else {}),
+            **{"vae_dtype": vae_dtype, "channels_last": machine.channels_last, "kept": keeper.find() if keeper else {}},
         )
         # these take longer to import than the weights take to be read meanwhile
         import diffusers.utils.logging
@@ -968,7 +967,6 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
     from library.draw.lllite import load_lllites
     from library.machine.prepare import make_fast, set_layout
     from networks.attach import Networks, merge_networks
-    from networks.layers import values_of
     from networks.states import read_state
 
     gradients = plan.loss_guidance.uses_anything
@@ -996,16 +994,28 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
 
         judges = load_judges(plan.loss_guidance, plan.loss_guidance_files, models)
     lllites = load_lllites(plan.control_nets, models.unet, plan.masks)
-    by_openvino = None
-    if plan.engine.openvino:
-        from library.machine.openvino_engine import OpenVinoUnet, decode_by_openvino
-
-        let_go = keeper.leave_memory if keeper else None
-        if plan.engine.draws:
-            by_openvino = OpenVinoUnet(models.unet, values_of, let_go, steered=bool(control_nets.models))
-        if plan.engine.decodes:
-            decode_by_openvino(models.vae, let_go)
+    by_openvino = engage_openvino(plan, models, keeper, steered=bool(control_nets.models))
     return Pipeline(models, networks, control_nets, lllites, plan, upscaler, judges, by_openvino)
+
+
+def engage_openvino(plan: RunPlan, models: Models, keeper: ModelKeeper | None, *, steered: bool) -> OpenVinoUnet | None:
+    """Let OpenVINO compute what it is asked to; gives the U-Net that it computes, if it does.
+
+    Args:
+        plan: of the run.
+        models: as they are loaded, with what networks do to them.
+        keeper: of the weights that lie in files, which need not stay in memory.
+        steered: whether there are ControlNets.
+    """
+    if not plan.engine.openvino:
+        return None
+    from library.machine.openvino_engine import OpenVinoUnet, decode_by_openvino
+    from networks.layers import values_of
+
+    let_go = keeper.leave_memory if keeper else None
+    if plan.engine.decodes:
+        decode_by_openvino(models.vae, let_go)
+    return OpenVinoUnet(models.unet, values_of, let_go, steered=steered) if plan.engine.draws else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

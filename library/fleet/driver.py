@@ -78,7 +78,7 @@ class Driver:
     def __init__(
         self, plan: RunPlan, fleet: Fleet, order: Order, fail: Callable[[Job, str], None], unfit: set[str]
     ) -> None:
-        self._plan, self._fleet, self._order, self._fail = plan, fleet, order, fail
+        self._plan, self._fleet, self._fail = plan, fleet, fail
         self._order_ref = ray.put(order)
         self._nodes = Nodes(unfit)
         self._share = nodes.share_of(fleet, self._nodes.fit)

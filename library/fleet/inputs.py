@@ -48,8 +48,8 @@ def _roots() -> dict[str, Path]:
 def place_of(path: Path) -> Place:
     """Where a path is, for other nodes."""
     absolute = Path(os.path.abspath(path))  # noqa: PTH100  # links stay, and what is not there is no fault
-    root = next(name for name, root in _roots().items() if absolute.is_relative_to(root))
-    return root, absolute.relative_to(_roots()[root]).as_posix()
+    name, root = next((name, root) for name, root in _roots().items() if absolute.is_relative_to(root))
+    return name, absolute.relative_to(root).as_posix()
 
 
 def path_at(place: Place) -> Path:
@@ -138,7 +138,7 @@ def _files(paths: Iterable[Path]) -> list[Path]:
 
 def marks(files: Iterable[Path]) -> dict[Place, str]:
     """What files have to be on other nodes: the fingerprint of each, by its place; the program brings its own."""
-    found = {place_of(path): mark for path, mark in ((Path(p), m) for p, m in fingerprints(files).items())}
+    found = {place_of(Path(path)): mark for path, mark in fingerprints(files).items()}
     return {place: mark for place, mark in found.items() if place[0] != _PROGRAM}
 
 

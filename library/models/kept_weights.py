@@ -12,7 +12,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,14 +20,13 @@ import torch
 
 from library.files.model_files import Component, ModelFiles
 from library.machine.compiling import cache_folder
-from library.plan.run_record import fingerprints
+from library.plan.run_record import fingerprints, sampled_blocks
 
 logger = logging.getLogger(__name__)
 
 _FORMAT = 1
 _ALIGNED = 64  # bytes: where tensors begin
 _HEADER_BYTES = 8  # what says how long the header is
-_SAMPLED_BLOCKS, _BLOCK_BYTES = 64, 1 << 16
 _DONTNEED = 4  # of Linux's madvise
 
 
@@ -126,7 +125,7 @@ class _Keeper:
             text = json.dumps(said).encode()
             return len(text).to_bytes(_HEADER_BYTES, "little") + text
 
-        begin = _aligned(len(header(_mark_of([]))))
+        begin = _aligned(len(header("0" * 64)))
         for name, parameter in model.named_parameters():
             file.seek(begin + tensors[name][0])
             file.write(parameter.detach().contiguous().view(-1).view(torch.uint8).numpy())
@@ -191,12 +190,4 @@ def _aligned(place: int) -> int:
 
 def _mark(file: BinaryIO, begin: int, size: int) -> str:
     """A hash of blocks all over the tensors: quick with gigabytes, and other weights show in any block."""
-    blocks = []
-    for block in range(_SAMPLED_BLOCKS):
-        file.seek(begin + block * max(0, size - _BLOCK_BYTES) // (_SAMPLED_BLOCKS - 1))
-        blocks.append(file.read(min(size, _BLOCK_BYTES)))
-    return _mark_of(blocks)
-
-
-def _mark_of(blocks: Iterable[bytes]) -> str:
-    return hashlib.sha256(b"".join(blocks)).hexdigest()
+    return hashlib.sha256(b"".join(sampled_blocks(file, begin, size))).hexdigest()

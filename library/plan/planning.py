@@ -77,18 +77,12 @@ def make_plan(options: Options, shared: Mapping[str, object] | None = None) -> R
     earlier = _earlier_run(options, lines, shared)
     begun = earlier.record if earlier else None
     counts = _as_begun(repeats.from_options(options), begun)
-    model = _find_model(options)
-    highres.check_family(two_stages, model.family)
-    model_inputs.check_run(options, model, guidance)
+    model = _find_model(options, two_stages, guidance)
     networks = plan_networks(options, model)
     tagged = TaggedNetworks(options.network_dir, model)
     seed = options.seed if options.seed is not None else random_seed()
     maker = JobMaker(
-        _job_defaults(options, model, networks),
-        counts.images_per_prompt,
-        model.family,
-        sources,
-        two_stages,
+        *(_job_defaults(options, model, networks), counts.images_per_prompt, model.family, sources, two_stages),
         check=partial(_check_job, options.control_net_preps or (), networks, model, redrawn),
         loss_guidance=guidance,
         sampling=sampling.from_options(options, model.prediction, guidance),
@@ -196,8 +190,8 @@ def _check_job(
         raise InputError("--control_net_preps inpaint", problem, job.where)
 
 
-def _find_model(options: Options) -> ModelFiles:
-    """Find and check the model, and tell what is doubtful about it."""
+def _find_model(options: Options, two_stages: highres.HighresFix | None, guidance: LossGuidanceSettings) -> ModelFiles:
+    """Find the model, check it and what it is asked for, and tell what is doubtful about it."""
     model = find_model(
         options.ckpt,
         v2=options.v2,
@@ -216,6 +210,8 @@ def _find_model(options: Options) -> ModelFiles:
     if (options.clip_skip or 1) > layers:
         problem = f"this model's text encoder has {layers} layers; use 1 to {layers}"
         raise InputError(f"--clip_skip {options.clip_skip}", problem)
+    highres.check_family(two_stages, model.family)
+    model_inputs.check_run(options, model, guidance)
     return model
 
 

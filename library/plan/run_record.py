@@ -9,14 +9,14 @@ import hashlib
 import json
 import secrets
 from argparse import ArgumentTypeError
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, BinaryIO
 
 from library.plan.job import Job
 from library.plan.prompt_syntax import SD_SCRIPTS
@@ -222,10 +222,17 @@ def _fingerprint(path: Path) -> str:
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:
-        if size <= _SAMPLED_BLOCKS * _BLOCK_BYTES:
-            digest.update(file.read())
-        else:
-            for block in range(_SAMPLED_BLOCKS):
-                file.seek(block * (size - _BLOCK_BYTES) // (_SAMPLED_BLOCKS - 1))
-                digest.update(file.read(_BLOCK_BYTES))
+        for block in sampled_blocks(file, 0, size):
+            digest.update(block)
     return digest.hexdigest()
+
+
+def sampled_blocks(file: BinaryIO, begin: int, size: int) -> Iterator[bytes]:
+    """Blocks all over a part of a file; a small part whole."""
+    if size <= _SAMPLED_BLOCKS * _BLOCK_BYTES:
+        file.seek(begin)
+        yield file.read(size)
+        return
+    for block in range(_SAMPLED_BLOCKS):
+        file.seek(begin + block * (size - _BLOCK_BYTES) // (_SAMPLED_BLOCKS - 1))
+        yield file.read(_BLOCK_BYTES)
