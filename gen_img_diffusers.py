@@ -35,7 +35,7 @@ from library.plan.stages import stages
 from library.plan.sweep import axis
 from library.plan.tokens import MOST_CHUNKS
 from library.results.gallery import show_results
-from library.results.metadata import FileHash, RunFacts
+from library.results.metadata import RunFacts, run_facts
 from library.results.writer import PictureWriter
 from library.run.interactive import run_interactive
 from library.run.manifest import Manifest, recover
@@ -1091,19 +1091,6 @@ def run(options: Options, team: Team) -> int:
             run_interactive(plan, load_pipeline(plan), writer, plan.keyboard)
         return 0
     return make_pictures(plan, facts, team)
-
-
-def run_facts(plan: RunPlan) -> RunFacts:
-    """What the pictures' metadata says of the run as a whole."""
-    return RunFacts(
-        *(plan.record.model, plan.text.clip_skip, FileHash(plan.model.path), plan.highres),
-        *(plan.networks, plan.loss_guidance, plan.control_nets.specs, plan.cfg_interval),
-        *(plan.noise, plan.guidance_rescale, plan.text.normalization, plan.text.zero_empty_negative, plan.masks),
-        tiling=plan.tiling,
-        tells_sizes=plan.model.family.told_sizes,
-        upscaler=plan.upscaler,
-        embeddings=plan.text.embeddings,
-    )
 
 
 def show(plan: RunPlan) -> int:

@@ -14,6 +14,7 @@ from library import console
 from library.errors import EnvironmentFault, InputError
 from library.fleet import driver, inputs, nodes, worker
 from library.plan.planning import make_plan
+from library.results.metadata import run_facts
 from library.run.runs import BatchDrawer, Interruptions
 from library.settings.fleet import Fleet
 from library.version import versions
@@ -34,6 +35,7 @@ def fleet(workers: tuple[int, int] | None = None, cpus: int | None = None, *, sh
     ("options", "message"),
     [
         (("--ray", "somewhere"), "--ray somewhere: no place of a cluster; write local, auto, HOST:PORT or ray://HOST:"),
+        (("--ray", "host:65536"), "--ray host:65536: no place of a cluster; "),
         (("--ray_workers", 2), "--ray_workers: is for Ray's workers; give --ray, too"),
         (("--ray", "--ray_workers", "3,2"), "--ray_workers 3,2: more at least than at most; write MIN,MAX"),
         (("--ray", "--interactive"), "--ray and --interactive: do not go together; give one"),
@@ -59,7 +61,16 @@ def test_where_nothing_answers_that_is_said_at_once(generate):
         address = f"ray://127.0.0.1:{free.getsockname()[1]}"
     result = generate(DEMO, "--prompt", "red", "--ray", address)
     assert result.status == 4
-    assert f"error: --ray {address}: nothing answers there (Connection refused); start a cluster" in result.stderr
+    assert f"error: --ray {address}: no cluster answers there (Connection refused); start" in result.stderr
+
+
+def test_what_answers_and_is_not_ray_is_told_before_ray_tries_it_for_minutes(generate, monkeypatch):
+    monkeypatch.setattr(nodes, "_KNOCK_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        result = generate(DEMO, "--prompt", "red", "--ray", address)
+    assert result.status == 4
+    assert f"error: --ray {address}: no cluster answers there (what does is not Ray); start" in result.stderr
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -227,6 +238,19 @@ def test_a_worker_that_cannot_load_ends_the_run_with_its_reason(draw, capsys):
     assert "warning: worker 1 on node host ends: /models: is a mess" in capsys.readouterr().err
 
 
+def test_nodes_that_go_away_while_workers_load_on_them_cost_no_worker(draw, monkeypatch):
+    """Each start is on a node that is gone by the next, as spot machines go."""
+    looks = [worker.Look(f"gone{number}", {}, versions()) for number in range(6)]
+    assert draw({"look": looks, "load": [ActorDiedError() for _ in looks]}) == ([1, 2, 3, 4], [])
+
+
+def test_a_picture_that_takes_whole_nodes_down_is_listed(draw):
+    looks = [worker.Look(f"gone{number}", {}, versions()) for number in range(30)]
+    seeds, failed = draw({"look": looks}, poison=2)
+    assert seeds == [1, 3, 4]
+    assert failed == ["2: ended 9 workers that drew it; draw it without --ray to see why"]
+
+
 def test_a_picture_that_ends_three_workers_is_listed(draw):
     seeds, failed = draw({}, poison=2)
     assert seeds == [1, 3, 4]
@@ -248,7 +272,7 @@ def test_a_worker_out_of_memory_halves_its_batch_and_says_so(tmp_path):
     plan = make_plan(gen_img_diffusers.parse_options([str(word) for word in argv]), None)
     ours = worker.Worker()
     ours._drawer = BatchDrawer(Painter(), plan.batch_key, ours._fail, iter)
-    ours._highres = plan.highres
+    ours._highres, ours._facts, ours._quality = plan.highres, run_facts(plan), plan.output.quality
     answer = ours.draw(7, inputs.pack(plan.to_do))
     assert [name for name, _ in answer.done[7].pictures] == [job.file.name for job in plan.to_do]
     assert [text for _, text in answer.messages] == ["out of memory; drawing 2 at a time instead of 4"]

@@ -23,10 +23,9 @@ from library.plan.job import Job
 from library.plan.run_plan import RunPlan
 from library.plan.stages import stages
 from library.run.runs import Drawn, Interruptions
-from library.settings.fleet import Fleet
+from library.settings.fleet import HERE, Fleet
 
 if TYPE_CHECKING:
-    import numpy as np
     from ray import ObjectRef
     from ray.actor import ActorHandle
 
@@ -34,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 _CALLS_AHEAD = 2  # that a worker has, so that it need not wait for the driver
 _MOST_DEATHS = 3  # of workers that drew a batch
+_MOST_LOSSES = 9  # of workers that had it, those whose whole node was lost among them
 _MOST_STARTS = 3  # of a worker that ends before it can draw
 _MOST_FULL = 3  # times in a row that an object store did not take what a worker drew
 _POLL_S = 0.5
@@ -60,7 +60,7 @@ class Hand:
     ready: bool = False
     calls: "dict[ObjectRef, Callable[[Any], None]]" = field(default_factory=dict)  # what takes the answer of each
     batches: dict[int, Batch] = field(default_factory=dict)  # that it has
-    failed_starts: int = 0
+    failed_on: list[str] = field(default_factory=list)  # nodes that it ended on before it could draw
     found_full: int = 0  # times in a row that it could not hand over what it drew
 
 
@@ -190,8 +190,7 @@ class Driver:
     def _hire(self) -> None:
         """Ask Ray for workers that are wanted and not there."""
         if self._fleet.workers is None:  # what was given up on a node that has gone leaves its successor free
-            given_up = sum(not node or self._nodes.lives(node) for node in self._dismissed)
-            wanted = max(self._share.room(self._nodes.fit) - given_up, len(self._hands))
+            wanted = max(self._share.room(self._nodes.fit) - self._nodes.count(self._dismissed), len(self._hands))
         else:
             wanted = self._fleet.workers[1] - len(self._dismissed)
         # where the last one was given up the run has ended; else there is always one that something can come of
@@ -220,7 +219,7 @@ class Driver:
 
     def _take_loaded(self, hand: Hand, answer: Answer) -> None:
         _say(answer)
-        hand.ready, hand.failed_starts = True, 0
+        hand.ready, hand.failed_on = True, []
 
     def _take_drawn(self, hand: Hand, answer: Answer) -> None:
         _say(answer)
@@ -250,11 +249,12 @@ class Driver:
         """A worker's process or its node is gone; Ray starts another one in its place."""
         count = sum(len(batch.jobs) for batch in hand.batches.values())
         self._losses.note(f"worker {hand.number}", hand.node, count, problem)
-        hand.failed_starts += not hand.ready
+        if not hand.ready:
+            hand.failed_on.append(hand.node)
         for batch in hand.batches.values():
             batch.lost_on.append(hand.node)
             batch.alone = True
-        if hand.failed_starts >= _MOST_STARTS:
+        if self._nodes.count(hand.failed_on) >= _MOST_STARTS:
             self._give_up(hand, f"no worker could begin ({nodes.short(problem)})", problem)
         else:
             self._begin_again(hand)
@@ -276,18 +276,18 @@ class Driver:
     def _put_back(self, hand: Hand) -> None:
         """Have a worker's batches drawn again; what has ended several workers is halved, then given up."""
         for batch in hand.batches.values():
-            deaths = sum(map(self._nodes.lives, batch.lost_on))  # a node that went away was not the batch's doing
-            if deaths < _MOST_DEATHS:
+            deaths, losses = self._nodes.count(batch.lost_on), len(batch.lost_on)
+            if deaths < _MOST_DEATHS and losses < _MOST_LOSSES:
                 self._again.append(batch)
             elif (half := (len(batch.jobs) + 1) // 2) < len(batch.jobs):
                 logger.warning(
-                    "a batch of %d pictures ended %d workers; drawing %d at a time", len(batch.jobs), deaths, half
+                    "a batch of %d pictures ended %d workers; drawing %d at a time", len(batch.jobs), losses, half
                 )
                 for jobs in (batch.jobs[:half], batch.jobs[half:]):
                     self._again.append(part := self._numbered(jobs))
                     part.alone = True
             else:
-                self._fail(batch.jobs[0], f"ended {deaths} workers that drew it; draw it without --ray to see why")
+                self._fail(batch.jobs[0], f"ended {losses} workers that drew it; draw it without --ray to see why")
         hand.batches = {}
 
     def _dismiss(self, hand: Hand) -> None:
@@ -298,8 +298,8 @@ class Driver:
 
 def pictures_of(
     plan: RunPlan, jobs: Sequence[Job], outcome: Outcome, fail: Callable[[Job, str], None]
-) -> "list[tuple[Job, np.ndarray]]":
-    """What became of a batch: its pictures with their jobs, once what failed is told and what is beside them saved."""
+) -> list[tuple[Job, bytes]]:
+    """What became of a batch: its jobs with their files' content, once what failed is told and what is beside saved."""
     every = {stage.file.name: stage for job in jobs for stage in stages(job, plan.highres)}
     every |= {job.file.name: job for job in jobs}
     for name, problem in outcome.failed:
@@ -308,7 +308,7 @@ def pictures_of(
         file = plan.output.folder / name
         if not file.exists():
             save_whole(content, file)
-    return [(every[name], pixels) for name, pixels in outcome.pictures]
+    return [(every[name], content) for name, content in outcome.pictures]
 
 
 def _say(answer: Answer) -> None:
@@ -356,6 +356,8 @@ def order_for(plan: RunPlan, program: Path, load: str) -> Order:
 
 def _unfit_nodes(fleet: Fleet, order: Order) -> set[str]:
     """The nodes that lack what the run reads, once they have been named."""
+    if fleet.address == HERE:  # the files are those that were planned with
+        return set()
     there = nodes.alive()
     names = nodes.names(there)
     wrong = {}

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
+import grpc
 import ray
 from ray._private import worker as ray_worker
 from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
@@ -89,7 +90,7 @@ def connected(fleet: Fleet, program: Path) -> Iterator[None]:
         try:
             with warnings.catch_warnings(action="ignore"):
                 ray.init(address=fleet.address, log_to_driver=False, logging_level=logging.CRITICAL, **settings)
-        except (ConnectionError, RuntimeError, TimeoutError, ValueError, OSError) as problem:
+        except (ConnectionError, RuntimeError, TimeoutError, ValueError, OSError, RayError) as problem:
             reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0][:160]
             raise EnvironmentFault(
                 f"--ray {fleet.address}", f"no cluster there ({reason}); start one, or check address and RAY_AUTH_MODE"
@@ -124,19 +125,24 @@ def _interrupted_by_sigterm() -> Iterator[Callable[[], None]]:
 
 
 def _knock(address: str) -> None:
-    """Find out at once whether anything answers at HOST:PORT, which Ray tries for minutes.
+    """Find out at once whether Ray may answer at HOST:PORT, which it tries itself for minutes.
 
     Raises:
-        EnvironmentFault: when nothing does.
+        EnvironmentFault: when nothing does, or what does not speak gRPC, as Ray does.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host:
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), _KNOCK_S).close()
-        except OSError as problem:
-            raise EnvironmentFault(
-                f"--ray {address}", f"nothing answers there ({problem.strerror}); start a cluster, or check the address"
-            ) from None
+    if not host:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _KNOCK_S).close()
+        if os.environ.get("RAY_USE_TLS", "0") == "0":
+            with grpc.insecure_channel(f"{host}:{port}") as channel:
+                grpc.channel_ready_future(channel).result(_KNOCK_S)
+    except (OSError, grpc.FutureTimeoutError) as problem:
+        reason = getattr(problem, "strerror", None) or "what does is not Ray"
+        raise EnvironmentFault(
+            f"--ray {address}", f"no cluster answers there ({reason}); start a cluster, or check the address"
+        ) from None
 
 
 def alive() -> list[Node]:
@@ -229,6 +235,10 @@ class Nodes:
     def lives(self, node: str) -> bool:
         """Whether a node is there."""
         return any(each.id == node for each in self._alive)
+
+    def count(self, ids: Sequence[str]) -> int:
+        """How many of nodes are there or not known; what happened on others came of their going away."""
+        return sum(not node or self.lives(node) for node in ids)
 
     def name(self, node: str) -> str:
         """What a node is called."""

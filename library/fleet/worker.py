@@ -1,4 +1,4 @@
-"""What draws on a node: an actor of Ray that loads the pipeline once and then draws one batch after the other."""
+"""What draws on a node: an actor of Ray that loads the pipeline once, then draws batches and encodes their pictures."""
 
 import importlib
 import logging
@@ -18,11 +18,12 @@ from library.fleet.inputs import Place
 from library.plan.job import Job
 from library.plan.run_plan import RunPlan
 from library.plan.stages import stages
+from library.results.metadata import run_facts
+from library.results.writer import encoded
 from library.run.runs import BatchDrawer, Painter
 from library.version import versions
 
 if TYPE_CHECKING:
-    import numpy as np
     from ray import ObjectRef
 
 LoadPipeline = Callable[[RunPlan], Painter]
@@ -55,7 +56,7 @@ class Outcome:
     """What came of a batch, by the names of its pictures' files."""
 
     left: int  # pictures that are neither drawn nor failed
-    pictures: list[tuple[str, "np.ndarray"]] = field(default_factory=list)  # (height, width, 3) uint8
+    pictures: list[tuple[str, bytes]] = field(default_factory=list)  # with the content of each
     failed: list[tuple[str, str]] = field(default_factory=list)  # and why
     beside: list[tuple[str, bytes]] = field(default_factory=list)  # other files, as guides that are saved
 
@@ -103,6 +104,7 @@ class Worker:
                 os.chdir(order.folder)
             plan: RunPlan = inputs.unpack(order.plan, self._sent)
             load: LoadPipeline = getattr(importlib.import_module(order.module), order.function)
+            self._facts, self._quality = run_facts(plan), plan.output.quality
             self._drawer = BatchDrawer(load(plan), plan.batch_key, self._fail, iter)
             self._highres = plan.highres
         return Answer(heard.messages)
@@ -122,7 +124,8 @@ class Worker:
             for pictures in drawing:
                 for job, pixels in pictures:
                     outcome = self._outcome(job)
-                    outcome.pictures.append((job.file.name, pixels))
+                    if (content := encoded(pixels, job, self._facts, self._quality)) is not None:
+                        outcome.pictures.append((job.file.name, content))
                     outcome.left -= job.stage != 1
             if number is not None:  # what is saved while a batch is begun is its own
                 files = sorted(Path(beside).iterdir())

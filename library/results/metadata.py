@@ -12,6 +12,7 @@ from pathlib import Path
 from library.files.textual_inversion import Embedding
 from library.plan.job import Job
 from library.plan.prompt_syntax import SD_SCRIPTS
+from library.plan.run_plan import RunPlan
 from library.plan.stages import stages
 from library.plan.textual_inversion import words_met
 from library.settings.cfg_interval import WHOLE_RUN, CfgInterval
@@ -72,6 +73,19 @@ class FileHash:
     def _work_out(self) -> None:
         with suppress(OSError), self._path.open("rb") as file:
             self._digits = hashlib.file_digest(file, "sha256").hexdigest()[:10]
+
+
+def run_facts(plan: RunPlan) -> RunFacts:
+    """What the pictures' metadata says of the run as a whole."""
+    return RunFacts(
+        *(plan.record.model, plan.text.clip_skip, FileHash(plan.model.path), plan.highres),
+        *(plan.networks, plan.loss_guidance, plan.control_nets.specs, plan.cfg_interval),
+        *(plan.noise, plan.guidance_rescale, plan.text.normalization, plan.text.zero_empty_negative, plan.masks),
+        tiling=plan.tiling,
+        tells_sizes=plan.model.family.told_sizes,
+        upscaler=plan.upscaler,
+        embeddings=plan.text.embeddings,
+    )
 
 
 def metadata(job: Job, facts: RunFacts) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Writing pictures in the background."""
 
 import hashlib
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -17,6 +18,8 @@ from library.results.metadata import RunFacts, metadata
 if TYPE_CHECKING:
     import numpy as np
 
+logger = logging.getLogger(__name__)
+
 _WRITERS = 2
 _WAITING_PICTURES = 32  # pictures that may wait for a writer before the run waits for them
 
@@ -29,6 +32,17 @@ class Ledger(Protocol):
 
     def add(self, job: Job, file: Path, sha256: str) -> None:
         """Note a finished picture."""
+
+
+def encoded(pixels: "np.ndarray", job: Job, facts: RunFacts, quality: int) -> bytes | None:
+    """A picture (H, W, 3) uint8 of a job as its file's content; None, once that is told, where its format fails."""
+    texts = metadata(job, facts)
+    try:
+        return encode(pixels, job.file.suffix, texts, quality)
+    except Exception as problem:  # whatever a format's encoder raises
+        name = job.file.suffix
+        logger.error("%s: cannot be made a %s (%s); try another --format", job.described, name, problem)
+        return None
 
 
 class PictureWriter:
@@ -71,14 +85,14 @@ class PictureWriter:
         if error_type is None:
             self.wait()
 
-    def write(self, pixels: "np.ndarray", job: Job) -> None:
-        """Hand over a picture (H, W, 3) uint8 of a job."""
+    def write(self, picture: "np.ndarray | bytes", job: Job) -> None:
+        """Hand over a picture of a job: (H, W, 3) uint8, or its file's content."""
         while self._pending and (self._pending[0].done() or len(self._pending) >= _WAITING_PICTURES):
             self._pending.popleft().result()
         # A picture is done for --resume once it stands, so it is written after its first stage, handed over before it
         self._first_stages = [future for future in self._first_stages if not future.done() or future.exception()]
         waits_for = () if job.stage == 1 else tuple(self._first_stages)
-        self._pending.append(self._pool.submit(self._save, pixels, job, waits_for))
+        self._pending.append(self._pool.submit(self._save, picture, job, waits_for))
         if job.stage == 1:
             self._first_stages.append(self._pending[-1])
 
@@ -87,16 +101,13 @@ class PictureWriter:
         while self._pending:
             self._pending.popleft().result()
 
-    def _save(self, pixels: "np.ndarray", job: Job, waits_for: Sequence[Future[None]]) -> None:
+    def _save(self, picture: "np.ndarray | bytes", job: Job, waits_for: Sequence[Future[None]]) -> None:
         for future in waits_for:
             future.result()
-        texts = metadata(job, self._facts)
-        if self._resumed and job.stage == 1 and standing_picture(job.file, texts):
+        if self._resumed and job.stage == 1 and standing_picture(job.file, metadata(job, self._facts)):
             return
-        try:
-            content = encode(pixels, job.file.suffix, texts, self._quality)
-        except Exception as problem:  # whatever a format's encoder raises
-            console.error(f"{job.described}: cannot be made a {job.file.suffix} ({problem}); try another --format")
+        content = picture if isinstance(picture, bytes) else encoded(picture, job, self._facts, self._quality)
+        if content is None:
             return
         if self._ledger is not None:
             self._ledger.begin(self._facts.model_hash())

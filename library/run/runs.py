@@ -200,7 +200,7 @@ def share(batches: Sequence[Sequence[Job]], team: Team) -> Sequence[Sequence[Job
     return team.share(batches)
 
 
-Drawn = Iterator[list[tuple[Job, "np.ndarray"]]]
+Drawn = Iterator[Sequence[tuple[Job, "np.ndarray | bytes"]]]  # pixels, or what `encoded` makes of them
 Draw = Callable[[Sequence[Sequence[Job]], Interruptions, console.Progress], Drawn]
 
 

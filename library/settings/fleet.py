@@ -26,7 +26,8 @@ class Fleet:
 
 def address(text: str) -> str:
     """Convert the place of a cluster."""
-    if text in (HERE, "auto") or re.fullmatch(r"(ray://)?(\[[0-9a-fA-F:]+\]|[\w.-]+):\d{1,5}", text):
+    place = re.fullmatch(r"(?:ray://)?(?:\[[0-9a-fA-F:]+\]|[\w.-]+):(\d{1,5})", text)
+    if text in (HERE, "auto") or (place and 0 < int(place[1]) < 1 << 16):
         return text
     raise ArgumentTypeError(f"no place of a cluster; write {HERE}, auto, HOST:PORT or ray://HOST:PORT")
 

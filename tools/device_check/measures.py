@@ -34,7 +34,7 @@ from tools.expected_images import ExpectedCase, expected_cases, packs
 if TYPE_CHECKING:
     from gen_img_diffusers import Pipeline
     from library.plan.run_plan import RunPlan
-    from library.results.metadata import RunFacts
+    from library.results.metadata import RunFacts, run_facts
 
 _LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "xformers", "triton")
 _WORTH_IT = 1.03  # a batch size that gives less than this more pictures a second is not worth its memory
@@ -249,7 +249,7 @@ def writing(case: Case, batches: int, notes: Notes) -> None:
     place = options.index("--images_per_prompt") + 1
     options[place] = str(case.batch_size * batches)
     plan = program.make_plan(program.parse_options(options))
-    pipeline, facts = program.load_pipeline(plan), program.run_facts(plan)
+    pipeline, facts = program.load_pipeline(plan), run_facts(plan)
     _drawn_run(pipeline, plan, facts)  # what happens once
     plain, written, handed = [], [], []
     for _ in range(_RUNS):
