@@ -145,8 +145,6 @@ def test_places_from_the_environment():
     assert Team.from_environment({"RANK": "x", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}) == Team()
     team = Team.from_environment({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"})
     assert (team.rank, team.size, team.local_rank, team.is_first) == (3, 4, 1, False)
-    shares = [Team(rank, 3).share(range(10)) for rank in range(3)]
-    assert sorted(chain(*shares)) == list(range(10))
 
 
 def launched(outdir: Path) -> dict[int, int]:

@@ -1,18 +1,18 @@
 """Several processes that share a run, as `accelerate launch`, `torchrun` and `srun` start them.
 
-The first process plans the run and hands the plan to the others through the launcher's key-value store; then each draws
-its share, and the first one waits for what the others say they have made. When one dies the launcher stops the rest.
+The first one plans the run and hands the plan on through the launcher's key-value store; each draws every N-th batch
+and leaves the first one notes of what it has made. When one dies the launcher stops the rest.
 """
 
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from library.errors import EnvironmentFault
 from library.plan.run_plan import RunPlan
@@ -20,9 +20,8 @@ from library.plan.run_plan import RunPlan
 if TYPE_CHECKING:  # torch is imported where there are several processes
     from torch.distributed import Store
 
-Thing = TypeVar("Thing")
 _PLANNING_LIMIT = timedelta(hours=2)  # how long the others wait for the plan; thousands of pictures may be checked
-_PATIENCE_S = 60  # how long the first process waits, once it is done, for one that has not taken the plan
+_PATIENCE = timedelta(minutes=1)  # how long the first one, once it is done, waits for one that has not taken the plan
 _POLL_S = 0.3
 
 
@@ -47,17 +46,15 @@ class Team:
         """Whether this process plans, shows progress and sums up."""
         return self.rank == 0
 
-    def share(self, things: Sequence[Thing]) -> Sequence[Thing]:
-        """This process's share: every `size`-th, so that expensive neighbours are spread."""
-        return things[self.rank :: self.size]
-
     @cached_property
     def _store(self) -> "Store":
-        import torch.distributed
+        from torch.distributed import PrefixStore, rendezvous
 
-        store, _, _ = next(torch.distributed.rendezvous("env://", self.rank, self.size))
-        restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        return torch.distributed.PrefixStore(f"gen_img_diffusers/{restarts}", store)
+        store, _, _ = next(rendezvous("env://", self.rank, self.size))
+        return PrefixStore(f"gen_img_diffusers/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+
+    def _keys(self, name: str) -> list[str]:
+        return [f"{name}/{rank}" for rank in range(1, self.size)] if self.is_first else []
 
     def send_plan(self, plan: RunPlan | None) -> None:
         """Hand the plan to the other processes; None when there is nothing for them to do. Later calls do nothing."""
@@ -73,11 +70,11 @@ class Team:
         try:
             self._store.wait(["plan"], _PLANNING_LIMIT)
             plan = json.loads(self._store.get("plan"))
-            self._store.add("received", 1)
-            return plan
         except RuntimeError as problem:  # also the type of lost connections
             reason = str(problem).splitlines()[0][:160]
             raise EnvironmentFault(f"process {self.rank}", f"got no plan from process 0 ({reason})") from None
+        self.tell("received", True)
+        return plan
 
     def tell(self, name: str, value: object) -> None:
         """Leave a note for the first process, in place of this one's last of that name."""
@@ -87,14 +84,13 @@ class Team:
 
     def told(self, name: str) -> list[Any]:
         """The notes of that name that the other processes have left so far."""
-        keys = [f"{name}/{rank}" for rank in range(1, self.size)] if self.is_first else []
         with suppress(RuntimeError):  # likewise
-            return [json.loads(self._store.get(key)) for key in keys if self._store.check([key])]
+            return [json.loads(self._store.get(key)) for key in self._keys(name) if self._store.check([key])]
         return []
 
     def wait(self, pause: Callable[[], None]) -> None:
         """Wait in the first process until the others have left, calling `pause` every now and then."""
-        while len(self.told("left")) < self.size - 1 and self.is_first:
+        while len(self.told("left")) < len(self._keys("left")):
             pause()
             time.sleep(_POLL_S)
 
@@ -102,7 +98,6 @@ class Team:
         """End what the processes have to do with each other; where the store is the first one's, all have its plan."""
         self.send_plan(None)  # whatever happened, nobody waits for one
         self.tell("left", True)
-        if self.size > 1 and self.is_first:
-            deadline = time.monotonic() + _PATIENCE_S
-            while self._store.add("received", 0) < self.size - 1 and time.monotonic() < deadline:
-                time.sleep(_POLL_S)
+        if keys := self._keys("received"):
+            with suppress(RuntimeError):
+                self._store.wait(keys, _PATIENCE)

@@ -92,7 +92,7 @@ class BatchDrawer:
 
     def begin(self, batch: Sequence[Job]) -> "Iterator[list[tuple[Job, np.ndarray]]]":
         """Begin one batch, as part of what `draw` does; gives what is done by then, which may be an earlier one's."""
-        size = self._fitting.get(self._key(batch[0]), len(batch))
+        size = self._fitting.get(self._key(batch[0]), len(batch)) if self._fitting else len(batch)
         for start in range(0, len(batch), size):
             self._ahead.append(self._begin(batch[start : start + size]))
             if len(self._ahead) > self._painter.works_ahead:
@@ -194,10 +194,10 @@ class Interruptions:
 
 
 def share(batches: Sequence[Sequence[Job]], team: Team) -> Sequence[Sequence[Job]]:
-    """The batches that this process draws; where pictures guide one another, the first process draws them all."""
+    """Every N-th batch, so that dear ones are spread; where pictures guide one another, the first process has all."""
     if any(job.follows is not None for batch in batches for job in batch):
         return batches if team.is_first else []
-    return team.share(batches)
+    return batches[team.rank :: team.size]
 
 
 Drawn = Iterator[Sequence[tuple[Job, "np.ndarray | bytes"]]]  # pixels, or what `encoded` makes of them
