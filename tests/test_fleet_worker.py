@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import pytest
 from child_runs import contents
 from conftest import Generate, Models
+from diffusers import UNet2DConditionModel
+from PIL import Image
 from test_guidance import clip_folder  # noqa: F401  # a fixture
 from test_highres import upscaler_file  # noqa: F401  # a fixture
 from test_pretended_cuda import CONTROL_NET, LORAS, PROMPT, REDRAWN, Files, filled, sd1_files, sdxl_files  # noqa: F401  # fixtures
@@ -17,6 +19,7 @@ from test_xl_pictures import union  # noqa: F401  # a fixture
 
 from library.fleet import driver
 from library.fleet.worker import Worker
+from library.results import writer
 
 
 @pytest.fixture
@@ -99,3 +102,40 @@ def test_xl_models(
     options: str,
 ) -> None:
     same_with_ray(generate, tmp_path, sdxl.safetensors, "--prompt", PROMPT, *filled(options, sdxl_files))
+
+
+def test_what_fails_is_told_as_one_process_tells_it(
+    sd1: Models, generate: Generate, worker_here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seed 1 gives no numbers, seed 2 nothing that its format takes, and seed 3's source is damaged meanwhile."""
+    real_forward, real_encode, drawn = UNet2DConditionModel.forward, writer.encode, []
+
+    def forward(self, *arguments, **named):
+        output = real_forward(self, *arguments, **named)
+        if not drawn:  # the first picture's first step
+            output.sample[:] = float("nan")
+            drawn.append(True)
+            sources[2].write_bytes(b"")
+        return output
+
+    def encode(pixels, suffix, texts, quality):
+        if texts["seed"] == "2":
+            raise OSError("encoder error -2")
+        return real_encode(pixels, suffix, texts, quality)
+
+    monkeypatch.setattr(UNet2DConditionModel, "forward", forward)
+    monkeypatch.setattr(writer, "encode", encode)
+    (tmp_path / "sources").mkdir()
+    sources = [tmp_path / "sources" / f"{number}.png" for number in range(4)]
+    told = []
+    for options in ((), ("--ray",)):
+        drawn.clear()
+        for source in sources:
+            Image.new("RGB", (64, 64), "red").save(source)
+        command = ("--prompt", "a cat --d 1-4", "--images_per_prompt", 4, "--image_path", tmp_path / "sources")
+        out = tmp_path / f"out{len(told)}"
+        result = generate(sd1.folder, *command, "--sequential_file_name", *options, outdir=out)
+        assert (result.status, [file.name for file in result.files]) == (3, ["im_000004.png"]), result.stderr
+        told.append(sorted(line for line in result.stderr.splitlines() if line.startswith("error: ")))
+    assert told[0] == told[1]
+    assert [line.split("(", 1)[0] for line in told[0]] == [f"error: im_00000{number}.png " for number in (1, 2, 3)]
