@@ -931,6 +931,7 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
         devices.check_openvino(machine)
     devices.check_torchvision()
     from library.models.kept_weights import ModelKeeper
+    from library.models.light_imports import import_light
     from library.models.upscaler import make_upscaler
     from library.models.weight_reading import read_ahead
 
@@ -948,14 +949,9 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
             *(plan.model, machine.device, machine.dtype),
             **{"vae_dtype": vae_dtype, "channels_last": machine.channels_last, "kept": keeper.find() if keeper else {}},
         )
-        # these take longer to import than the weights take to be read meanwhile
-        import diffusers.utils.logging
-        import transformers.utils.logging
-
+        import_light(compiles=computing.compile)  # takes longer than the weights take to be read meanwhile
         from library.models.models import load_models
 
-        diffusers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.set_verbosity_error()
         with ThreadPoolExecutor(1) as pool:
             loading = pool.submit(load_models, plan.model, weights)
             _ = plan.text.tokens  # the tokenizer is loaded meanwhile

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,8 @@ def compile_unet(unet: "nn.Module", device: "torch.device", *, constant: bool) -
     """
     import torch
 
+    # of caches of Diffusers' that hold what does not change
+    warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
     torch._dynamo.config.recompile_limit = _MOST_SHAPES  # ty: ignore[invalid-assignment]  # typed by its default
     if device.type != "cpu":
         unet.compile(dynamic=False, mode="reduce-overhead" if device.type == "cuda" else None)

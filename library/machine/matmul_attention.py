@@ -16,8 +16,7 @@ _SCORES_AT_A_TIME = 2**21  # what lies between two products stays in the process
 _WORTH_ITS_CALLS = {torch.float32: 2**18, torch.bfloat16: 2**21}  # scores of a head, from which on calls for each pay
 
 
-@torch.library.custom_op("gen_img::matmul_attention", mutates_args=())  # one operator where the U-Net is compiled
-def matmul_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+def _matmul_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """Attention: (B, T, heads, size), (B, S, heads, size), (B, S, heads, size) → (B, T, heads, size).
 
     Weights are rounded to the inputs' type, and queries, keys or scores once more, which adds less than the other
@@ -32,11 +31,6 @@ def matmul_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
         # each by itself: its numbers depend on no other head or picture
         output = torch.stack([_with_sigmoid(*head) for head in zip(query, key, value)])
     return output.unflatten(0, (batch, heads)).transpose(1, 2).contiguous()
-
-
-@matmul_attention.register_fake
-def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    return query.new_empty(query.shape)
 
 
 def _with_softmax(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -80,3 +74,11 @@ def _with_sigmoid(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -
 def _product(rows: torch.Tensor, columns: torch.Tensor, then: str) -> torch.Tensor:
     """(T, size), (S, size) → (T, S), with a function of each number"""
     return torch.ops.mkldnn._linear_pointwise(rows, columns, None, then, [], "")
+
+
+# One operator where the U-Net is compiled; `torch.library.custom_op` would import the compiler in any case
+_operators = torch.library.Library("gen_img", "FRAGMENT")
+_operators.define("matmul_attention(Tensor query, Tensor key, Tensor value) -> Tensor")
+_operators.impl("matmul_attention", _matmul_attention, "CPU")
+_operators.impl("matmul_attention", lambda query, key, value: query.new_empty(query.shape), "Meta")
+matmul_attention = torch.ops.gen_img.matmul_attention

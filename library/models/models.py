@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers.initialization import no_init_weights
 
 from library.errors import InputError
 from library.files import checkpoint_layout as layout
@@ -141,7 +142,7 @@ def load_text_encoder(component: TextComponent, weights: CastWeights | KeptWeigh
 def build(component: Component, make: Callable[[dict[str, Any]], Model]) -> Model:
     """Make an empty model from its configuration, without memory for its weights."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), no_init_weights():
             return make(component.config)
     except Exception as problem:  # whatever diffusers and transformers raise for values they cannot use
         reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0][:160]

@@ -1,0 +1,92 @@
+"""Importing Diffusers and Transformers without what they import for others, which takes a quarter of the time.
+
+Diffusers' packages of models each import all of their kind; SciPy's statistics are for noise schedules that are not
+used here; PyTorch's compiler is imported to mark functions that it should leave alone.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+_POSTPONED = (
+    *(f"diffusers.models.{kind}" for kind in ("autoencoders", "controlnets", "transformers", "unets")),
+    *("diffusers.hooks", "scipy.stats"),
+)
+_COMPILER = "torch._dynamo"
+_MARKS = ("allow_in_graph", "assume_constant_result", "disable")  # decorators of the compiler's
+
+
+class _Postponed(ModuleType):
+    """A package that runs once something of its own is asked for; its modules are imported without that."""
+
+    def __getattr__(self, name: str) -> object:
+        spec = self.__spec__
+        if name.startswith("__") or spec is None or spec.loader is None:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        object.__setattr__(self, "__class__", ModuleType)
+        spec.loader.exec_module(self)
+        return getattr(self, name)
+
+
+def import_light(*, compiles: bool) -> None:
+    """Import what models are made of, unless that has been done.
+
+    Args:
+        compiles: PyTorch's compiler is used.
+    """
+    if "diffusers" in sys.modules:
+        return
+    if compiles:
+        _import_models()
+    else:
+        with _compiler_unmarked():
+            _import_models()
+
+
+def _import_models() -> None:
+    import diffusers.utils.logging
+    import torch.distributed
+    import transformers.utils.logging
+
+    for name in _POSTPONED:
+        _postpone(name)
+    diffusers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.set_verbosity_error()
+    distribution = vars(torch.distributed)
+    in_truth = distribution["is_available"]
+    distribution["is_available"] = lambda: False  # what shards models over machines is not imported
+    try:
+        import library.models.models  # noqa: F401
+    finally:
+        distribution["is_available"] = in_truth
+
+
+def _postpone(name: str) -> ModuleType | None:
+    """Have a package run later; None where there is none of that name, or it has run."""
+    spec = None if name in sys.modules else importlib.util.find_spec(name)
+    if spec is None:
+        return None
+    package: Any = importlib.util.module_from_spec(spec)
+    package.__class__ = _Postponed
+    sys.modules[name] = package
+    return package
+
+
+@contextmanager
+def _compiler_unmarked() -> Iterator[None]:
+    """A block in which nothing is marked for the compiler, which is not used."""
+    import torch  # noqa: F401  # of which it is a part
+
+    compiler = _postpone(_COMPILER)
+    if compiler is not None:
+        vars(compiler).update(dict.fromkeys(_MARKS, _unmarked))
+    yield
+    if isinstance(compiler, _Postponed):  # it has not run meanwhile; who wants it later imports it as ever
+        del sys.modules[_COMPILER]
+
+
+def _unmarked(what: Callable | None = None, *_: object, **__: object) -> Callable:
+    return what or (lambda decorated: decorated)
