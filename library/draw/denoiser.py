@@ -84,6 +84,12 @@ class Cfg:
         )
         return Said(texts, multipliers)
 
+    def said_in(self, steps: int) -> list[Said]:
+        """What the branches say at each of so many steps."""
+        if all(len(job.telling_steps) == 1 for job in self._jobs):  # mostly no text changes
+            return [self.said(0)] * steps
+        return [self.said(step) for step in range(steps)]
+
     def empty_texts(self, said: Said) -> list[int]:
         """The places of texts that say nothing in the branches that guidance leads away from."""
         prompts = range(len(said.texts))[self.prompt_texts]

@@ -140,9 +140,10 @@ def encode_pixels(vae: AutoencoderKL, pixels: torch.Tensor, tiling: Tiling = WHO
 
 def _encode(vae: AutoencoderKL, size: Size, tiling: Tiling, pixels: Callable[[Tile], torch.Tensor]) -> torch.Tensor:
     width, height = size
+    weight = next(vae.parameters())  # `vae.device` and `vae.dtype` go through all of them
 
     def mean(tile: Tile) -> torch.Tensor:
-        encoded = vae.encode(pixels(tile.at(height, width)).to(vae.device, vae.dtype))
+        encoded = vae.encode(pixels(tile.at(height, width)).to(weight.device, weight.dtype))
         return encoded.latent_dist.mean[0].float() * vae.config.scaling_factor
 
     tiles = vae_tiles(tiling, (height // PIXELS_PER_CELL, width // PIXELS_PER_CELL))

@@ -202,14 +202,13 @@ def _products_are_faster(device: "torch.device", dtype: "torch.dtype") -> bool:
 
 
 @contextmanager
-def on_device(model: "torch.nn.Module", device: "torch.device", *, leave: bool) -> Iterator[None]:
-    """A block in which a model is on a device, and after which it may leave that for main memory."""
+def on_device(model: "torch.nn.Module", device: "torch.device") -> Iterator[None]:
+    """A block in which a model is on a device, and after which it leaves that for main memory."""
     model.to(device)
     try:
         yield
     finally:
-        if leave:
-            model.to("cpu")
+        model.to("cpu")
 
 
 @contextmanager
