@@ -844,7 +844,7 @@ class Pipeline:
         from library.draw.samplers import add_noise
         from library.draw.sources import latent_masks
 
-        source_noise = noise.source.to(self.device)
+        source_noise = devices.sent(noise.source, self.device)
         beneath = originals  # what noise is added to; None to begin at noise alone
         after_step: list[AfterStep] = []
         if starts is not None:
@@ -857,7 +857,7 @@ class Pipeline:
                     kept = self.sources.of(starts)
                     after_step.append(Inpainting(scheduler, timesteps, kept, source_noise, masks))
         if beneath is None:
-            latents = noise.start.to(self.device) * scheduler.init_noise_sigma
+            latents = devices.sent(noise.start, self.device) * scheduler.init_noise_sigma
         else:
             latents = add_noise(scheduler, beneath, source_noise, timesteps[:1])
         if jobs[0].gradual_latent.timesteps is not None:

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -80,11 +81,11 @@ def keep_text(text: TextConditions, *models: AttendingModel) -> TextConditions:
     return replace(text, kept=kept)
 
 
-_found: WeakKeyDictionary[AttendingModel, list[Attention]] = WeakKeyDictionary()
+_found: WeakKeyDictionary[AttendingModel, list[Any]] = WeakKeyDictionary()
 
 
-def _cross_attentions(model: AttendingModel) -> list[Attention]:
-    """A model's cross-attentions, looked for once: that goes through all of its modules."""
+def _cross_attentions(model: AttendingModel) -> list[Any]:
+    """A model's cross-attentions (`Attention`), looked for once: that goes through all of its modules."""
     if model not in _found:
         _found[model] = [layer for path, layer in model.named_modules() if path.endswith(".attn2")]
     return _found[model]
