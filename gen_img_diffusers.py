@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -586,7 +586,8 @@ class Pipeline:
         self.preview: LatentPreview | None = None
         self.tiling = plan.tiling
         self.sources = SourceLatents(models.vae, plan.tiling)
-        self.device = self.unet.device  # where the U-Net stays; to ask it goes through all of its modules each time
+        # where the U-Net stays, and its type; to ask it goes through all of its modules each time
+        self.device, self.dtype = self.unet.device, self.unet.dtype
         self.graphs = None if judges or lllites else make_cuda_graphs(plan.computing, self.device)
         self.engine, self.by_openvino = plan.engine, by_openvino
         self.in_loop, self.told = plan.keyboard is not None, set[str]()  # why pictures were left to PyTorch
@@ -701,7 +702,7 @@ class Pipeline:
         from library.draw.regions import make_regions
         from library.draw.samplers import draw_noise, steps_of
 
-        device, dtype = self.device, self.unet.dtype
+        device = self.device
         cfg = Cfg(jobs, device, self.guidance_rescale)
         regions = make_regions(jobs, self.masks.color_codes, device)
         text_of_step = self._texts(jobs, cfg, regions)
@@ -736,7 +737,7 @@ class Pipeline:
                 *(self.unet, texts, cfg, guided, followers, steering, beside, self.tiling, placed, call_unet)
             )
             for index, timestep in enumerate(make_bar(timesteps)):
-                sample = scheduler.scale_model_input(latents, timestep).to(dtype)
+                sample = scheduler.scale_model_input(latents, timestep).to(self.dtype)
                 prediction = denoiser(sample, timestep, index)
                 for hook in before_step:
                     prediction, latents = hook(prediction, latents, index)
@@ -771,7 +772,8 @@ class Pipeline:
     def _texts(self, jobs: Sequence[Job], cfg: Cfg, regions: Regions | None) -> list[TextConditions]:
         """What the U-Net is told at each step: the same object from step to step while nothing changes."""
         # networks that act in some steps alone change what cross-attention makes of a text
-        steps = [(cfg.said(step), jobs[0].strengths_at(step)) for step in range(jobs[0].steps_run)]
+        said_at = cfg.said_in(jobs[0].steps_run)
+        steps = [(said, jobs[0].strengths_at(step)) for step, said in enumerate(said_at)]
         chunks = self.encoder.tokens.chunks(*dict.fromkeys(text for said, _ in steps for text in said.texts))
         told_sizes = cfg.sizes if self.family.told_sizes else None
         texts: dict[tuple[Said, tuple[Strength, ...]], TextConditions] = {}
@@ -779,7 +781,7 @@ class Pipeline:
             for encoder in self.texts:
                 stack.enter_context(self._on_device(encoder.model))
             for said, strengths in dict.fromkeys(steps):
-                text = self.encoder.encode(said.texts, chunks, said.multipliers).to(self.unet.dtype)
+                text = self.encoder.encode(said.texts, chunks, said.multipliers).to(self.dtype)
                 if self.zero_empty_negative:
                     text = text.without(cfg.empty_texts(said))
                 texts[said, strengths] = replace(text.for_unet(cfg.text_of_row, told_sizes), regions=regions)
@@ -797,7 +799,7 @@ class Pipeline:
 
     def _on_device(self, model: nn.Module) -> AbstractContextManager:
         """A block in which a model is on the U-Net's device; with --lowvram only then."""
-        return devices.on_device(model, self.device, leave=self.low_vram)
+        return devices.on_device(model, self.device) if self.low_vram else nullcontext()
 
     @contextmanager
     def _in_regions(self, regions: Regions | None) -> Iterator[None]:
@@ -842,7 +844,7 @@ class Pipeline:
         from library.draw.samplers import add_noise
         from library.draw.sources import latent_masks
 
-        source_noise = noise.source.to(self.device)
+        source_noise = devices.sent(noise.source, self.device)
         beneath = originals  # what noise is added to; None to begin at noise alone
         after_step: list[AfterStep] = []
         if starts is not None:
@@ -855,7 +857,7 @@ class Pipeline:
                     kept = self.sources.of(starts)
                     after_step.append(Inpainting(scheduler, timesteps, kept, source_noise, masks))
         if beneath is None:
-            latents = noise.start.to(self.device) * scheduler.init_noise_sigma
+            latents = devices.sent(noise.start, self.device) * scheduler.init_noise_sigma
         else:
             latents = add_noise(scheduler, beneath, source_noise, timesteps[:1])
         if jobs[0].gradual_latent.timesteps is not None:

@@ -190,7 +190,9 @@ class Progress:
 
     def steps(self, timesteps: Iterable) -> Iterable:
         """Go through the timesteps of one batch, showing a bar."""
-        return tqdm(timesteps, unit="step", desc="steps", leave=False, disable=not self._on_terminal, position=1)
+        if not self._on_terminal:
+            return timesteps
+        return tqdm(timesteps, unit="step", desc="steps", leave=False, position=1)
 
     def reached(self, pictures: int) -> None:
         """Show that so many pictures are finished."""

@@ -2,9 +2,9 @@
 
 What a GPU would refuse or wait for is an error: tensors of two devices in one operation, random numbers of its own, and
 while `Gpu.in_steps` also what makes the program wait for the device, tensors of two floating types in one operation,
-and double precision. What a GPU would do wrong without a word goes wrong here, too: a copy that is not waited for is
-empty until then; a CUDA graph keeps nothing alive that it reads, and writes over the results of those that share its
-memory.
+and double precision. Where `Gpu.works_ahead`, a batch that is begun while another is drawn may not wait either. What a
+GPU would do wrong without a word goes wrong here, too: a copy that is not waited for is empty until then; a CUDA graph
+keeps nothing alive that it reads, and writes over the results of those that share its memory.
 PyTorch's own `FakeTensorMode` knows devices, too, but no numbers, without which there is no picture to compare and no
 CUDA graph to try; nor does it take gradients where PyTorch was built without CUDA.
 """
@@ -76,6 +76,10 @@ class Gpu:
 
     def __init__(self) -> None:
         self.in_steps = False
+        self.works_ahead = False  # is expected of the program
+        self.drawing = 0  # batches that were begun and are not finished
+        self.begun_ahead = 0  # of them those that others were drawn beside
+        self.beginning_ahead = False
         self.steps = 0  # that were watched
         self.kernels = 0  # that the program started one by one
         self.replays = 0  # of CUDA graphs
@@ -103,6 +107,9 @@ class Gpu:
             return self._attribute(func, args[0]) if isinstance(args[0], OnGpu) else func(*args)
         if name in _NO_OPERATION:
             return func(*args, **kwargs)
+        if name == "pin_memory":
+            assert not isinstance(args[0], OnGpu), "what is on the GPU cannot be pinned"
+            return args[0]
         tensors: list[torch.Tensor] = []
         devices: list[torch.device | str] = []
         _sort_out(args, tensors, devices)
@@ -145,9 +152,13 @@ class Gpu:
             return "random numbers of the device's own"
         if (len(sides) > 1 and name not in _COPYING | _INDEXING) or name in ("numpy", "__array__"):
             return "tensors of two devices"
-        if not self.in_steps:
+        if not (self.in_steps or (self.works_ahead and self.beginning_ahead)):
             return None
-        if _waits(name, args, kwargs, tensors, on_gpu=on_gpu):
+        leaves = name == "to" and not on_gpu and _is_not_waited_for(args, kwargs)
+        waits = _waits(name, args, kwargs, tensors, on_gpu=on_gpu)
+        if not self.in_steps:
+            return "the program waits for the device before another batch's steps" if waits and not leaves else None
+        if waits:
             return "the program waits for the device between steps"
         types = {tensor.dtype for tensor in tensors if tensor.dim() and tensor.is_floating_point()}
         if (len(types) > 1 and name not in _COPYING | _MIXING) or torch.float64 in types:
@@ -199,6 +210,11 @@ def _waits(name: str, args: Sequence, kwargs: dict, tensors: Sequence[torch.Tens
 def _not_blocking(args: Sequence, kwargs: dict) -> bool:
     """Whether a copy is not waited for."""
     return bool(kwargs.get("non_blocking")) or any(each is True for each in args[2:])
+
+
+def _is_not_waited_for(args: Sequence, kwargs: dict) -> bool:
+    """Whether a tensor leaves the device meanwhile, or for good."""
+    return _not_blocking(args, kwargs) or any(isinstance(each, torch.device) and each.type == "meta" for each in args)
 
 
 def _is_device(leaf: object) -> bool:
@@ -408,6 +424,22 @@ def pretended_gpu() -> Iterator[Gpu]:
     """A block in which this machine has a GPU, which watches all steps of pictures from the first one's start on."""
     gpu = OnGpu.gpu = Gpu()
     denoise, predict = gen_img_diffusers.Pipeline._denoise, Denoiser.__call__
+    begin = gen_img_diffusers.Pipeline.begin
+
+    def watched_begin(pipeline, jobs, make_bar):
+        gpu.beginning_ahead = gpu.drawing > 0
+        gpu.begun_ahead += gpu.beginning_ahead
+        try:
+            finish = begin(pipeline, jobs, make_bar)
+        finally:
+            gpu.beginning_ahead = False
+        gpu.drawing += 1
+
+        def finished():
+            gpu.drawing -= 1
+            return finish()
+
+        return finished
 
     def watched_denoise(pipeline, jobs, originals, make_bar, starts=None):
         def steps(timesteps: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -434,6 +466,7 @@ def pretended_gpu() -> Iterator[Gpu]:
 
     with pytest.MonkeyPatch.context() as patch, _AllCalls():
         patch.setattr(gen_img_diffusers.Pipeline, "_denoise", watched_denoise)
+        patch.setattr(gen_img_diffusers.Pipeline, "begin", watched_begin)
         patch.setattr(Denoiser, "__call__", watched_predict)
         for module in (gen_img_diffusers, models, weight_reading):
             patch.setattr(module, "ThreadPoolExecutor", _InThisThread)

@@ -177,6 +177,30 @@ def test_every_feature_of_xl(
     assert result.files
 
 
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("sd1", "--negative_scale 3 --cuda_graphs on"),
+        ("sd1", f"{CONTROL_NET} {LORAS}"),
+        ("sd1", f"{REDRAWN} --mask_path {{mask}} --fill noise --sampler euler_a"),
+        ("sdxl", f"{REDRAWN} --zero_empty_negative"),  # of the text that has an empty one
+        ("sdxl", "--control_net_lllite_models {lllite} --guide_image_path {halves}"),
+    ],
+)
+def test_next_batch_is_begun_without_waiting(
+    family: str, options: str, generate: Generate, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """Its texts and source pictures are encoded while the device is at work on the batch before it."""
+    model, files = (request.getfixturevalue(name) for name in (family, f"{family}_files"))
+    (tmp_path / "lines.txt").write_text("a cat --d 1\na (dog:1.2) --n fog --d 2\na house --d 3")
+    with pretended_gpu() as gpu:
+        gpu.works_ahead = True
+        common = (precision_of(request), "--steps", 2, "--from_file", tmp_path / "lines.txt")
+        result = generate(model.folder, *common, *filled(options, files))
+    assert result.status == 0, result.stderr
+    assert gpu.begun_ahead == 2
+
+
 @pytest.mark.parametrize("precision", ["--fp16", "--bf16"])
 def test_upscalers(precision: str, sd1: Models, upscaler_file, upscalers, generate: Generate) -> None:  # noqa: F811
     highres = (precision, "--W", 128, "--highres_fix_scale", 0.5, "--highres_fix_steps", 2, "--prompt", PROMPT)

@@ -2,6 +2,8 @@
 
 import itertools
 from dataclasses import replace
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from diffusers import ControlNetModel, ControlNetUnionModel, UNet2DConditionModel
@@ -74,7 +76,16 @@ def keep_text(text: TextConditions, *models: AttendingModel) -> TextConditions:
     kept = {
         layer.processor.number: _keys_and_values(layer, text.for_layer(layer.processor.layer))
         for model in models
-        for path, layer in model.named_modules()
-        if path.endswith(".attn2")
+        for layer in _cross_attentions(model)
     }
     return replace(text, kept=kept)
+
+
+_found: WeakKeyDictionary[AttendingModel, list[Any]] = WeakKeyDictionary()
+
+
+def _cross_attentions(model: AttendingModel) -> list[Any]:
+    """A model's cross-attentions (`Attention`), looked for once: that goes through all of its modules."""
+    if model not in _found:
+        _found[model] = [layer for path, layer in model.named_modules() if path.endswith(".attn2")]
+    return _found[model]

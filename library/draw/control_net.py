@@ -16,6 +16,7 @@ from library.draw.text_conditions import TextConditions
 from library.draw.tiles import Tile, strips, tiles_over
 from library.files import checkpoint_layout as layout
 from library.files.control_net import ControlNetFile, control_net_names
+from library.machine.devices import sent
 from library.models.models import Source, build, fill
 from library.models.weight_reading import CastWeights
 from library.plan.job import Job
@@ -48,7 +49,7 @@ class ControlNet:
 
     def embed(self, guide: np.ndarray) -> torch.Tensor:
         """Embed a guide that was prepared: (1, channels, height / 8, width / 8)."""
-        pixels = torch.tensor(guide, device=self.model.device).permute(2, 0, 1)[None]
+        pixels = sent(torch.tensor(guide), self.model.device).permute(2, 0, 1)[None]
         return self._hint_block((pixels.float() / 255).to(self.model.dtype))
 
     def embed_in_tiles(self, guide: np.ndarray, tiling: Tiling) -> torch.Tensor:

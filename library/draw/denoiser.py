@@ -12,6 +12,7 @@ from library.draw.model_inputs import Beside
 from library.draw.text_conditions import TextConditions
 from library.draw.tiles import Tile, join, model_tiles
 from library.draw.unet_call import UnetCall, direct, timestep_on
+from library.machine.devices import sent
 from library.plan.job import Job
 from library.settings.tiling import WHOLE, Tiling
 from networks.strengths import Strength
@@ -46,7 +47,7 @@ class Cfg:
         self._rescale = rescale
 
         def column(numbers: Sequence[float]) -> torch.Tensor:
-            return torch.tensor(numbers, dtype=torch.float32, device=device).view(-1, 1, 1, 1)
+            return sent(torch.tensor(numbers, dtype=torch.float32), device).view(-1, 1, 1, 1)
 
         self._has_negative, self._has_empty = first.has_negative, first.has_empty
         self._scale = column([job.guidance_scale for job in jobs])
@@ -83,6 +84,12 @@ class Cfg:
             )
         )
         return Said(texts, multipliers)
+
+    def said_in(self, steps: int) -> list[Said]:
+        """What the branches say at each of so many steps."""
+        if all(len(job.telling_steps) == 1 for job in self._jobs):  # mostly no text changes
+            return [self.said(0)] * steps
+        return [self.said(step) for step in range(steps)]
 
     def empty_texts(self, said: Said) -> list[int]:
         """The places of texts that say nothing in the branches that guidance leads away from."""

@@ -17,6 +17,7 @@ from library.draw.feature_sizes import followed
 from library.draw.guides import Guide
 from library.draw.tiles import Tile
 from library.files.lllite import LLLiteFile, convolution_names
+from library.machine.devices import sent
 from library.models.weight_reading import CastWeights
 from library.plan.job import Job
 from library.settings.control_net import Control, ControlNetSettings
@@ -174,7 +175,7 @@ def _read_guide(net: LLLite, guide: Guide, unet: UNet2DConditionModel) -> dict[s
 def _load_guide(guide: Guide, unet: UNet2DConditionModel) -> torch.Tensor:
     """A prepared guide: (1, 3, height, width) uint8."""
     pixels = torch.from_numpy(np.array(guide.prepare())).permute(2, 0, 1)[None]
-    return pixels.to(unet.device)
+    return sent(pixels, unet.device)
 
 
 def load_lllites(settings: ControlNetSettings, unet: UNet2DConditionModel, masks: MaskSettings = NO_MASKS) -> LLLites:

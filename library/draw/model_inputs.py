@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from library.draw.sources import SourceLatents, Start, encode_pixels, pixels_to_tensor
 from library.files.model_inputs import EDITING, ModelInputs
+from library.machine.devices import sent
 from library.plan.job import Job
 
 
@@ -64,7 +65,7 @@ def read_beside(
         [sources.kept(("masked", size), each.start, partial(each.encode, sources)) for each in masked]
     )
     masks = torch.cat([F.interpolate(each.mask, size=cells, mode="nearest") for each in masked])
-    return Beside(masks.to(pictures.device), pictures)
+    return Beside(sent(masks, pictures.device), pictures)
 
 
 @dataclass(frozen=True)

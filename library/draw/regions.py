@@ -17,6 +17,7 @@ from torch import nn
 from library.draw.feature_sizes import followed
 from library.draw.tiles import Tile
 from library.files.pictures import read_drawn, region_color
+from library.machine.devices import sent
 from library.plan.job import Job
 
 _CHANNELS = 3
@@ -66,7 +67,7 @@ class Regions:
     """
 
     def __init__(self, masks: Sequence[torch.Tensor], device: torch.device, networks: int = 0) -> None:
-        self._masks = [mask.to(device) for mask in masks]
+        self._masks = [sent(mask, device) for mask in masks]
         self.pictures = len(masks)
         self.parts = len(masks[0])
         self.networks = networks

@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from library.draw.tiles import Tile, join, vae_tiles
+from library.machine.devices import sent
 from library.plan.canvas import Size, View
 from library.settings.tiling import WHOLE, Tiling
 from library.values import PIXELS_PER_CELL
@@ -140,9 +141,10 @@ def encode_pixels(vae: AutoencoderKL, pixels: torch.Tensor, tiling: Tiling = WHO
 
 def _encode(vae: AutoencoderKL, size: Size, tiling: Tiling, pixels: Callable[[Tile], torch.Tensor]) -> torch.Tensor:
     width, height = size
+    weight = next(vae.parameters())  # `vae.device` and `vae.dtype` go through all of them
 
     def mean(tile: Tile) -> torch.Tensor:
-        encoded = vae.encode(pixels(tile.at(height, width)).to(vae.device, vae.dtype))
+        encoded = vae.encode(sent(pixels(tile.at(height, width)).to(weight.dtype), weight.device))
         return encoded.latent_dist.mean[0].float() * vae.config.scaling_factor
 
     tiles = vae_tiles(tiling, (height // PIXELS_PER_CELL, width // PIXELS_PER_CELL))
@@ -204,14 +206,14 @@ class SourceLatents:
 def latent_masks(starts: Sequence[Start], size: tuple[int, int], device: torch.device) -> torch.Tensor | None:
     """The masks at the latents' (height, width): (B, 1, h, w), 1 is redrawn; None where there are none."""
     masks = [start.mask_at(size[::-1]) for start in starts]
-    return torch.cat([pixels_to_tensor(mask) for mask in masks if mask]).to(device) if masks[0] else None
+    return sent(torch.cat([pixels_to_tensor(mask) for mask in masks if mask]), device) if masks[0] else None
 
 
 def fill_with_noise(originals: torch.Tensor, masks: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
     """Latents (B, C, h, w) whose masked part is noise: each picture's own, which no other of its noise equals."""
     generators = [torch.Generator("cpu").manual_seed(seed + _FILL_SEED) for seed in seeds]
     noise = torch.stack([torch.randn(originals.shape[1:], generator=each) for each in generators])
-    return torch.lerp(originals, noise.to(originals), masks)
+    return torch.lerp(originals, sent(noise, originals.device), masks)
 
 
 _FILL_SEED = 2  # 1 is for Highres. fix's second stage

@@ -6,6 +6,8 @@ import torch
 from diffusers import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 
+from library.machine.devices import sent
+
 
 def step_noise(
     shape: tuple[int, ...],
@@ -20,7 +22,7 @@ def step_noise(
     the program asks for the next one.
     """
     noise = randn_tensor(shape, generator, torch.device("cpu"), dtype, layout)
-    return noise if device is None else noise.to(device, non_blocking=True)
+    return noise if device is None else sent(noise, device)
 
 
 def never_wait(scheduler: SchedulerMixin) -> None:

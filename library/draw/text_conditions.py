@@ -9,6 +9,7 @@ import torch
 
 from library.draw.regions import Regions
 from library.files.textual_inversion import XTI_LAYERS
+from library.machine.devices import sent
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,15 +58,16 @@ class TextConditions:
         """
         if sizes is None or self.pooled is None:
             return replace(self, pooled=None)
-        numbers = torch.tensor(sizes, dtype=torch.float32, device=self.embeddings.device)
-        return replace(self, pooled=self.pooled[list(text_of_row)], sizes=numbers)
+        numbers = sent(torch.tensor(sizes, dtype=torch.float32), self.embeddings.device)
+        pooled = torch.stack([self.pooled[text] for text in text_of_row])  # a list would be copied to the device
+        return replace(self, pooled=pooled, sizes=numbers)
 
     def without(self, texts: Sequence[int]) -> "TextConditions":
         """With zeros in place of some texts, by their places."""
         if not texts:
             return self
-        kept = torch.ones(len(self.embeddings), device=self.embeddings.device)
-        kept[list(texts)] = 0
+        told = [text not in texts for text in range(len(self.embeddings))]
+        kept = sent(torch.tensor(told, dtype=self.embeddings.dtype), self.embeddings.device)
         pooled = None if self.pooled is None else self.pooled * kept[:, None]
         return replace(self._of_each(lambda text: text * kept[:, None, None]), pooled=pooled)
 

@@ -9,6 +9,7 @@ from transformers import CLIPTextModelWithProjection
 from library.draw.text_conditions import TextConditions
 from library.draw.textual_inversion import extend_tokens
 from library.files.textual_inversion import XTI_LAYERS, Embedding
+from library.machine.devices import sent
 from library.models.models import TextEncoder
 from library.plan.tokens import CHUNK_TOKENS, PADDING, PromptTokens, WeightedTokens
 from library.settings.emphasis import ORIGINAL, Normalization
@@ -133,7 +134,7 @@ class PromptEncoder:
         features, pooled = [], None
         for encoder, pad in zip(self.texts, self.tokens.pads):
             hidden, its_pooled = self._run(encoder, pad, texts, chunks)
-            features.append(weigh(hidden, weights.to(hidden.device), self.normalization))
+            features.append(weigh(hidden, sent(weights, hidden.device), self.normalization))
             pooled = pooled if its_pooled is None else its_pooled
         joined = torch.cat(features, dim=-1)
         return [_Encoded(row, None if pooled is None else pooled[place]) for place, row in enumerate(joined)]
@@ -143,7 +144,7 @@ class PromptEncoder:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """One encoder's hidden states (texts, 77 * chunks, width) and pooled vectors (texts, width), float32."""
         rows = [row for text in texts for row in self._chunk_ids(text, chunks, pad, pooled=encoder.kind.pooled)]
-        output = encoder.transformer(torch.tensor(rows, device=encoder.model.device), output_hidden_states=True)
+        output = encoder.transformer(sent(torch.tensor(rows), encoder.model.device), output_hidden_states=True)
         if encoder.kind.final_norm and self.clip_skip == 1:
             hidden = output.last_hidden_state
         else:
@@ -157,7 +158,8 @@ class PromptEncoder:
         # configuration names a wrong one, and words of textual inversion have larger ids
         first = output.last_hidden_state[::chunks]
         ends = [row.index(self.tokens.end) for row in rows[::chunks]]
-        pooled = encoder.model.text_projection(first[torch.arange(len(texts)), ends])
+        at_ends = torch.stack([states[end] for states, end in zip(first, ends)])  # a list would be copied to the device
+        pooled = encoder.model.text_projection(at_ends)
         return hidden, pooled.float()
 
     def _chunk_ids(self, text: WeightedTokens, chunks: int, pad: int, *, pooled: bool = False) -> list[list[int]]:

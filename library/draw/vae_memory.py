@@ -24,8 +24,10 @@ def decode(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
         torch.OutOfMemoryError: when the smallest tiles are too large still.
     """
 
+    dtype = next(vae.parameters()).dtype  # `vae.dtype` goes through all of them
+
     def run(part: torch.Tensor) -> torch.Tensor:
-        return vae.decode((part / vae.config.scaling_factor).to(vae.dtype)).sample.float()
+        return vae.decode((part / vae.config.scaling_factor).to(dtype)).sample.float()
 
     pixels = try_to_run(lambda: run(latents))
     if pixels is not None:

@@ -202,14 +202,23 @@ def _products_are_faster(device: "torch.device", dtype: "torch.dtype") -> bool:
 
 
 @contextmanager
-def on_device(model: "torch.nn.Module", device: "torch.device", *, leave: bool) -> Iterator[None]:
-    """A block in which a model is on a device, and after which it may leave that for main memory."""
+def on_device(model: "torch.nn.Module", device: "torch.device") -> Iterator[None]:
+    """A block in which a model is on a device, and after which it leaves that for main memory."""
     model.to(device)
     try:
         yield
     finally:
-        if leave:
-            model.to("cpu")
+        model.to("cpu")
+
+
+def sent(tensor: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
+    """A tensor of the CPU on a device, without waiting for what a GPU does meanwhile.
+
+    A GPU reads pinned memory by itself; out of other memory it is handed some KB at a time, which would be waited for.
+    """
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 @contextmanager
