@@ -22,11 +22,12 @@ from PIL import Image
 
 import gen_img_diffusers
 from library import version
-from library.files import safetensors_file
+from library.files import safetensors_file, tokenizers
 from library.files.model_files import ModelFiles
 from library.files.model_inputs import PLAIN, ModelInputs
 from library.machine import devices
 from library.models import models, weight_reading
+from library.plan import run_record
 from library.results import metadata
 from library.texts import readable
 from tools import random_model
@@ -83,9 +84,42 @@ def _worked_out_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(safetensors_file, "_read_header", lambda path: tuple(map(dict, read_header(path))))
         patch.setattr(metadata.FileHash, "_work_out", hashed)
+        patch.setattr(tokenizers, "read_json", _once(tokenizers.read_json))
+        patch.setattr(run_record, "_fingerprint", _once(run_record._fingerprint))
         patch.setattr(gen_img_diffusers, "make_parser", cache(gen_img_diffusers.make_parser))
         patch.setattr(version, "version", cache(version.version))
         patch.setattr(devices, "version", cache(devices.version))
+        yield
+
+
+_MOST_ORDERED = 4096  # weights, of some kilobytes each
+
+
+def _ordered_once(reorder: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Weights of the same values, for inputs of the same shape, are brought into oneDNN's order once."""
+    known: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def of(weight: torch.Tensor, *how: object) -> torch.Tensor:
+        if type(weight) not in (torch.Tensor, torch.nn.Parameter):  # a compiler's
+            return reorder(weight, *how)
+        some = tuple(weight.reshape(-1)[:2].tolist())  # tells apart what has the same shape
+        key = (repr(how), weight.shape, weight.stride(), weight.dtype, some)
+        if key not in known or not torch.equal(known[key][0], weight):
+            if len(known) == _MOST_ORDERED:
+                known.pop(next(iter(known)))
+            known[key] = weight.clone(), reorder(weight, *how)
+        return known[key][1]
+
+    return of
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _weights_ordered_once() -> Iterator[None]:
+    """Each run's copy of a model has its weights reordered, a third of what a small run takes."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_reorder_linear_weight", "_reorder_convolution_weight"):
+            if hasattr(torch.ops.mkldnn, name):
+                patch.setattr(torch.ops.mkldnn, name, _ordered_once(getattr(torch.ops.mkldnn, name)))
         yield
 
 
