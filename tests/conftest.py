@@ -25,7 +25,7 @@ from library import version
 from library.files import safetensors_file, tokenizers
 from library.files.model_files import ModelFiles
 from library.files.model_inputs import PLAIN, ModelInputs
-from library.machine import devices
+from library.machine import devices, packed_layers
 from library.models import models, weight_reading
 from library.plan import run_record
 from library.results import metadata
@@ -95,31 +95,23 @@ def _worked_out_once() -> Iterator[None]:
 _MOST_ORDERED = 4096  # weights, of some kilobytes each
 
 
-def _ordered_once(reorder: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """Weights of the same values, for inputs of the same shape, are brought into oneDNN's order once."""
+@pytest.fixture(scope="session", autouse=True)
+def _weights_ordered_once() -> Iterator[None]:
+    """Weights of the same values are brought into oneDNN's order once, a third of what a small run takes."""
+    reorder = packed_layers.PackedForward._reordered
     known: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def of(weight: torch.Tensor, *how: object) -> torch.Tensor:
-        if type(weight) not in (torch.Tensor, torch.nn.Parameter):  # a compiler's
-            return reorder(weight, *how)
+    def ordered(asked: packed_layers.PackedForward, weight: torch.Tensor, input_shape: torch.Size) -> torch.Tensor:
         some = tuple(weight.reshape(-1)[:2].tolist())  # tells apart what has the same shape
-        key = (repr(how), weight.shape, weight.stride(), weight.dtype, some)
+        key = (asked._window, asked._on_pixels, input_shape, weight.shape, weight.stride(), weight.dtype, some)
         if key not in known or not torch.equal(known[key][0], weight):
             if len(known) == _MOST_ORDERED:
                 known.pop(next(iter(known)))
-            known[key] = weight.clone(), reorder(weight, *how)
+            known[key] = weight.clone(), reorder(asked, weight, input_shape)
         return known[key][1]
 
-    return of
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _weights_ordered_once() -> Iterator[None]:
-    """Each run's copy of a model has its weights reordered, a third of what a small run takes."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("_reorder_linear_weight", "_reorder_convolution_weight"):
-            if hasattr(torch.ops.mkldnn, name):
-                patch.setattr(torch.ops.mkldnn, name, _ordered_once(getattr(torch.ops.mkldnn, name)))
+        patch.setattr(packed_layers.PackedForward, "_reordered", ordered)
         yield
 
 
@@ -246,6 +238,25 @@ def sd2(tmp_path_factory: pytest.TempPathFactory) -> Models:
 def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Models:
     """A tiny SDXL model."""
     return _write_model(tmp_path_factory.mktemp("sdxl"), "sdxl", "epsilon", [])
+
+
+@pytest.fixture
+def two_levels(tmp_path: Path) -> Callable[[str], Path]:
+    """Write a model whose U-Net has two levels, and attention between them alone: each kind of layer, few of them."""
+
+    def write(family: str) -> Path:
+        few = {"block_out_channels": [32, 64], "layers_per_block": 1}
+        few |= {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
+        networks = random_model.random_networks(family, tiny=True, seed=0)
+        config = dict(networks["unet"].config) | few
+        if family == "sdxl":
+            config |= {"transformer_layers_per_block": [1, 1], "attention_head_dim": [1, 1]}
+        torch.manual_seed(0)
+        networks["unet"] = type(networks["unet"]).from_config(config)
+        random_model.write_folder(networks, tmp_path / "two_levels", "epsilon", variant=None)
+        return tmp_path / "two_levels"
+
+    return write
 
 
 WriteModel = Callable[[str, ModelInputs], Models]
