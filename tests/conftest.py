@@ -156,10 +156,18 @@ class Kept:
 
     def copy(self) -> object:
         """A copy; a tensor that stands in two places does so in the copy, too."""
-        made = cache(lambda place: copy.deepcopy(self._tensors[place]))
+        made = cache(lambda place: _copied(self._tensors[place]))
         unpickler = pickle.Unpickler(io.BytesIO(self._pickled))
         unpickler.persistent_load = made
         return unpickler.load()
+
+
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of its own memory; of those on a device that is pretended, too."""
+    if type(tensor) in (torch.Tensor, torch.nn.Parameter):
+        return copy.deepcopy(tensor)
+    fresh = tensor.detach().clone()
+    return torch.nn.Parameter(fresh, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else fresh
 
 
 _MOST_LOADED = 16  # tiny models, of some megabytes each
@@ -175,10 +183,10 @@ def _models_loaded_once() -> Iterator[None]:
     def read(files: ModelFiles, device: torch.device, dtype: torch.dtype, **settings: object) -> tuple:
         components = (files.unet, files.vae, *files.texts)
         paths = [each.weights.path for each in components]
-        key = None  # of a model that is not kept: its weights lie in several files, or on a device that is pretended
-        if device.type == "cpu" and all(path.suffix in (".safetensors", ".ckpt") for path in paths):
+        key = None  # of a model that is not kept: its weights lie in several files
+        if all(path.suffix in (".safetensors", ".ckpt") for path in paths):
             stamps = [_stamp(path) for path in paths]
-            key = repr((stamps, [(each.config, each.weights.shapes) for each in components], dtype, settings))
+            key = repr((stamps, [(each.config, each.weights.shapes) for each in components], device, dtype, settings))
         return key, lambda: real_read(files, device, dtype, **settings)
 
     def load(files: ModelFiles, weights: tuple) -> models.Models:
