@@ -98,6 +98,14 @@ class Forked:
             os.close(end)
         self.stdout, self.stderr = os.fdopen(out), os.fdopen(err)
 
+    def wait(self) -> subprocess.CompletedProcess[str]:
+        """What it came to."""
+        err, out = self.stderr.read(), self.stdout.read()
+        _, ended = os.waitpid(self.pid, 0)
+        self.returncode = os.waitstatus_to_exitcode(ended)
+        self.__exit__()
+        return subprocess.CompletedProcess([], self.returncode, out, err)
+
     def __enter__(self) -> "Forked":
         return self
 
