@@ -253,7 +253,7 @@ def two_levels(tmp_path: Path) -> Callable[[str], Path]:
     """Write a model whose U-Net has two levels, and attention between them alone: each kind of layer, few of them."""
 
     def write(family: str) -> Path:
-        few = {"block_out_channels": [32, 64], "layers_per_block": 1}
+        few = {"block_out_channels": [32, 32], "layers_per_block": 1}
         few |= {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
         networks = random_model.random_networks(family, tiny=True, seed=0)
         config = dict(networks["unet"].config) | few

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch._inductor.config
 import torch.nn.functional as F
 from loading import load_one
 from safetensors.torch import load_file, save_file
@@ -234,6 +235,7 @@ def test_a_nan_read_ahead_is_named(sd1, tmp_path):
 def test_compiled_pictures(two_levels, generate, monkeypatch, tmp_path):
     model = two_levels("sd1")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)  # more are processes that import PyTorch first
     options = ("--prompt", "a cat --d 1", "--images_per_prompt", 2)
     plain = generate(model, *options).pictures
     compiled = generate(model, *options, "--compile")
