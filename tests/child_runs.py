@@ -1,11 +1,14 @@
 """The program run in child processes of the tests, which have everything imported, so that it starts at once."""
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -31,26 +34,84 @@ def start(
     child = os.fork()
     if not child:
         with output.open("wb") as stream:
-            _run_here(argv, (0, stream.fileno(), stream.fileno()), prepare)
+            _run_here(partial(gen_img_diffusers.main, argv), (0, stream.fileno(), stream.fileno()), prepare)
     return child
 
 
-def _run_here(argv: list[str], streams: tuple[int, int, int], prepare: Callable[[], None] | None) -> NoReturn:
-    """Be the program: with these files as its standard input, output and errors; ends the process."""
-    status = 99
+def _run_here(
+    program: Callable[[], object], streams: tuple[int, int, int], prepare: Callable[[], None] | None = None
+) -> NoReturn:
+    """Be a program: with these files as its standard input, output and errors; ends the process as Python does."""
+    status: object = 99
     try:
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
         sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w")
         if prepare:
             prepare()
-        status = gen_img_diffusers.main(argv)
+        status = program()
     except SystemExit as leaving:
         status = leaving.code
+    except BaseException:
+        traceback.print_exc()
+        status = 1
     finally:
-        sys.stdout.flush()
+        os._exit(_flushed(status))
+
+
+def _flushed(status: object) -> int:
+    """The exit status, when all is written that is not yet."""
+    try:
+        if isinstance(status, str):
+            print(status, file=sys.stderr)
+            status = 1
         sys.stderr.flush()
-        os._exit(status)
+        sys.stdout.flush()
+    except BaseException as problem:
+        os.write(2, f"Exception ignored: {problem!r}\n".encode())
+        status = 120
+    return int(status or 0)
+
+
+class Forked:
+    """What `subprocess.Popen` is of a Python script, in a child of this process, which has everything imported.
+
+    Args:
+        command: Python, the script, its arguments.
+        settings: for `Popen`; `stdout` and `stderr` are pipes.
+    """
+
+    def __init__(self, command: list[str], *, cwd: Path, env: Mapping[str, str], **settings: object) -> None:
+        assert settings == {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        (out, to_out), (err, to_err) = os.pipe(), os.pipe()
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if not self.pid:
+
+            def become() -> None:
+                os.chdir(cwd)
+                os.environ.update(env)
+                sys.argv = command[1:]
+
+            _run_here(lambda: runpy.run_path(command[1], run_name="__main__") and 0, (0, to_out, to_err), become)
+        for end in (to_out, to_err):
+            os.close(end)
+        self.stdout, self.stderr = os.fdopen(out), os.fdopen(err)
+
+    def wait(self) -> subprocess.CompletedProcess[str]:
+        """What it came to."""
+        err, out = self.stderr.read(), self.stdout.read()
+        _, ended = os.waitpid(self.pid, 0)
+        self.returncode = os.waitstatus_to_exitcode(ended)
+        self.__exit__()
+        return subprocess.CompletedProcess([], self.returncode, out, err)
+
+    def __enter__(self) -> "Forked":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stdout.close()
+        self.stderr.close()
 
 
 class Child:
@@ -64,7 +125,8 @@ class Child:
         argv = [str(option) for option in options]
         self.number = os.fork()
         if not self.number:
-            _run_here(argv, (source, *(each.fileno() for each in self._outputs)), prepare)
+            streams = (source, *(each.fileno() for each in self._outputs))
+            _run_here(partial(gen_img_diffusers.main, argv), streams, prepare)
         os.close(source)
 
     def wait(self) -> subprocess.CompletedProcess[str]:

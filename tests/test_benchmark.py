@@ -1,18 +1,25 @@
 """tools/benchmark.py, from its command line to its table; how fast anything is is not tested."""
 
 import importlib.util
+import io
 import json
 import os
+import runpy
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from child_runs import Forked
 from diffusers import StableDiffusionXLPipeline
 
+import tools.benchmark
 from library.files.families import SD1, SDXL
-from tools.benchmark import DIFFUSERS, OPENVINO, PROGRAM, ROWS, Bench, as_table, parse_options, summarise
+from tools.benchmark import DIFFUSERS, OPENVINO, PROGRAM, ROWS, Bench, Ended, as_table, main, parse_options, summarise
 from tools.benchmark_child import Case, load_diffusers, program_steady, step_operations
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,10 +32,11 @@ def benchmark(*options: object) -> subprocess.CompletedProcess:
     return subprocess.run([str(argument) for argument in arguments], capture_output=True, text=True)
 
 
-def test_both_programs_are_measured_with_everything_they_can_be_given(sd1, tmp_path):
+def test_both_programs_are_measured_with_everything_they_can_be_given(sd1, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tools.benchmark, "subprocess", SimpleNamespace(Popen=Forked, PIPE=subprocess.PIPE))
     options = ("--batch_size", 2, "--lora", "--control_net", "--json", tmp_path / "figures.json")
-    run = benchmark("--ckpt", sd1.folder, *SMALL, *options)
-    assert run.returncode == 0, run.stderr
+    main([str(option) for option in ("--ckpt", sd1.folder, *SMALL, *options)])
+    table = capsys.readouterr().out
     report = json.loads((tmp_path / "figures.json").read_text())
     medians = report["medians"]
     for program in (PROGRAM, DIFFUSERS):
@@ -41,8 +49,8 @@ def test_both_programs_are_measured_with_everything_they_can_be_given(sd1, tmp_p
         assert figures["share"] == pytest.approx(figures["tflops"] / report["machine"]["matmul_tflops"])
     for name, ratio in medians["ratio"].items():
         assert ratio == pytest.approx(medians[PROGRAM][name] / medians[DIFFUSERS][name])
-        assert ROWS[name] in run.stdout
-    assert ("LoRA left out on diffusers' side" in run.stdout) == (importlib.util.find_spec("peft") is None)
+        assert ROWS[name] in table
+    assert ("LoRA left out on diffusers' side" in table) == (importlib.util.find_spec("peft") is None)
 
 
 def test_xl_is_measured_beside_diffusers_pipeline_for_it(sdxl, tmp_path):
@@ -85,10 +93,18 @@ def test_operations_of_a_step_are_counted(tmp_path):
     assert 1.3 * plain < controlled < 1.5 * plain
 
 
+def run_here(command: Sequence[str], environment: Mapping[str, str]) -> Ended:
+    """`run_process` without a process."""
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as said:
+        patch.setattr(sys, "argv", list(command))
+        runpy.run_path(str(ROOT / command[0]), run_name="__main__")
+    return Ended(1.0, None, 1.0, said.getvalue())
+
+
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
-def test_openvino_is_measured_beside_them(family, request, tmp_path):
-    model = request.getfixturevalue(family)
-    case = Case(str(model.folder), family, 64, 64, 2, "fp32", 1, False, str(tmp_path))
+def test_openvino_is_measured_beside_them(family, two_levels, monkeypatch, tmp_path):
+    monkeypatch.setattr(tools.benchmark, "run_process", run_here)
+    case = Case(str(two_levels(family)), family, 64, 64, 2, "fp32", 1, False, str(tmp_path))
     bench = Bench(case, os.environ)
     bench.openvino("convert")
     figures = {PROGRAM: {"step_s": 1.0, "start_s": 2.0}, OPENVINO: json.loads(bench.openvino("steady").output)}

@@ -18,7 +18,7 @@ import gen_img_diffusers
 from library.errors import EnvironmentFault
 from tools.benchmark_child import Case
 from tools.check_device import main
-from tools.device_check import measures
+from tools.device_check import measures, processes
 from tools.device_check.processes import Notes, Processes, Result, Task
 from tools.device_check.report import ReportFiles
 from tools.device_check.sections import FAILED, GOOD, LOOK, NOT_DONE, section
@@ -29,7 +29,10 @@ NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="tells what is don
 
 
 def check_device(*options: object) -> subprocess.CompletedProcess:
-    return subprocess.run(command(*options), capture_output=True, text=True, cwd=ROOT)
+    from child_runs import Forked  # the measurements below import this module once more, each in its process
+
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return Forked(command(*options), cwd=ROOT, env=os.environ, **pipes).wait()
 
 
 def command(*options: object) -> list[str]:
@@ -41,6 +44,14 @@ def read_report(outdir: Path) -> tuple[str, dict]:
     return markdown.read_text(), json.loads(markdown.with_suffix(".json").read_text())
 
 
+@pytest.fixture
+def measured_in_forks(monkeypatch):
+    """Measurements are forked from what has everything imported."""
+    fork = multiprocessing.get_context("fork").Process
+    monkeypatch.setattr(processes, "_process", lambda _, arguments: fork(target=processes._in_process, args=arguments))
+
+
+@pytest.mark.usefixtures("measured_in_forks")
 def test_everything_is_tried_with_tiny_models(tmp_path):
     run = check_device("--tiny", "--device", "cpu", "--outdir", tmp_path)
     assert run.returncode == 0, run.stderr
@@ -125,10 +136,10 @@ def is_refused(notes: Notes) -> None:
 
 def test_a_measurement_that_fails_says_why_and_keeps_what_it_found(tmp_path, monkeypatch):
     monkeypatch.setattr("tools.device_check.processes._IMPORTED_ONCE", ["torch"])  # as much as these need
-    processes = Processes(tmp_path)
+    started = Processes(tmp_path)
 
     def run(measure, limit_s: float = 30) -> Result:
-        return processes.run(Task("speed", measure.__name__, measure, (), limit_s), limit_s)
+        return started.run(Task("speed", measure.__name__, measure, (), limit_s), limit_s)
 
     crashed, hung, raised, refused = run(finds_and_crashes), run(finds_and_hangs, 6), run(raises), run(is_refused)
     assert crashed.error.startswith("its process was ended by SIGABRT")

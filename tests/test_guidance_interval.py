@@ -126,24 +126,24 @@ LORAS = "--network_module networks.lora networks.lora --network_weights {lora} {
     ("prompt", "options"),
     [
         ("a cat", ""),
-        ("a cat", "--negative_scale 3 --sampler pndm"),
+        ("a cat", "--negative_scale 3 --sampler pndm --steps 4"),
         ("a cat AND a dog", "--mask_path {halves}"),
         ("a cat AND a dog", "--mask_path {halves} --negative_scale 3"),
         ("a cat AND a dog", f"--mask_path {{halves}} {LORAS}"),
         ("a cat", CONTROL_NET),
         ("a cat AND a dog", f"{CONTROL_NET} --negative_scale 2"),
         ("an exty cat", "--XTI_embeddings {xti}"),
-        ("a cat", "--image_path {halves} --strength 0.5 --sampler dpm_2_a"),
+        ("a cat", "--image_path {halves} --strength 0.5 --sampler dpm_2_a --steps 4"),
         ("a cat", "--image_path {halves} --mask_path {halves} --sampler heun"),
-        ("a cat", "--highres_fix_scale 0.5 --highres_fix_steps 2 --sampler euler_a"),
+        ("a cat", "--highres_fix_scale 0.5 --highres_fix_steps 2 --sampler euler_a --steps 3"),
         ("a cat", "--ds_depth_1 2 --sampler dpmsolver++"),
-        ("a cat", "--sampler euler_a --gradual_latent_timesteps 999 --gradual_latent_ratio_step 0.5"),
+        ("a cat", "--sampler euler_a --gradual_latent_timesteps 999 --gradual_latent_ratio_step 0.5 --steps 3"),
     ],
 )
 def test_no_step_guided_is_a_scale_of_1(sd1, generate, files, tmp_path, prompt, options):
     """With every feature, what is evaluated without guidance is the prompt's branch, its text and what goes with it."""
     words = [files.get(word, word) for word in options.split()]
-    common = (*SIZE, *words, "--steps", 4, "--images_per_prompt", 2, "--batch_size", 2)
+    common = (*SIZE, *words, "--images_per_prompt", 2, "--batch_size", 2)
     lines = [f"{prompt} --n fog --d 1,2 {end}".strip() for end in ("--l 1", "")]
     plain = generate(sd1.folder, *common, "--prompt", lines[0], outdir=tmp_path / "1")
     unguided = generate(sd1.folder, *common, "--guidance_end", 0, "--prompt", lines[1], outdir=tmp_path / "0")

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch._inductor.config
 import torch.nn.functional as F
 from loading import load_one
 from safetensors.torch import load_file, save_file
@@ -24,7 +25,6 @@ from library.machine.matmul_attention import matmul_attention
 from library.machine.packed_layers import can_pack, pack_layers
 from library.models.models import load_unet
 from library.models.weight_reading import CastWeights, read_ahead
-from tools import random_model
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parent.parent
@@ -232,22 +232,13 @@ def test_a_nan_read_ahead_is_named(sd1, tmp_path):
         load_unet(files.unet, read_ahead(files, CPU, torch.float32, channels_last=True).unet)
 
 
-@pytest.fixture
-def two_levels(tmp_path, monkeypatch):
-    """A model whose U-Net has two levels, and attention between them alone: all kinds of layers, few to compile."""
-    blocks = {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
-    small = {"block_out_channels": [32, 64], "layers_per_block": 1}
-    monkeypatch.setitem(random_model.TINY, "unet", random_model.TINY["unet"] | blocks | small)
-    networks = random_model.random_networks("sd1", tiny=True, seed=0)
-    random_model.write_folder(networks, tmp_path / "model", "epsilon", variant=None)
-    return tmp_path / "model"
-
-
 def test_compiled_pictures(two_levels, generate, monkeypatch, tmp_path):
+    model = two_levels("sd1")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)  # more are processes that import PyTorch first
     options = ("--prompt", "a cat --d 1", "--images_per_prompt", 2)
-    plain = generate(two_levels, *options).pictures
-    compiled = generate(two_levels, *options, "--compile")
+    plain = generate(model, *options).pictures
+    compiled = generate(model, *options, "--compile")
     assert compiled.status == 0, compiled.stderr
     # fused operations round in other places
     assert max(np.abs(a - b).max() for a, b in zip(plain, compiled.pictures)) <= 1

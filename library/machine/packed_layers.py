@@ -64,16 +64,18 @@ class PackedForward:
         return torch.ops.mkldnn._linear_pointwise(x, self._packed, self._layer.bias, "none", [], "")
 
     def _pack(self, input_shape: torch.Size) -> None:
-        """Bring the weight into the order that is best for inputs of this shape."""
         layer, weight = self._layer, self._layer.weight
-        if self._window is None or self._on_pixels:
-            rows = input_shape.numel() // weight.shape[1]
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1), rows)
-        else:
-            self._packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *self._window, input_shape)
+        self._packed = self._reordered(weight, input_shape)
         if not self._keep:
             layer.weight = nn.Parameter(weight.new_empty(1).expand(weight.shape), requires_grad=False)
         self._source = layer.weight
+
+    def _reordered(self, weight: torch.Tensor, input_shape: torch.Size) -> torch.Tensor:
+        """The weight in the order that is best for inputs of this shape."""
+        if self._window is None or self._on_pixels:
+            rows = input_shape.numel() // weight.shape[1]
+            return torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1), rows)
+        return torch.ops.mkldnn._reorder_convolution_weight(weight, *self._window, input_shape)
 
 
 def _window(layer: nn.Conv2d) -> tuple:

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -252,6 +253,15 @@ class OptionParser(argparse.ArgumentParser):
 
     def said(self, argv: Sequence[str]) -> Said:
         """The options that a command line gives, unconverted, by name."""
+        try:
+            said = vars(self._plain.parse_known_args(argv)[0])
+            return {name: value for name, value in said.items() if value is not False}  # switched off again
+        except argparse.ArgumentError:  # the parser that knows the types says what is wrong
+            return {}
+
+    @cached_property
+    def _plain(self) -> argparse.ArgumentParser:
+        """A parser of the same options that converts nothing and knows no defaults."""
         plain = _PlainParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
         for action in self._actions:
             if isinstance(action, _Switch):
@@ -265,11 +275,7 @@ class OptionParser(argparse.ArgumentParser):
                 plain.add_argument(
                     *action.option_strings, dest=action.dest, nargs=action.nargs, action=kind, **constant
                 )
-        try:
-            said = vars(plain.parse_known_args(argv)[0])
-            return {name: value for name, value in said.items() if value is not False}  # switched off again
-        except argparse.ArgumentError:  # the parser that knows the types says what is wrong
-            return {}
+        return plain
 
     def action(self, name: str) -> argparse.Action:
         """What argparse knows of an option."""
