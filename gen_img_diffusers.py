@@ -590,6 +590,7 @@ class Pipeline:
         self.graphs = None if judges or lllites else make_cuda_graphs(plan.computing, self.device)
         self.engine, self.by_openvino = plan.engine, by_openvino
         self.in_loop, self.told = plan.keyboard is not None, set[str]()  # why pictures were left to PyTorch
+        self.last: Job | None = None  # the picture that is denoised last of all, where that is known
         self.cell_px = 2 ** (len(self.vae.config.block_out_channels) - 1)  # pixels a latent cell stands for, each way
 
     def watch(self, every: int, show: Callable[[np.ndarray], None]) -> None:
@@ -632,7 +633,8 @@ class Pipeline:
             if jobs[0].source is not None:
                 finish = self._redraw(jobs, make_bar)
             else:
-                finish = partial(_pictures, self._decode(self._denoise(last, originals, make_bar)))
+                latents = self._denoise(last, originals, make_bar)
+                finish = partial(_pictures, self._decode(latents, ends=self._ends_with(jobs)))
         return lambda: [
             *(first_stage if self.highres and self.highres.save_first else ()),
             *zip(jobs, self._finished(jobs, finish())),
@@ -653,7 +655,8 @@ class Pipeline:
                 Start(view, None if picture is None else Image.fromarray(picture))
                 for view, picture in zip(views, before)
             ]
-            decoded = self._decode(self._denoise(at_turn, None, make_bar, starts))
+            latents = self._denoise(at_turn, None, make_bar, starts)
+            decoded = self._decode(latents, ends=turn + 1 == turns and self._ends_with(jobs))
             finish = partial(_put_back, starts, decoded, lost)
             if turn + 1 < turns:
                 before = finish()
@@ -896,10 +899,25 @@ class Pipeline:
             )
         return enlarged.to(latents)
 
-    def _decode(self, latents: torch.Tensor) -> list[Decoding]:
-        """Begin to decode latents (B, C, h, w), `vae_batch_size` at a time."""
+    def _ends_with(self, jobs: Sequence[Job]) -> bool:
+        """Whether nothing is denoised after these jobs: not what comes, and not they again, for lack of memory."""
+        return len(jobs) == 1 and jobs[0] is self.last and not self.works_ahead
+
+    def _let_unet_go(self) -> None:
+        """Free the memory of the U-Net, and of what works with it, for good."""
+        from library.machine.packed_layers import let_go
+
+        for model in (self.unet, *self.control_nets.models):
+            let_go(model)
+        if self.by_openvino is not None:
+            self.by_openvino.forget()
+
+    def _decode(self, latents: torch.Tensor, *, ends: bool = False) -> list[Decoding]:
+        """Begin to decode latents (B, C, h, w), `vae_batch_size` at a time; `ends`: after all that is denoised."""
         from library.draw.decoding import Decoding
 
+        if ends:
+            self._let_unet_go()
         if self.by_openvino is not None:
             self.by_openvino.rest()
         malloc.give_back()  # the U-Net's memory is in pieces of other sizes
@@ -1168,6 +1186,7 @@ def draw_here(plan: RunPlan, pipeline: Pipeline, tally: Tally) -> Draw:
 
     def draw(batches: Sequence[Sequence[Job]], interruptions: Interruptions, progress: console.Progress) -> Drawn:
         drawer = BatchDrawer(pipeline, plan.batch_key, tally.fail, progress.steps)
+        pipeline.last = batches[-1][-1] if batches else None
         return drawer.draw(interruptions.until_asked(batches))
 
     return draw

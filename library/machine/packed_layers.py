@@ -36,6 +36,13 @@ def pack_layers(model: nn.Module, keep: Collection[nn.Module] = ()) -> None:
             vars(layer)["forward"] = PackedForward(layer, keep=layer in keep)
 
 
+def let_go(model: nn.Module) -> None:
+    """Free the memory of a model that is not called any more; whoever else holds it holds no weights by it."""
+    for layer in model.modules():
+        vars(layer).pop("forward", None)  # which holds the reordered weights
+    model.to("meta")
+
+
 class PackedForward:
     """What a layer does in place of its `forward`: the same with oneDNN's operators."""
 

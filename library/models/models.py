@@ -197,8 +197,8 @@ def _read(weights: CastWeights | KeptWeights, source: Source, shape: torch.Size)
         problem = f"{source.name!r} has the shape {list(found)}, the model needs {list(shape)}; use a model that fits"
         raise InputError(str(weights.path), problem)
     value = weights.tensor(source.name)
-    if source.third is not None:  # asked for twice more
-        return value.chunk(3)[source.third].reshape(shape).clone()
+    if source.third is not None:  # asked for twice more, and all three lie in one memory
+        return value.chunk(3)[source.third].reshape(shape)
     weights.release(source.name)
     return value.T.contiguous() if source.transposed else value.reshape(shape)
 
