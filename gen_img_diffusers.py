@@ -84,6 +84,7 @@ if TYPE_CHECKING:  # torch and what needs it are imported once every option and 
     from library.draw.samplers import Noise
     from library.draw.sources import Start
     from library.draw.text_conditions import TextConditions
+    from library.draw.text_encoding import PromptEncoder
     from library.draw.unet_call import UnetCall
     from library.machine.openvino_engine import OpenVinoUnet
     from library.models.kept_weights import ModelKeeper
@@ -558,23 +559,23 @@ class Pipeline:
         upscaler: Upscaler | None = None,
         judges: Judges | None = None,
         by_openvino: OpenVinoUnet | None = None,
+        encoder: PromptEncoder | None = None,
     ) -> None:
+        from library.draw.first_texts import make_encoder
         from library.draw.sources import SourceLatents
-        from library.draw.text_encoding import KEPT_CHUNKS, PromptEncoder
+        from library.draw.text_encoding import KEPT_CHUNKS
         from library.machine.cuda_graphs import make_cuda_graphs
         from library.models.upscaler import Lanczos
 
         self.unet, self.vae, self.texts = models.unet, models.vae, models.texts
         self.networks, self.control_nets, self.lllites = networks, control_nets, lllites
-        text = plan.text
-        self.encoder = PromptEncoder(
-            *(text.tokens, models.texts, text.clip_skip, text.embeddings, networks.use, text.normalization)
-        )
+        # one that has been asked for all already needs no networks
+        self.encoder = encoder or make_encoder(plan.text, models.texts, networks.use)
         # networks folded into weights go on changing the text encoders'; texts of a loop or a fleet are to come
         lasting = plan.networks.pre_calculated or not plan.jobs
         # those that text encoders are kept for; None for any
         self.wordings = None if lasting else plan.wordings(KEPT_CHUNKS)
-        self.zero_empty_negative = text.zero_empty_negative
+        self.zero_empty_negative = plan.text.zero_empty_negative
         self.family, self.inputs = plan.model.family, plan.model.inputs
         self.noise = plan.noise
         self.cfg_interval, self.guidance_rescale = plan.cfg_interval, plan.guidance_rescale
@@ -791,9 +792,7 @@ class Pipeline:
 
     def _let_text_encoders_go(self) -> None:
         """Free the text encoders' memory once the run's pictures ask for nothing that is not encoded already."""
-        if not self.texts or self.wordings is None:
-            return
-        if all(self.encoder.keeps([text], chunks, [multipliers]) for text, multipliers, chunks in self.wordings):
+        if self.texts and self.encoder.keeps_all(self.wordings):
             self.networks.leave_text_encoders()  # which would fold changed multipliers into weights that are gone
             self.encoder.let_go()
             self.texts = ()
@@ -950,36 +949,17 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
     devices.check_torchvision()
     from library.models.kept_weights import ModelKeeper
     from library.models.upscaler import make_upscaler
-    from library.models.weight_reading import read_ahead
 
     upscaler = None
     if plan.upscaler:  # before the model, which may take minutes
         pictures = plan.defaults.upscale != 1
         upscaler = make_upscaler(plan.upscaler, machine.device, machine.dtype, pictures=pictures)
 
-    with devices.single_threaded():
-        vae_dtype = devices.choose_vae_dtype(machine, plan.model, no_half=computing.no_half_vae)
-        # OpenVINO has weights of its own; what it made them of should not stay in memory
-        keeps = plan.engine.draws and not plan.networks.merged
-        keeper = ModelKeeper(plan.model, machine.dtype, vae_dtype) if keeps else None
-        weights = read_ahead(
-            *(plan.model, machine.device, machine.dtype),
-            **{"vae_dtype": vae_dtype, "channels_last": machine.channels_last, "kept": keeper.find() if keeper else {}},
-        )
-        # these take longer to import than the weights take to be read meanwhile
-        import diffusers.utils.logging
-        import transformers.utils.logging
-
-        from library.models.models import load_models
-
-        diffusers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.set_verbosity_error()
-        with ThreadPoolExecutor(1) as pool:
-            loading = pool.submit(load_models, plan.model, weights)
-            _ = plan.text.tokens  # the tokenizer is loaded meanwhile
-            models = loading.result()
-        if keeper:
-            keeper.keep(models.parts)
+    vae_dtype = devices.choose_vae_dtype(machine, plan.model, no_half=computing.no_half_vae)
+    # OpenVINO has weights of its own; what it made them of should not stay in memory
+    keeps = plan.engine.draws and not plan.networks.merged
+    keeper = ModelKeeper(plan.model, machine.dtype, vae_dtype) if keeps else None
+    models, encoder = read_models(plan, machine, vae_dtype, keeper)
     from library.draw.attention import use_kernel
     from library.draw.control_net import load_control_nets
     from library.draw.lllite import load_lllites
@@ -1013,7 +993,55 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
         judges = load_judges(plan.loss_guidance, plan.loss_guidance_files, models)
     lllites = load_lllites(plan.control_nets, models.unet, plan.masks)
     by_openvino = engage_openvino(plan, models, keeper, steered=bool(control_nets.models))
-    return Pipeline(models, networks, control_nets, lllites, plan, upscaler, judges, by_openvino)
+    return Pipeline(models, networks, control_nets, lllites, plan, upscaler, judges, by_openvino, encoder)
+
+
+def read_models(
+    plan: RunPlan, machine: devices.Machine, vae_dtype: torch.dtype, keeper: ModelKeeper | None
+) -> tuple[Models, PromptEncoder | None]:
+    """Read the model; where its texts come first, with what has encoded them, and without text encoders.
+
+    Args:
+        plan: of the run.
+        machine: that it is for.
+        vae_dtype: the VAE's type.
+        keeper: keeps the weights, if they are to be kept.
+    """
+    from library.models.weight_reading import read_ahead
+
+    texts_first = plan.texts_first
+    with devices.single_threaded():
+        weights = read_ahead(
+            *(plan.model, machine.device, machine.dtype),
+            **{"vae_dtype": vae_dtype, "channels_last": machine.channels_last, "kept": keeper.find() if keeper else {}},
+            texts_go=texts_first,
+        )
+        # these take longer to import than the weights take to be read meanwhile
+        import diffusers.utils.logging
+        import transformers.utils.logging
+
+        from library.draw.first_texts import encode_first
+        from library.models.models import load_models, load_texts
+
+        diffusers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.set_verbosity_error()
+        with ThreadPoolExecutor(1) as pool:
+            loading = pool.submit(load_texts, plan.model, weights)
+            _ = plan.text.tokens  # the tokenizer is loaded meanwhile
+            texts = loading.result()
+    encoder = None
+    if texts_first:
+        if keeper:
+            keeper.keep({text.kind.part: text.model for text in texts})
+        encoder = encode_first(plan, texts, machine.device)
+        texts = encoder.texts
+        if keeper:
+            keeper.leave_memory()
+    with devices.single_threaded():
+        models = load_models(plan.model, weights, texts)
+        if keeper:
+            keeper.keep(models.parts)
+    return models, encoder
 
 
 def engage_openvino(plan: RunPlan, models: Models, keeper: ModelKeeper | None, *, steered: bool) -> OpenVinoUnet | None:

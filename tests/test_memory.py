@@ -12,7 +12,9 @@ import gen_img_diffusers
 from library.draw import decoding, vae_memory
 from library.machine import features, malloc
 from library.machine.vae_slices import slice_resnets
+from library.models import models
 from library.plan.planning import make_plan
+from library.plan.run_plan import RunPlan
 from networks.keys import layer_shapes
 
 
@@ -74,6 +76,34 @@ def test_text_encoders_go_when_all_is_encoded(run, tmp_path, options, gone_after
     assert found is None
     assert len(ours) == len(plan.to_do)
     assert all(map(np.array_equal, ours, expected))
+
+
+@pytest.mark.parametrize(
+    ("lines", "options", "first"),
+    [
+        ("a cat\na cat", [], True),
+        ("a cat --n dull\na cat --n dull", ["--highres_fix_scale", 0.5, "--highres_fix_steps", 2], True),
+        ("[a:the:0.5] cat", ["--prompt_syntax", "webui"], True),
+        ("a cat\na dog", [], False),  # the second picture's text would keep the first one waiting
+    ],
+)
+def test_large_text_encoders_go_before_the_unet_is_there(sdxl, generate, tmp_path, monkeypatch, lines, options, first):
+    load, kept, file = models.load_models, [], tmp_path / "lines.txt"
+    file.write_text(lines)
+
+    def watched(files, weights, texts):
+        kept.append(len(texts))
+        return load(files, weights, texts)
+
+    monkeypatch.setattr(models, "load_models", watched)
+    ours = generate(sdxl.safetensors, "--from_file", file, *options, "--seed", 1)
+    assert ours.status == 0, ours.stderr
+    assert kept == [0 if first else 2]
+    monkeypatch.setattr(RunPlan, "texts_first", False)
+    expected = generate(sdxl.safetensors, "--from_file", file, *options, "--seed", 1)
+    assert kept[1] == 2
+    assert len(ours.pictures) == len(expected.pictures)
+    assert all(map(np.array_equal, ours.pictures, expected.pictures))
 
 
 def test_text_encoders_stay_where_more_prompts_may_come(run):

@@ -4,10 +4,13 @@ PyTorch brings a layer's weight into that order at every call; here it is done o
 reordered weight is kept. The results are the same. torch.compile does the same to frozen models.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import nn
+
+from library.machine import malloc
 
 _ON_PIXELS = ((1, 1), (0, 0), (1, 1), (1, 1), 1)  # kernel, padding, stride, dilation, groups
 
@@ -73,14 +76,31 @@ class PackedForward:
     def _pack(self, input_shape: torch.Size) -> None:
         """Bring the weight into the order that is best for inputs of this shape."""
         layer, weight = self._layer, self._layer.weight
-        if self._window is None or self._on_pixels:
+        if (window := self._window) is None or self._on_pixels:
             rows = input_shape.numel() // weight.shape[1]
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1), rows)
+            self._packed = _to_stay(lambda: torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1), rows))
         else:
-            self._packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *self._window, input_shape)
+            reorder = torch.ops.mkldnn._reorder_convolution_weight
+            self._packed = _to_stay(lambda: reorder(weight, *window, input_shape))
         if not self._keep:
             layer.weight = nn.Parameter(weight.new_empty(1).expand(weight.shape), requires_grad=False)
         self._source = layer.weight
+
+
+def _to_stay(make: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """Make a tensor that stays while features come and go, away from these: the holes that they leave are theirs again.
+
+    The C library looks for room for another thread elsewhere, where large blocks come from the system.
+    """
+    threads = torch.get_num_threads()  # on which the order depends
+
+    def work() -> torch.Tensor:
+        torch.set_num_threads(threads)
+        with torch.inference_mode(), malloc.blocks_from_system():
+            return make()
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
 
 
 def _window(layer: nn.Conv2d) -> tuple:
