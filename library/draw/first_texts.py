@@ -4,7 +4,6 @@ The text encoders then need no memory beside it: they are gone when the last of 
 """
 
 from collections.abc import Callable, Sequence
-from itertools import islice
 
 import torch
 
@@ -26,12 +25,11 @@ def make_encoder(
 def encode_first(plan: RunPlan, texts: Sequence[TextEncoder], device: torch.device) -> PromptEncoder:
     """Encode the texts of a run that has `RunPlan.texts_first` as its pictures do, and let the text encoders go."""
     encoder = make_encoder(plan.text, texts)
-    for job in islice(plan.to_do, 1):
-        for stage in stages(job, plan.highres):
-            said = [Cfg([stage], device).said(step) for step in range(stage.steps_run)]
-            chunks = encoder.tokens.chunks(*dict.fromkeys(text for each in said for text in each.texts))
-            for each in dict.fromkeys(said):
-                encoder.encode(each.texts, chunks, each.multipliers)
+    for stage in stages(plan.to_do[0], plan.highres):
+        said = [Cfg([stage], device).said(step) for step in range(stage.steps_run)]
+        chunks = encoder.tokens.chunks(*dict.fromkeys(text for each in said for text in each.texts))
+        for each in dict.fromkeys(said):
+            encoder.encode(each.texts, chunks, each.multipliers)
     if encoder.keeps_all(plan.wordings(KEPT_CHUNKS)):
         encoder.let_go()
     return encoder
