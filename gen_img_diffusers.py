@@ -84,6 +84,7 @@ if TYPE_CHECKING:  # torch and what needs it are imported once every option and 
     from library.draw.samplers import Noise
     from library.draw.sources import Start
     from library.draw.text_conditions import TextConditions
+    from library.draw.text_encoding import PromptEncoder
     from library.draw.unet_call import UnetCall
     from library.machine.openvino_engine import OpenVinoUnet
     from library.models.kept_weights import ModelKeeper
@@ -558,23 +559,23 @@ class Pipeline:
         upscaler: Upscaler | None = None,
         judges: Judges | None = None,
         by_openvino: OpenVinoUnet | None = None,
+        encoder: PromptEncoder | None = None,
     ) -> None:
+        from library.draw.first_texts import make_encoder
         from library.draw.sources import SourceLatents
-        from library.draw.text_encoding import KEPT_CHUNKS, PromptEncoder
+        from library.draw.text_encoding import KEPT_CHUNKS
         from library.machine.cuda_graphs import make_cuda_graphs
         from library.models.upscaler import Lanczos
 
         self.unet, self.vae, self.texts = models.unet, models.vae, models.texts
         self.networks, self.control_nets, self.lllites = networks, control_nets, lllites
-        text = plan.text
-        self.encoder = PromptEncoder(
-            *(text.tokens, models.texts, text.clip_skip, text.embeddings, networks.use, text.normalization)
-        )
+        # one that has been asked for all already needs no networks
+        self.encoder = encoder or make_encoder(plan.text, models.texts, networks.use)
         # networks folded into weights go on changing the text encoders'; texts of a loop or a fleet are to come
         lasting = plan.networks.pre_calculated or not plan.jobs
         # those that text encoders are kept for; None for any
         self.wordings = None if lasting else plan.wordings(KEPT_CHUNKS)
-        self.zero_empty_negative = text.zero_empty_negative
+        self.zero_empty_negative = plan.text.zero_empty_negative
         self.family, self.inputs = plan.model.family, plan.model.inputs
         self.noise = plan.noise
         self.cfg_interval, self.guidance_rescale = plan.cfg_interval, plan.guidance_rescale
@@ -591,6 +592,7 @@ class Pipeline:
         self.graphs = None if judges or lllites else make_cuda_graphs(plan.computing, self.device)
         self.engine, self.by_openvino = plan.engine, by_openvino
         self.in_loop, self.told = plan.keyboard is not None, set[str]()  # why pictures were left to PyTorch
+        self.last: Job | None = None  # the picture that is denoised last of all, where that is known
         self.cell_px = 2 ** (len(self.vae.config.block_out_channels) - 1)  # pixels a latent cell stands for, each way
 
     def watch(self, every: int, show: Callable[[np.ndarray], None]) -> None:
@@ -633,7 +635,8 @@ class Pipeline:
             if jobs[0].source is not None:
                 finish = self._redraw(jobs, make_bar)
             else:
-                finish = partial(_pictures, self._decode(self._denoise(last, originals, make_bar)))
+                latents = self._denoise(last, originals, make_bar)
+                finish = partial(_pictures, self._decode(latents, ends=self._ends_with(jobs)))
         return lambda: [
             *(first_stage if self.highres and self.highres.save_first else ()),
             *zip(jobs, self._finished(jobs, finish())),
@@ -654,7 +657,8 @@ class Pipeline:
                 Start(view, None if picture is None else Image.fromarray(picture))
                 for view, picture in zip(views, before)
             ]
-            decoded = self._decode(self._denoise(at_turn, None, make_bar, starts))
+            latents = self._denoise(at_turn, None, make_bar, starts)
+            decoded = self._decode(latents, ends=turn + 1 == turns and self._ends_with(jobs))
             finish = partial(_put_back, starts, decoded, lost)
             if turn + 1 < turns:
                 before = finish()
@@ -790,9 +794,7 @@ class Pipeline:
 
     def _let_text_encoders_go(self) -> None:
         """Free the text encoders' memory once the run's pictures ask for nothing that is not encoded already."""
-        if not self.texts or self.wordings is None:
-            return
-        if all(self.encoder.keeps([text], chunks, [multipliers]) for text, multipliers, chunks in self.wordings):
+        if self.texts and self.encoder.keeps_all(self.wordings):
             self.networks.leave_text_encoders()  # which would fold changed multipliers into weights that are gone
             self.encoder.let_go()
             self.texts = ()
@@ -898,10 +900,25 @@ class Pipeline:
             )
         return enlarged.to(latents)
 
-    def _decode(self, latents: torch.Tensor) -> list[Decoding]:
-        """Begin to decode latents (B, C, h, w), `vae_batch_size` at a time."""
+    def _ends_with(self, jobs: Sequence[Job]) -> bool:
+        """Whether nothing is denoised after these jobs: not what comes, and not they again, for lack of memory."""
+        return len(jobs) == 1 and jobs[0] is self.last and not self.works_ahead
+
+    def _let_unet_go(self) -> None:
+        """Free the memory of the U-Net, and of what works with it, for good."""
+        from library.machine.packed_layers import let_go
+
+        for model in (self.unet, *self.control_nets.models):
+            let_go(model)
+        if self.by_openvino is not None:
+            self.by_openvino.forget()
+
+    def _decode(self, latents: torch.Tensor, *, ends: bool = False) -> list[Decoding]:
+        """Begin to decode latents (B, C, h, w), `vae_batch_size` at a time; `ends`: after all that is denoised."""
         from library.draw.decoding import Decoding
 
+        if ends:
+            self._let_unet_go()
         if self.by_openvino is not None:
             self.by_openvino.rest()
         malloc.give_back()  # the U-Net's memory is in pieces of other sizes
@@ -933,33 +950,18 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
         devices.check_openvino(machine)
     devices.check_torchvision()
     from library.models.kept_weights import ModelKeeper
-    from library.models.light_imports import import_light
     from library.models.upscaler import make_upscaler
-    from library.models.weight_reading import read_ahead
 
     upscaler = None
     if plan.upscaler:  # before the model, which may take minutes
         pictures = plan.defaults.upscale != 1
         upscaler = make_upscaler(plan.upscaler, machine.device, machine.dtype, pictures=pictures)
 
-    with devices.single_threaded():
-        vae_dtype = devices.choose_vae_dtype(machine, plan.model, no_half=computing.no_half_vae)
-        # OpenVINO has weights of its own; what it made them of should not stay in memory
-        keeps = plan.engine.draws and not plan.networks.merged
-        keeper = ModelKeeper(plan.model, machine.dtype, vae_dtype) if keeps else None
-        weights = read_ahead(
-            *(plan.model, machine.device, machine.dtype),
-            **{"vae_dtype": vae_dtype, "channels_last": machine.channels_last, "kept": keeper.find() if keeper else {}},
-        )
-        import_light(compiles=computing.compile)  # takes longer than the weights take to be read meanwhile
-        from library.models.models import load_models
-
-        with ThreadPoolExecutor(1) as pool:
-            loading = pool.submit(load_models, plan.model, weights)
-            _ = plan.text.tokens  # the tokenizer is loaded meanwhile
-            models = loading.result()
-        if keeper:
-            keeper.keep(models.parts)
+    vae_dtype = devices.choose_vae_dtype(machine, plan.model, no_half=computing.no_half_vae)
+    # OpenVINO has weights of its own; what it made them of should not stay in memory
+    keeps = plan.engine.draws and not plan.networks.merged
+    keeper = ModelKeeper(plan.model, machine.dtype, vae_dtype) if keeps else None
+    models, encoder = read_models(plan, machine, vae_dtype, keeper)
     from library.draw.attention import use_kernel
     from library.draw.control_net import load_control_nets
     from library.draw.lllite import load_lllites
@@ -993,7 +995,52 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
         judges = load_judges(plan.loss_guidance, plan.loss_guidance_files, models)
     lllites = load_lllites(plan.control_nets, models.unet, plan.masks)
     by_openvino = engage_openvino(plan, models, keeper, steered=bool(control_nets.models))
-    return Pipeline(models, networks, control_nets, lllites, plan, upscaler, judges, by_openvino)
+    return Pipeline(models, networks, control_nets, lllites, plan, upscaler, judges, by_openvino, encoder)
+
+
+def read_models(
+    plan: RunPlan, machine: devices.Machine, vae_dtype: torch.dtype, keeper: ModelKeeper | None
+) -> tuple[Models, PromptEncoder | None]:
+    """Read the model; where its texts come first, with what has encoded them, and without text encoders.
+
+    Args:
+        plan: of the run.
+        machine: that it is for.
+        vae_dtype: the VAE's type.
+        keeper: keeps the weights, if they are to be kept.
+    """
+    from library.models.light_imports import import_light
+    from library.models.weight_reading import read_ahead
+
+    texts_first = plan.texts_first
+    with devices.single_threaded():
+        weights = read_ahead(
+            *(plan.model, machine.device, machine.dtype),
+            **{"vae_dtype": vae_dtype, "channels_last": machine.channels_last, "kept": keeper.find() if keeper else {}},
+            texts_go=texts_first,
+        )
+        # takes longer than the weights take to be read meanwhile
+        import_light(compiles=plan.computing.compile)
+        from library.draw.first_texts import encode_first
+        from library.models.models import load_models, load_texts
+
+        with ThreadPoolExecutor(1) as pool:
+            loading = pool.submit(load_texts, plan.model, weights)
+            _ = plan.text.tokens  # the tokenizer is loaded meanwhile
+            texts = loading.result()
+    encoder = None
+    if texts_first:
+        if keeper:
+            keeper.keep({text.kind.part: text.model for text in texts})
+        encoder = encode_first(plan, texts, machine.device)
+        texts = encoder.texts
+        if keeper:
+            keeper.leave_memory()
+    with devices.single_threaded():
+        models = load_models(plan.model, weights, texts)
+        if keeper:
+            keeper.keep(models.parts)
+    return models, encoder
 
 
 def engage_openvino(plan: RunPlan, models: Models, keeper: ModelKeeper | None, *, steered: bool) -> OpenVinoUnet | None:
@@ -1153,6 +1200,7 @@ def draw_here(plan: RunPlan, pipeline: Pipeline, tally: Tally) -> Draw:
 
     def draw(batches: Sequence[Sequence[Job]], interruptions: Interruptions, progress: console.Progress) -> Drawn:
         drawer = BatchDrawer(pipeline, plan.batch_key, tally.fail, progress.steps)
+        pipeline.last = batches[-1][-1] if batches else None
         return drawer.draw(interruptions.until_asked(batches))
 
     return draw

@@ -7,8 +7,8 @@ import io
 import os
 import pickle
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from library.files.model_files import ModelFiles
 from library.files.model_inputs import PLAIN, ModelInputs
 from library.machine import devices, packed_layers
 from library.models import models, weight_reading
+from library.models.weight_reading import ModelWeights
 from library.plan import run_record
 from library.results import metadata
 from library.texts import readable
@@ -176,7 +177,7 @@ _MOST_LOADED = 16  # tiny models, of some megabytes each
 @pytest.fixture(scope="session", autouse=True)
 def _models_loaded_once() -> Iterator[None]:
     """A model is read and built once for all runs of this process, half of what a small run takes; each gets a copy."""
-    real_read, real_load = weight_reading.read_ahead, models.load_models
+    real_read, real_load, real_texts = weight_reading.read_ahead, models.load_models, models.load_texts
     loaded: dict[str, Kept] = {}
     frozen: list[int] = []
 
@@ -187,24 +188,39 @@ def _models_loaded_once() -> Iterator[None]:
         if all(path.suffix in (".safetensors", ".ckpt") for path in paths):
             stamps = [_stamp(path) for path in paths]
             key = repr((stamps, [(each.config, each.weights.shapes) for each in components], device, dtype, settings))
-        return key, lambda: real_read(files, device, dtype, **settings)
+        copies: list[models.Models] = []  # whose text encoders were taken already
+        return key, cache(lambda: real_read(files, device, dtype, **settings)), copies
 
-    def load(files: ModelFiles, weights: tuple) -> models.Models:
-        key, begin = weights
+    def load_whole(files: ModelFiles, weights: ModelWeights) -> models.Models:
+        return real_load(files, weights, real_texts(files, weights))
+
+    def load_texts(files: ModelFiles, weights: tuple | ModelWeights) -> tuple[models.TextEncoder, ...]:
+        if isinstance(weights, ModelWeights):  # read by a test itself
+            return real_texts(files, weights)
+        key, begin, copies = weights
         if key is None:
-            return real_load(files, begin())
+            return real_texts(files, begin())
+        copies.append(load(files, weights))
+        return copies[0].texts
+
+    def load(files: ModelFiles, weights: tuple, texts: Sequence[models.TextEncoder] | None = None) -> models.Models:
+        key, begin, copies = weights
+        if key is None:
+            return real_load(files, begin(), texts) if texts is not None else load_whole(files, begin())
         if key not in loaded:
             if len(loaded) == _MOST_LOADED:
                 loaded.pop(next(iter(loaded)))
-            loaded[key] = Kept(real_load(files, begin()))
+            loaded[key] = Kept(load_whole(files, begin()))
             if not frozen:  # all is imported by now; a search for garbage among that takes as long as a small run
                 frozen.append(gc.collect())
                 gc.freeze()
-        return loaded[key].copy()
+        copy = copies.pop() if copies else loaded[key].copy()
+        return copy if texts is None else replace(copy, texts=tuple(texts))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(weight_reading, "read_ahead", read)
         patch.setattr(models, "load_models", load)
+        patch.setattr(models, "load_texts", load_texts)
         yield
 
 

@@ -9,9 +9,12 @@ from safetensors.torch import save_file
 from test_networks import random_loha
 
 import gen_img_diffusers
+from library.draw import decoding, vae_memory
 from library.machine import features, malloc
 from library.machine.vae_slices import slice_resnets
+from library.models import models
 from library.plan.planning import make_plan
+from library.plan.run_plan import RunPlan
 from networks.keys import layer_shapes
 
 
@@ -75,6 +78,34 @@ def test_text_encoders_go_when_all_is_encoded(run, tmp_path, options, gone_after
     assert all(map(np.array_equal, ours, expected))
 
 
+@pytest.mark.parametrize(
+    ("lines", "options", "first"),
+    [
+        ("a cat\na cat", [], True),
+        ("a cat --n dull\na cat --n dull", ["--highres_fix_scale", 0.5, "--highres_fix_steps", 2], True),
+        ("[a:the:0.5] cat", ["--prompt_syntax", "webui"], True),
+        ("a cat\na dog", [], False),  # the second picture's text would keep the first one waiting
+    ],
+)
+def test_large_text_encoders_go_before_the_unet_is_there(sdxl, generate, tmp_path, monkeypatch, lines, options, first):
+    load, kept, file = models.load_models, [], tmp_path / "lines.txt"
+    file.write_text(lines)
+
+    def watched(files, weights, texts):
+        kept.append(len(texts))
+        return load(files, weights, texts)
+
+    monkeypatch.setattr(models, "load_models", watched)
+    ours = generate(sdxl.safetensors, "--from_file", file, *options, "--seed", 1)
+    assert ours.status == 0, ours.stderr
+    assert kept == [0 if first else 2]
+    monkeypatch.setattr(RunPlan, "texts_first", False)
+    expected = generate(sdxl.safetensors, "--from_file", file, *options, "--seed", 1)
+    assert kept[1] == 2
+    assert len(ours.pictures) == len(expected.pictures)
+    assert all(map(np.array_equal, ours.pictures, expected.pictures))
+
+
 def test_text_encoders_stay_where_more_prompts_may_come(run):
     _, pipeline = run("--interactive")
     assert pipeline.wordings is None
@@ -109,6 +140,46 @@ def test_a_batch_is_halved_without_text_encoders(sd1, generate, monkeypatch):
     result = generate(sd1.folder, "--prompt", "a cat", "--images_per_prompt", 3, "--batch_size", 3)
     assert result.status == 0
     assert len(result.files) == 3
+
+
+@pytest.fixture
+def unets(monkeypatch):
+    """How many U-Nets hold weights when a picture is decoded, by decodings, in runs of the program."""
+    load, found = gen_img_diffusers.load_pipeline, []
+
+    def watched(*arguments):
+        pipeline = load(*arguments)
+        decode = vae_memory.decode
+
+        def counted(*arguments):
+            packed = any("forward" in vars(layer) for layer in pipeline.unet.modules())
+            found.append(packed or not all(weight.is_meta for weight in pipeline.unet.parameters()))
+            return decode(*arguments)
+
+        monkeypatch.setattr(decoding, "decode", counted)
+        return pipeline
+
+    monkeypatch.setattr(gen_img_diffusers, "load_pipeline", watched)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("options", "there"),
+    [
+        (["--images_per_prompt", 3], [True, True, False]),
+        (["--highres_fix_scale", 0.5, "--highres_fix_steps", 2], [True, False]),
+        (["--images_per_prompt", 3, "--batch_size", 2], [True, False]),
+        (["--images_per_prompt", 2, "--batch_size", 2], [True]),  # too little memory may ask for them once more
+    ],
+)
+def test_the_unet_goes_before_the_last_picture_is_decoded(sd1, generate, monkeypatch, unets, options, there):
+    ours = generate(sd1.folder, "--prompt", "a cat", *options, "--seed", 1)
+    assert ours.status == 0, ours.stderr
+    assert unets == there
+    monkeypatch.setattr(gen_img_diffusers.Pipeline, "_ends_with", lambda *arguments: False)
+    expected = generate(sd1.folder, "--prompt", "a cat", *options, "--seed", 1)
+    assert unets[len(there) :] == [True] * len(there)
+    assert all(map(np.array_equal, ours.pictures, expected.pictures))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

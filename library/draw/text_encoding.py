@@ -1,6 +1,6 @@
 """Tokens to what the U-Net is told: the text encoders' features, with the weights applied, and a pooled vector."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from library.draw.textual_inversion import extend_tokens
 from library.files.textual_inversion import XTI_LAYERS, Embedding
 from library.machine.devices import sent
 from library.models.models import TextEncoder
+from library.plan.run_plan import Wording
 from library.plan.tokens import CHUNK_TOKENS, PADDING, PromptTokens, WeightedTokens
 from library.settings.emphasis import ORIGINAL, Normalization
 from networks.strengths import Strength
@@ -106,6 +107,10 @@ class PromptEncoder:
         """Whether all texts were encoded so lately that `encode` needs no text encoder for them."""
         layers = XTI_LAYERS if self._differ_by_layer(texts) else XTI_LAYERS[:1]
         return all(key in self._kept for layer in layers for key in self._wanted(texts, chunks, multipliers, layer))
+
+    def keeps_all(self, wordings: Iterable[Wording] | None) -> bool:
+        """Whether it `keeps` all that a run asks for; None for what nobody knows."""
+        return wordings is not None and all(self.keeps([text], chunks, [of]) for text, of, chunks in wordings)
 
     def let_go(self) -> None:
         """Free the text encoders' memory. From then on `encode` is for texts that it `keeps`; it does so for good."""

@@ -166,6 +166,10 @@ class OpenVinoUnet:
         """See `Compiled.rest`."""
         self._compiled.rest()
 
+    def forget(self) -> None:
+        """See `Compiled.forget`."""
+        self._compiled.forget()
+
     def __call__(
         self,
         sample: torch.Tensor,

@@ -4,10 +4,14 @@ PyTorch brings a layer's weight into that order at every call; here it is done o
 reordered weight is kept. The results are the same. torch.compile does the same to frozen models.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 from torch import nn
+
+from library.machine import malloc
 
 _ON_PIXELS = ((1, 1), (0, 0), (1, 1), (1, 1), 1)  # kernel, padding, stride, dilation, groups
 
@@ -34,6 +38,13 @@ def pack_layers(model: nn.Module, keep: Collection[nn.Module] = ()) -> None:
     for layer in model.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d) and "forward" not in vars(layer):
             vars(layer)["forward"] = PackedForward(layer, keep=layer in keep)
+
+
+def let_go(model: nn.Module) -> None:
+    """Free the memory of a model that is not called any more; whoever else holds it holds no weights by it."""
+    for layer in model.modules():
+        vars(layer).pop("forward", None)  # which holds the reordered weights
+    model.to("meta")
 
 
 class PackedForward:
@@ -65,7 +76,7 @@ class PackedForward:
 
     def _pack(self, input_shape: torch.Size) -> None:
         layer, weight = self._layer, self._layer.weight
-        self._packed = self._reordered(weight, input_shape)
+        self._packed = _to_stay(partial(self._reordered, weight, input_shape))
         if not self._keep:
             layer.weight = nn.Parameter(weight.new_empty(1).expand(weight.shape), requires_grad=False)
         self._source = layer.weight
@@ -76,6 +87,22 @@ class PackedForward:
             rows = input_shape.numel() // weight.shape[1]
             return torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1), rows)
         return torch.ops.mkldnn._reorder_convolution_weight(weight, *self._window, input_shape)
+
+
+def _to_stay(make: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """Make a tensor that stays while features come and go, away from these: the holes that they leave are theirs again.
+
+    The C library looks for room for another thread elsewhere, where large blocks come from the system.
+    """
+    threads = torch.get_num_threads()  # on which the order depends
+
+    def work() -> torch.Tensor:
+        torch.set_num_threads(threads)
+        with torch.inference_mode(), malloc.blocks_from_system():
+            return make()
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
 
 
 def _window(layer: nn.Conv2d) -> tuple:

@@ -1,6 +1,6 @@
 """Loading a model's components: built without memory, filled tensor by tensor from a file, in the type they run in."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -68,17 +68,27 @@ class Models:
         return {"unet": self.unet, "vae": self.vae} | {text.kind.part: text.model for text in self.texts}
 
 
-def load_models(files: ModelFiles, weights: ModelWeights) -> Models:
+def load_texts(files: ModelFiles, weights: ModelWeights) -> tuple[TextEncoder, ...]:
+    """Build the text encoders of a model alone, as `load_models` does."""
+    return tuple(load_text_encoder(*pair) for pair in zip(files.texts, weights.texts))
+
+
+def load_models(files: ModelFiles, weights: ModelWeights, texts: Sequence[TextEncoder] | None = None) -> Models:
     """Build the components of a model and fill them with weights that are being read.
+
+    Args:
+        files: of the model.
+        weights: of it.
+        texts: its text encoders; None to load them.
 
     Raises:
         InputError: when tensors are missing, of a wrong shape, or hold NaN or infinite values.
     """
-    with ThreadPoolExecutor(max_workers=2 + len(files.texts)) as pool:  # reading and casting release the GIL
+    with ThreadPoolExecutor(max_workers=2) as pool:  # reading and casting release the GIL
         unet = pool.submit(load_unet, files.unet, weights.unet)
         vae = pool.submit(load_vae, files.vae, weights.vae)
-        texts = [pool.submit(load_text_encoder, *pair) for pair in zip(files.texts, weights.texts)]
-        models = Models(unet.result(), vae.result(), tuple(text.result() for text in texts))
+        texts = load_texts(files, weights) if texts is None else texts
+        models = Models(unet.result(), vae.result(), tuple(texts))
     for read in (weights.unet, weights.vae, *weights.texts):
         read.close()
     return models
@@ -164,15 +174,21 @@ def fill(model: Model, weights: CastWeights | KeptWeights, sources: Sources) -> 
     """
     if isinstance(weights, KeptWeights):  # they are kept under the model's own names
         sources = _as_named
-    missing = []
+    missing, in_thirds = [], set[str]()
     for target, parameter in list(model.named_parameters()):
         source = next((source for source in sources(target) if source.name in weights.shapes), None)
         if source is None:
             missing.append(target)
             continue
         value = _read(weights, source, parameter.shape)
+        if source.third is None:
+            weights.release(source.name)
+        else:  # asked for twice more, and all three lie in one memory
+            in_thirds.add(source.name)
         owner, _, leaf = target.rpartition(".")
         setattr(model.get_submodule(owner), leaf, torch.nn.Parameter(value, requires_grad=False))
+    for name in in_thirds:
+        weights.release(name)
     if missing:
         raise InputError(
             str(weights.path),
@@ -198,9 +214,8 @@ def _read(weights: CastWeights | KeptWeights, source: Source, shape: torch.Size)
         problem = f"{source.name!r} has the shape {list(found)}, the model needs {list(shape)}; use a model that fits"
         raise InputError(str(weights.path), problem)
     value = weights.tensor(source.name)
-    if source.third is not None:  # asked for twice more
-        return value.chunk(3)[source.third].reshape(shape).clone()
-    weights.release(source.name)
+    if source.third is not None:
+        return value.chunk(3)[source.third].reshape(shape)
     return value.T.contiguous() if source.transposed else value.reshape(shape)
 
 

@@ -39,10 +39,29 @@ class CastWeights:
         self._channels_last = channels_last
         self._begun: dict[str, Future[torch.Tensor]] = {}
 
-    def begin(self, names: Iterable[str], pool: ThreadPoolExecutor) -> None:
-        """Begin to read tensors, the largest first: those keep the threads from waiting for one another."""
-        for name in sorted(names, key=lambda name: -torch.Size(self.shapes[name]).numel()):
+    def begin(self, names: Iterable[str], pool: ThreadPoolExecutor, *, but: int = 0) -> None:
+        """Begin to read tensors, the largest first: those keep the threads from waiting for one another.
+
+        Args:
+            names: of the tensors.
+            pool: reads.
+            but: so many bytes are left until they are asked for.
+        """
+        names = sorted(names, key=lambda name: -torch.Size(self.shapes[name]).numel())
+        room = self._nbytes(names) - but
+        for name in names:
+            room -= self._nbytes([name])
+            if room < 0:
+                break
             self._begun[name] = pool.submit(self._read, name)
+
+    @property
+    def begun_bytes(self) -> int:
+        """What the tensors take that were begun and not released yet."""
+        return self._nbytes(self._begun)
+
+    def _nbytes(self, names: Iterable[str]) -> int:
+        return sum(torch.Size(self.shapes[name]).numel() for name in names) * self._dtype.itemsize
 
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor.
@@ -98,6 +117,7 @@ def read_ahead(
     vae_dtype: torch.dtype | None = None,
     channels_last: bool,
     kept: Mapping[str, KeptWeights] = MappingProxyType({}),
+    texts_go: bool = False,
 ) -> ModelWeights:
     """Begin to read all weights of a model in the background.
 
@@ -108,19 +128,21 @@ def read_ahead(
         vae_dtype: the VAE's type, where that is another one.
         channels_last: see `CastWeights`.
         kept: components' weights that need not be read, by the names in `ModelFiles.parts`.
+        texts_go: the text encoders are gone before the U-Net is filled; as much of it as they take is left until then.
     """
     pool = ThreadPoolExecutor(_THREADS)
 
-    def begin(component: Component, *prefixes: str, dtype: torch.dtype = dtype) -> CastWeights:
+    def begin(component: Component, *prefixes: str, dtype: torch.dtype = dtype, but: int = 0) -> CastWeights:
         weights = CastWeights(component.weights, device, dtype, channels_last=channels_last)
         own = [name for name in weights.shapes if name.startswith(prefixes)]  # a checkpoint holds several components
-        weights.begin(own or weights.shapes, pool)
+        weights.begin(own or weights.shapes, pool, but=but)
         return weights
 
-    unet = kept.get("unet") or begin(files.unet, layout.UNET_PREFIX)
     texts = tuple(
         kept.get(text.kind.part) or begin(text, *(text.names.prefix,) if text.names else ()) for text in files.texts
     )
+    begun = sum(text.begun_bytes for text in texts if isinstance(text, CastWeights))
+    unet = kept.get("unet") or begin(files.unet, layout.UNET_PREFIX, but=begun if texts_go else 0)
     vae = kept.get("vae") or begin(files.vae, layout.VAE_PREFIX, dtype=vae_dtype or dtype)
     pool.shutdown(wait=False)
     return ModelWeights(unet, vae, texts)

@@ -136,6 +136,16 @@ class RunPlan:
                 return None
         return found
 
+    @property
+    def texts_first(self) -> bool:
+        """Whether text encoders are asked for all that they are needed for, and gone, before the U-Net is there.
+
+        It pays where they are large, as XL's two; all pictures have to ask for the same, which no network changes.
+        """
+        if len(self.model.texts) == 1 or self.networks.specs:
+            return False
+        return len({stage.all_texts for job in self.to_do for stage in stages(job, self.highres)}) == 1
+
     def to_share(self) -> dict[str, object]:
         """What other processes need to plan the same run, as plain data."""
         return {"record": self.record.to_json(), "done": {place: file.name for place, file in self.done.items()}}
