@@ -27,6 +27,8 @@ print([name for name in others if name in sys.modules])
 import torch, scipy.stats
 from diffusers import UNet1DModel
 from diffusers.models.unets import UNet3DConditionModel
+import diffusers.models.unets, diffusers.hooks
+assert diffusers.models.unets.UNet1DModel is UNet1DModel and diffusers.hooks.HookRegistry
 from scipy.stats import *
 assert norm.cdf(0) == 0.5
 assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)) == 2 and torch.distributed.is_available()

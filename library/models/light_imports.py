@@ -61,7 +61,9 @@ def _import_models() -> None:
 
     _quieten()
     for name in _POSTPONED:
-        _postpone(name)
+        if package := _postpone(name):
+            above, _, last = name.rpartition(".")
+            setattr(sys.modules[above], last, package)  # as an import does: `import diffusers.models.unets` asks for it
     distribution = vars(torch.distributed)
     in_truth = distribution["is_available"]
     distribution["is_available"] = lambda: False  # what shards models over machines is not imported
