@@ -76,6 +76,17 @@ def test_what_answers_and_is_not_ray_is_told_before_ray_tries_it_for_minutes(gen
     assert f"error: --ray {address}: no cluster answers there (what does is not Ray); start" in result.stderr
 
 
+def test_a_port_of_another_of_rays_services_is_thought_of(generate, monkeypatch):
+    def init(**_: object) -> None:
+        raise ConnectionError("ray client connection timeout")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(nodes, "_knock", lambda address: None)
+    result = generate(DEMO, "--prompt", "red", "--ray", "ray://localhost:6379")
+    assert result.status == 4
+    assert "no cluster there (ray client connection timeout); start one, or check address, its port (" in result.stderr
+
+
 def test_a_cluster_is_found_past_a_proxy_and_without_grpc(monkeypatch):
     """Ray itself passes proxies by, and its core alone does without grpcio."""
     with ThreadPoolExecutor(1) as pool, socket.create_server(("127.0.0.1", 0)) as dead:

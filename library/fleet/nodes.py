@@ -92,9 +92,8 @@ def connected(fleet: Fleet, program: Path) -> Iterator[None]:
                 ray.init(address=fleet.address, log_to_driver=False, logging_level=logging.CRITICAL, **settings)
         except (ConnectionError, RuntimeError, TimeoutError, ValueError, OSError, RayError) as problem:
             reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0][:160]
-            raise EnvironmentFault(
-                f"--ray {fleet.address}", f"no cluster there ({reason}); start one, or check address and RAY_AUTH_MODE"
-            ) from None
+            advice = "start one, or check address, its port (ray:// has one of its own) and RAY_AUTH_MODE"
+            raise EnvironmentFault(f"--ray {fleet.address}", f"no cluster there ({reason}); {advice}") from None
         except SystemExit:  # Ray has its own handler of SIGTERM, which leaves with status 15
             raise Interrupted(signal.SIGTERM) from None
         listen()
