@@ -2,8 +2,11 @@
 
 import shutil
 import socket
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 import ray
@@ -71,6 +74,31 @@ def test_what_answers_and_is_not_ray_is_told_before_ray_tries_it_for_minutes(gen
         result = generate(DEMO, "--prompt", "red", "--ray", address)
     assert result.status == 4
     assert f"error: --ray {address}: no cluster answers there (what does is not Ray); start" in result.stderr
+
+
+def test_a_port_of_another_of_rays_services_is_thought_of(generate, monkeypatch):
+    def init(**_: object) -> None:
+        raise ConnectionError("ray client connection timeout")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(nodes, "_knock", lambda address: None)
+    result = generate(DEMO, "--prompt", "red", "--ray", "ray://localhost:6379")
+    assert result.status == 4
+    assert "no cluster there (ray client connection timeout); start one, or check address, its port (" in result.stderr
+
+
+def test_a_cluster_is_found_past_a_proxy_and_without_grpc(monkeypatch):
+    """Ray itself passes proxies by, and its core alone does without grpcio."""
+    with ThreadPoolExecutor(1) as pool, socket.create_server(("127.0.0.1", 0)) as dead:
+        server = grpc.server(pool)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        monkeypatch.setattr(nodes, "_KNOCK_S", 5)
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{dead.getsockname()[1]}")
+        nodes._knock(f"127.0.0.1:{port}")
+        server.stop(None)
+        monkeypatch.setitem(sys.modules, "grpc", None)
+        nodes._knock(f"127.0.0.1:{dead.getsockname()[1]}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -27,13 +27,41 @@ print([name for name in others if name in sys.modules])
 import torch, scipy.stats
 from diffusers import UNet1DModel
 from diffusers.models.unets import UNet3DConditionModel
+import diffusers.models.unets, diffusers.hooks
+assert diffusers.models.unets.UNet1DModel is UNet1DModel and diffusers.hooks.HookRegistry
+from scipy.stats import *
+assert norm.cdf(0) == 0.5
 assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)) == 2 and torch.distributed.is_available()
 print([each for each in (UNet1DModel, UNet3DConditionModel) if not callable(each)])
 """,
     ],
 )
 def test_drawing_imports_what_it_uses_and_the_rest_is_there(tmp_path: Path, then: str) -> None:
-    command = [sys.executable, "-c", _DRAWS + then, str(tmp_path)]
+    assert run(_DRAWS + then, tmp_path) == "[]"
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "sys.modules['scipy'] = None",  # not installed
+        "import diffusers",  # as a custom module does
+    ],
+)
+def test_whatever_is_there_before_what_draws_is_imported_and_keeps_quiet(tmp_path: Path, before: str) -> None:
+    program = f"""
+import sys
+{before}
+from library.models.light_imports import import_light
+import_light(compiles=False)
+import diffusers.utils.logging, transformers.utils.logging, logging, library.models.models
+print([each.get_verbosity() for each in (diffusers.utils.logging, transformers.utils.logging)] == [logging.ERROR] * 2)
+"""
+    assert run(program, tmp_path) == "True"
+
+
+def run(program: str, outdir: Path) -> str:
+    """The last line that a program prints."""
+    command = [sys.executable, "-c", program, str(outdir)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "[]"
+    return done.stdout.splitlines()[-1]

@@ -147,6 +147,21 @@ def test_places_from_the_environment():
     assert (team.rank, team.size, team.local_rank, team.is_first) == (3, 4, 1, False)
 
 
+@pytest.mark.parametrize("taken", [False, True])
+def test_without_a_place_to_meet_that_is_one_line(generate, sd1, monkeypatch, taken):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        places = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2}
+        if taken:
+            places |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": other.getsockname()[1]}
+        for name, value in places.items():
+            monkeypatch.setenv(name, str(value))
+        result = generate(sd1.folder, "--prompt", "a cat")
+    (line,) = result.stderr.splitlines()
+    assert result.status == 4
+    assert line.startswith("error: process 0: does not find the others (")
+    assert line.endswith("; set MASTER_ADDR and MASTER_PORT as torchrun does, or unset RANK and WORLD_SIZE")
+
+
 def launched(outdir: Path) -> dict[int, int]:
     """The processes of a launched run, by rank."""
     found = {}

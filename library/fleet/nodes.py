@@ -14,9 +14,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
-import grpc
 import ray
 from ray._private import worker as ray_worker
+from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
 from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -92,9 +92,8 @@ def connected(fleet: Fleet, program: Path) -> Iterator[None]:
                 ray.init(address=fleet.address, log_to_driver=False, logging_level=logging.CRITICAL, **settings)
         except (ConnectionError, RuntimeError, TimeoutError, ValueError, OSError, RayError) as problem:
             reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0][:160]
-            raise EnvironmentFault(
-                f"--ray {fleet.address}", f"no cluster there ({reason}); start one, or check address and RAY_AUTH_MODE"
-            ) from None
+            advice = "start one, or check address, its port (ray:// has one of its own) and RAY_AUTH_MODE"
+            raise EnvironmentFault(f"--ray {fleet.address}", f"no cluster there ({reason}); {advice}") from None
         except SystemExit:  # Ray has its own handler of SIGTERM, which leaves with status 15
             raise Interrupted(signal.SIGTERM) from None
         listen()
@@ -133,16 +132,31 @@ def _knock(address: str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host:
         return
+    reason = ""
     try:
         socket.create_connection((host.strip("[]"), int(port)), _KNOCK_S).close()
-        if os.environ.get("RAY_USE_TLS", "0") == "0":
-            with grpc.insecure_channel(f"{host}:{port}") as channel:
-                grpc.channel_ready_future(channel).result(_KNOCK_S)
-    except (OSError, grpc.FutureTimeoutError) as problem:
-        reason = getattr(problem, "strerror", None) or "what does is not Ray"
-        raise EnvironmentFault(
-            f"--ray {address}", f"no cluster answers there ({reason}); start a cluster, or check the address"
-        ) from None
+    except OSError as problem:
+        reason = problem.strerror or str(problem)
+    encrypted = os.environ.get("RAY_USE_TLS", "").lower() in ("1", "true")
+    if not reason and not encrypted and not _speaks_grpc(f"{host}:{port}"):
+        reason = "what does is not Ray"
+    if reason:
+        problem = f"no cluster answers there ({reason}); start a cluster, or check the address"
+        raise EnvironmentFault(f"--ray {address}", problem)
+
+
+def _speaks_grpc(place: str) -> bool:
+    """Whether what answers at HOST:PORT does, reached past the proxies that Ray passes by; true where none can tell."""
+    try:
+        import grpc
+    except ImportError:  # `ray` without its extras does not bring it
+        return True
+    with grpc.insecure_channel(place, options=GLOBAL_GRPC_OPTIONS) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(_KNOCK_S)
+        except grpc.FutureTimeoutError:
+            return False
+    return True
 
 
 def alive() -> list[Node]:

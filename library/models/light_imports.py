@@ -7,7 +7,7 @@ used here; PyTorch's compiler is imported to mark functions that it should leave
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any
 
@@ -24,7 +24,8 @@ class _Postponed(ModuleType):
 
     def __getattr__(self, name: str) -> object:
         spec = self.__spec__
-        if name.startswith("__") or spec is None or spec.loader is None:
+        special = name.startswith("__") and name != "__all__"  # which `import *` reads
+        if special or spec is None or spec.loader is None:
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         object.__setattr__(self, "__class__", ModuleType)
         spec.loader.exec_module(self)
@@ -37,24 +38,31 @@ def import_light(*, compiles: bool) -> None:
     Args:
         compiles: PyTorch's compiler is used.
     """
-    if "diffusers" in sys.modules:
-        return
-    if compiles:
+    if "diffusers" in sys.modules:  # a custom module has imported it
+        _quieten()
+    elif compiles:
         _import_models()
     else:
         with _compiler_unmarked():
             _import_models()
 
 
-def _import_models() -> None:
+def _quieten() -> None:
     import diffusers.utils.logging
-    import torch.distributed
     import transformers.utils.logging
 
-    for name in _POSTPONED:
-        _postpone(name)
     diffusers.utils.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity_error()
+
+
+def _import_models() -> None:
+    import torch.distributed
+
+    _quieten()
+    for name in _POSTPONED:
+        if package := _postpone(name):
+            above, _, last = name.rpartition(".")
+            setattr(sys.modules[above], last, package)  # as an import does: `import diffusers.models.unets` asks for it
     distribution = vars(torch.distributed)
     in_truth = distribution["is_available"]
     distribution["is_available"] = lambda: False  # what shards models over machines is not imported
@@ -66,7 +74,9 @@ def _import_models() -> None:
 
 def _postpone(name: str) -> ModuleType | None:
     """Have a package run later; None where there is none of that name, or it has run."""
-    spec = None if name in sys.modules else importlib.util.find_spec(name)
+    spec = None
+    with suppress(ModuleNotFoundError):  # what it is a part of is not installed
+        spec = None if name in sys.modules else importlib.util.find_spec(name)
     if spec is None:
         return None
     package: Any = importlib.util.module_from_spec(spec)

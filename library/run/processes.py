@@ -50,7 +50,12 @@ class Team:
     def _store(self) -> "Store":
         from torch.distributed import PrefixStore, rendezvous
 
-        store, _, _ = next(rendezvous("env://", self.rank, self.size))
+        try:
+            store, _, _ = next(rendezvous("env://", self.rank, self.size))
+        except (RuntimeError, ValueError) as problem:  # nobody is reached; a variable is not set
+            reason = str(problem).splitlines()[0][-160:]
+            advice = "set MASTER_ADDR and MASTER_PORT as torchrun does, or unset RANK and WORLD_SIZE"
+            raise EnvironmentFault(f"process {self.rank}", f"does not find the others ({reason}); {advice}") from None
         return PrefixStore(f"gen_img_diffusers/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
     def _keys(self, name: str) -> list[str]:
@@ -96,8 +101,10 @@ class Team:
 
     def leave(self) -> None:
         """End what the processes have to do with each other; where the store is the first one's, all have its plan."""
-        self.send_plan(None)  # whatever happened, nobody waits for one
-        self.tell("left", True)
-        if keys := self._keys("received"):
-            with suppress(RuntimeError):
+        with suppress(RuntimeError, EnvironmentFault):  # it is not there, which has been said
+            if self.is_first:
+                self.send_plan(None)  # whatever happened, nobody waits for one
+            elif "_store" in vars(self):  # else it was looked for in vain, for minutes
+                self.tell("left", True)
+            if keys := self._keys("received"):
                 self._store.wait(keys, _PATIENCE)

@@ -34,7 +34,7 @@ from tools.expected_images import ExpectedCase, expected_cases, packs
 if TYPE_CHECKING:
     from gen_img_diffusers import Pipeline
     from library.plan.run_plan import RunPlan
-    from library.results.metadata import RunFacts, run_facts
+    from library.results.metadata import RunFacts
 
 _LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "xformers", "triton")
 _WORTH_IT = 1.03  # a batch size that gives less than this more pictures a second is not worth its memory
@@ -243,6 +243,7 @@ def writing(case: Case, batches: int, notes: Notes) -> None:
         notes: takes the milliseconds a picture.
     """
     import gen_img_diffusers as program
+    from library.results.metadata import run_facts
 
     Path(case.outdir).mkdir(parents=True, exist_ok=True)
     options = case.command_line()
