@@ -1,5 +1,6 @@
 """Loading a model's components: built without memory, filled tensor by tensor from a file, in the type they run in."""
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -149,10 +150,13 @@ def load_text_encoder(component: TextComponent, weights: CastWeights | KeptWeigh
     return TextEncoder(component.kind, fill(text_encoder, weights, sources))
 
 
+_building = threading.Lock()  # `no_init_weights` changes what all threads have, and puts back what it found
+
+
 def build(component: Component, make: Callable[[dict[str, Any]], Model]) -> Model:
     """Make an empty model from its configuration, without memory for its weights."""
     try:
-        with torch.device("meta"), no_init_weights():
+        with _building, torch.device("meta"), no_init_weights():
             return make(component.config)
     except Exception as problem:  # whatever diffusers and transformers raise for values they cannot use
         reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0][:160]

@@ -7,8 +7,6 @@ from library.plan.job import Job
 
 def group_into_batches(jobs: Iterable[Job], batch_size: int, key: Callable[[Job], object]) -> list[list[Job]]:
     """Fill batches with jobs of equal key from anywhere in the run; batches are in the order of their first job."""
-    if batch_size == 1:  # no key is needed, which takes each prompt's tokens
-        return [[job] for job in jobs]
     batches: list[list[Job]] = []
     filling: dict[object, list[Job]] = {}
     for job in jobs:
