@@ -561,9 +561,8 @@ class Pipeline:
         by_openvino: OpenVinoUnet | None = None,
         encoder: PromptEncoder | None = None,
     ) -> None:
-        from library.draw.first_texts import make_encoder
         from library.draw.sources import SourceLatents
-        from library.draw.text_encoding import KEPT_CHUNKS
+        from library.draw.text_encoding import KEPT_CHUNKS, make_encoder
         from library.machine.cuda_graphs import make_cuda_graphs
         from library.models.upscaler import Lanczos
 

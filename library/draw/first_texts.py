@@ -3,30 +3,22 @@
 The text encoders then need no memory beside it: they are gone when the last of its weights are read.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from library.draw.denoiser import Cfg
-from library.draw.text_encoding import KEPT_CHUNKS, Multipliers, PromptEncoder
+from library.draw.text_encoding import KEPT_CHUNKS, PromptEncoder, make_encoder
 from library.models.models import TextEncoder
-from library.plan.run_plan import RunPlan, TextPlan
+from library.plan.run_plan import RunPlan
 from library.plan.stages import stages
-
-
-def make_encoder(
-    plan: TextPlan, texts: Sequence[TextEncoder], use_multipliers: Callable[[Multipliers], None] = lambda _: None
-) -> PromptEncoder:
-    """What encodes a run's prompts with these text encoders; see `PromptEncoder`."""
-    embeddings, skip = plan.embeddings, plan.clip_skip
-    return PromptEncoder(plan.tokens, texts, skip, embeddings, use_multipliers, plan.normalization)
 
 
 def encode_first(plan: RunPlan, texts: Sequence[TextEncoder], device: torch.device) -> PromptEncoder:
     """Encode the texts of a run that has `RunPlan.texts_first` as its pictures do, and let the text encoders go."""
     encoder = make_encoder(plan.text, texts)
     for stage in stages(plan.to_do[0], plan.highres):
-        said = [Cfg([stage], device).said(step) for step in range(stage.steps_run)]
+        said = Cfg([stage], device).said_in(stage.steps_run)
         chunks = encoder.tokens.chunks(*dict.fromkeys(text for each in said for text in each.texts))
         for each in dict.fromkeys(said):
             encoder.encode(each.texts, chunks, each.multipliers)

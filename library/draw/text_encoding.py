@@ -11,7 +11,7 @@ from library.draw.textual_inversion import extend_tokens
 from library.files.textual_inversion import XTI_LAYERS, Embedding
 from library.machine.devices import sent
 from library.models.models import TextEncoder
-from library.plan.run_plan import Wording
+from library.plan.run_plan import TextPlan, Wording
 from library.plan.tokens import CHUNK_TOKENS, PADDING, PromptTokens, WeightedTokens
 from library.settings.emphasis import ORIGINAL, Normalization
 from networks.strengths import Strength
@@ -228,3 +228,11 @@ def weigh(embeddings: torch.Tensor, weights: torch.Tensor, normalization: Normal
     )
     scaled = weighted * (before / torch.where(after == 0, 1, after))  # without a 0 / 0, whose gradient is NaN
     return torch.where(after == 0, weighted, scaled)
+
+
+def make_encoder(
+    plan: TextPlan, texts: Sequence[TextEncoder], use_multipliers: Callable[[Multipliers], None] = lambda _: None
+) -> PromptEncoder:
+    """What encodes a run's prompts with these text encoders; see `PromptEncoder`."""
+    embeddings, skip = plan.embeddings, plan.clip_skip
+    return PromptEncoder(plan.tokens, texts, skip, embeddings, use_multipliers, plan.normalization)

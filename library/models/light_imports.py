@@ -93,9 +93,11 @@ def _compiler_unmarked() -> Iterator[None]:
     compiler = _postpone(_COMPILER)
     if compiler is not None:
         vars(compiler).update(dict.fromkeys(_MARKS, _unmarked))
-    yield
-    if isinstance(compiler, _Postponed):  # it has not run meanwhile; who wants it later imports it as ever
-        del sys.modules[_COMPILER]
+    try:
+        yield
+    finally:
+        if isinstance(compiler, _Postponed):  # it has not run meanwhile; who wants it later imports it as ever
+            del sys.modules[_COMPILER]
 
 
 def _unmarked(what: Callable | None = None, *_: object, **__: object) -> Callable:

@@ -144,7 +144,9 @@ class RunPlan:
         """
         if len(self.model.texts) == 1 or self.networks.specs:
             return False
-        return len({stage.all_texts for job in self.to_do for stage in stages(job, self.highres)}) == 1
+        texts = (stage.all_texts for job in self.to_do for stage in stages(job, self.highres))
+        first = next(texts, None)
+        return first is not None and all(each == first for each in texts)
 
     def to_share(self) -> dict[str, object]:
         """What other processes need to plan the same run, as plain data."""
