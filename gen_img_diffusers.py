@@ -982,7 +982,7 @@ def load_pipeline(plan: RunPlan, process: int = 0) -> Pipeline:
         networks.keep_shapes()
     rewritten, written_into = networks.rewritten_layers(), networks.write_into_weights
     make_fast(
-        *(models.unet, control_nets.models, machine, computing),
+        *(models.unet, control_nets.models, models.vae, machine, computing),
         rewritten=set(models.unet.modules()) if plan.engine.draws else rewritten,  # OpenVINO reads the weights as well
         may_pack=not (gradients or written_into),
         constant=not (rewritten or written_into),

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch._inductor.config
 import torch.nn.functional as F
+from diffusers.models.resnet import Upsample2D
 from loading import load_one
 from safetensors.torch import load_file, save_file
 
@@ -21,6 +22,7 @@ from library.errors import InputError
 from library.files.model_files import find_model
 from library.machine import devices, malloc
 from library.machine.attention import sdpa
+from library.machine.enlarging import enlarge_at_once
 from library.machine.matmul_attention import matmul_attention
 from library.machine.packed_layers import can_pack, pack_layers
 from library.models.models import load_unet
@@ -71,6 +73,37 @@ def test_only_the_reordered_weight_is_kept():
     picture = torch.randn(1, 4, 16, 16)
     expected = F.conv2d(picture, 2 * kept, None, 1, 1)
     torch.testing.assert_close(layers[0](picture), expected, **TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_enlarging_at_once_gives_the_same(dtype):
+    plain, at_once = (make_enlarging(dtype) for _ in range(2))
+    if can_pack(CPU, dtype):
+        pack_layers(at_once, keep=enlarge_at_once(at_once))
+    wanted = [None, None, (31, 16), None, (32, 32)]  # the U-Net tells the size where it was not halved evenly
+    for rows, size in zip((2, 1, 2, 3, 1), wanted):
+        picture = torch.randn(rows, 16, 16, 16).to(dtype).contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(at_once(picture, size), plain(picture, size), **TOLERANCE[dtype])
+
+
+def test_enlarging_follows_what_becomes_of_its_convolution():
+    block, picture = make_enlarging(torch.float32), torch.randn(1, 16, 8, 8)
+    if can_pack(CPU, torch.bfloat16):
+        enlarge_at_once(block)
+    before = block(picture)
+    adding_one = block.conv.register_forward_hook(lambda layer, inputs, output: output + 1)  # as networks beside it
+    torch.testing.assert_close(block(picture), before + 1, **TOLERANCE[torch.float32])
+    adding_one.remove()
+    block.conv.weight = torch.nn.Parameter(2 * block.conv.weight, requires_grad=False)  # as networks put into it
+    bias = block.conv.bias[:, None, None]
+    torch.testing.assert_close(block(picture), 2 * (before - bias) + bias, **TOLERANCE[torch.float32])
+    block.to(torch.bfloat16)  # as a VAE whose picture has values that are not numbers, the other way round
+    assert block(picture.bfloat16()).dtype == torch.bfloat16
+
+
+def make_enlarging(dtype: torch.dtype) -> Upsample2D:
+    torch.manual_seed(0)
+    return Upsample2D(16, use_conv=True).to(dtype).requires_grad_(False)
 
 
 def test_what_others_have_taken_over_is_left_alone():

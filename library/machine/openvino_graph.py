@@ -1,7 +1,6 @@
 """Layers and blocks written out as OpenVINO's operations, and the VAE's decoder of these.
 
-They are written from the loaded modules, whose weights are not copied. Enlarging by 2 before a 3 × 3 convolution is one
-transposed convolution: the same sums, but for rounding, with 16 products for four pixels in place of 36.
+They are written from the loaded modules, whose weights are not copied.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from library.machine.enlarging import enlarging_kernel
 from library.machine.openvino_itself import Node, openvino, ops
 
 Module = Any  # one of diffusers'; type checkers take parts of modules for tensors
@@ -20,9 +20,6 @@ ValuesOf = Callable[[Module], tuple[torch.Tensor, torch.Tensor | None]]
 
 ANY = -1  # a size that is not known when a graph is compiled
 TYPES = {torch.float32: openvino.Type.f32, torch.bfloat16: openvino.Type.bf16}
-
-# The taps of a 3-wide kernel that fall on the same pixel where each pixel stands twice: (phase, pixel, tap)
-_SAME_PIXEL = torch.tensor([[[1.0, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])
 
 
 @dataclass
@@ -81,13 +78,8 @@ class Graph:
     def conv_of_enlarged(self, layer: Module, x: Node) -> Node:
         """A 3 × 3 convolution of (B, C, h, w) with each pixel repeated 2 × 2 times → (B, C', 2h, 2w)"""
         weight, bias = self.values_of(layer)
-        phases = torch.einsum("pya,oiab,qxb->iopqyx", _SAME_PIXEL, weight.float(), _SAME_PIXEL)
-        # phase p of the output reads pixel y at place 3 - p - 2y of a transposed convolution's kernel
-        kernel = weight.new_zeros(*phases.shape[:2], 4, 4)
-        for p, q, y, x_ in np.ndindex(2, 2, 2, 2):
-            kernel[:, :, 3 - p - 2 * y, 3 - q - 2 * x_] = phases[:, :, p, q, y, x_]
-        kernel_node, one, two = self.constant(kernel), [1, 1], [2, 2]
-        y = ops.convolution_backprop_data(x, kernel_node, two, None, one, one, one, "explicit", [0, 0])
+        kernel, one, two = self.constant(enlarging_kernel(weight)), [1, 1], [2, 2]
+        y = ops.convolution_backprop_data(x, kernel, two, None, one, one, one, "explicit", [0, 0])
         return self._with_bias(y, bias)
 
     def _with_bias(self, y: Node, bias: torch.Tensor | None) -> Node:

@@ -76,7 +76,7 @@ class PackedForward:
 
     def _pack(self, input_shape: torch.Size) -> None:
         layer, weight = self._layer, self._layer.weight
-        self._packed = _to_stay(partial(self._reordered, weight, input_shape))
+        self._packed = to_stay(partial(self._reordered, weight, input_shape))
         if not self._keep:
             layer.weight = nn.Parameter(weight.new_empty(1).expand(weight.shape), requires_grad=False)
         self._source = layer.weight
@@ -89,7 +89,7 @@ class PackedForward:
         return torch.ops.mkldnn._reorder_convolution_weight(weight, *self._window, input_shape)
 
 
-def _to_stay(make: Callable[[], torch.Tensor]) -> torch.Tensor:
+def to_stay(make: Callable[[], torch.Tensor]) -> torch.Tensor:
     """Make a tensor that stays while features come and go, away from these: the holes that they leave are theirs again.
 
     The C library looks for room for another thread elsewhere, where large blocks come from the system.

@@ -8,6 +8,7 @@ from torch import nn
 
 from library.machine.compiling import compile_unet
 from library.machine.devices import Machine
+from library.machine.enlarging import enlarge_at_once
 from library.machine.features import give_back_around_growing, overwrite_activations
 from library.machine.packed_layers import can_pack, pack_layers
 from library.machine.vae_slices import slice_resnets
@@ -34,6 +35,7 @@ def set_layout(
 def make_fast(
     unet: nn.Module,
     control_nets: Sequence[nn.Module],
+    vae: AutoencoderKL,
     machine: Machine,
     computing: Computing,
     *,
@@ -41,11 +43,12 @@ def make_fast(
     may_pack: bool,
     constant: bool,
 ) -> None:
-    """Compile the U-Net if that is asked for, and let all others reorder their weights where that is faster.
+    """Compile the U-Net if that is asked for, and let all others do what is faster on CPUs.
 
     Args:
         unet: finished but for what forward hooks do, as the others.
         control_nets: the other models that run at each step.
+        vae: of which the decoder counts.
         machine: where they run.
         computing: what is asked for.
         rewritten: layers whose weights are exchanged for others during the run.
@@ -57,4 +60,5 @@ def make_fast(
         compile_unet(eager.pop(0), machine.device, constant=constant)
     if may_pack and can_pack(machine.device, machine.dtype):
         for model in eager:
-            pack_layers(model, keep=rewritten)
+            pack_layers(model, keep={*rewritten, *enlarge_at_once(model)})
+        enlarge_at_once(vae)
