@@ -20,7 +20,8 @@ assert gen_img_diffusers.main([*command.split(), sys.argv[1]]) == 0
         # nothing ran that is only imported for others
         """
 others = ("torch._dynamo.utils", "torch.distributed.tensor", "scipy.stats._stats_py", "diffusers.models.unets.unet_1d")
-print([name for name in others if name in sys.modules])
+names = vars(sys.modules["transformers.models"]).get("__all__", [])  # which it reads out of its files
+print([name for name in others if name in sys.modules] + list(names))
 """,
         # what was postponed runs for whoever asks for it
         """
@@ -29,6 +30,11 @@ from diffusers import UNet1DModel
 from diffusers.models.unets import UNet3DConditionModel
 import diffusers.models.unets, diffusers.hooks
 assert diffusers.models.unets.UNet1DModel is UNet1DModel and diffusers.hooks.HookRegistry
+import transformers
+import transformers.models as early
+from transformers import BertConfig
+from transformers.models import t5
+assert early.bert.BertConfig is transformers.models.BertConfig is BertConfig and early.t5 is t5
 from scipy.stats import *
 assert norm.cdf(0) == 0.5
 assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)) == 2 and torch.distributed.is_available()
