@@ -46,9 +46,9 @@ def read_report(outdir: Path) -> tuple[str, dict]:
 
 
 @pytest.fixture
-def measured_in_forks(monkeypatch, sd1, generate):
+def measured_in_forks(monkeypatch, sd1, generate, tmp_path_factory):
     """Measurements are forked from what has everything imported and the tokenizer read, and measure once."""
-    assert generate(sd1.folder, "--prompt", "a").status == 0
+    assert generate(sd1.folder, "--prompt", "a", outdir=tmp_path_factory.mktemp("first")).status == 0
     fork = multiprocessing.get_context("fork").Process
     monkeypatch.setattr(processes, "_process", lambda _, arguments: fork(target=processes._in_process, args=arguments))
     for module, name in ((measures, "_BATCHES"), (measures, "_RUNS"), (benchmark_child, "BATCHES")):
