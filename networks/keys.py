@@ -8,6 +8,7 @@ and PEFT.
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from library.files import checkpoint_layout as layout
 from library.files.families import TextEncoderKind
@@ -62,6 +63,7 @@ def is_aside(key: str) -> bool:
     return _ASIDE.search(key) is not None
 
 
+@lru_cache(1 << 14)  # each key of a file is asked for several times, and those of files are much the same
 def split_key(key: str) -> tuple[str, str] | None:
     """A key's flat module name and part, `lora_unet_mid_block_…` and `lora_down`; None when it has no known part."""
     match = _ENDING.search(key)

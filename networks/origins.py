@@ -38,13 +38,13 @@ def made_for(shapes: Shapes, metadata: Mapping[str, str], model: ModelFiles) -> 
         model: what it is given for.
     """
     modules = {name: {part: shapes[key] for part, key in keys.items()} for name, keys in sort_keys(shapes)[0].items()}
-    flat = [key.replace(".", "_") for key in shapes]
+    flat = "\n".join(shapes).replace(".", "_")
     for foreign in FOREIGN_FAMILIES:
-        if any(mark in key for key in flat for mark in foreign.network_marks):
+        if any(mark in flat for mark in foreign.network_marks):
             return foreign.name
     encoders = tuple(text.config["hidden_size"] for text in model.texts)
     widths = _Widths(sum(encoders), encoders)
-    marked = [each for each in FAMILIES if any(mark in key for key in flat for mark in each.network_marks)]
+    marked = [each for each in FAMILIES if any(mark in flat for mark in each.network_marks)]
     if (width := _width(modules, _READ_TEXT)) is not None:
         if width == widths.joined:
             return None

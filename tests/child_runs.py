@@ -89,6 +89,8 @@ class Forked:
         if not self.pid:
 
             def become() -> None:
+                for end in (out, err):
+                    os.close(end)
                 os.chdir(cwd)
                 os.environ.update(env)
                 sys.argv = command[1:]

@@ -98,8 +98,11 @@ _MOST_ORDERED = 4096  # weights, of some kilobytes each
 
 @pytest.fixture(scope="session", autouse=True)
 def _weights_ordered_once() -> Iterator[None]:
-    """Weights of the same values are brought into oneDNN's order once, a third of what a small run takes."""
-    reorder = packed_layers.PackedForward._reordered
+    """Weights of the same values are brought into oneDNN's order once, in a thread then and in none later.
+
+    That is half of what a small run takes.
+    """
+    reorder, in_thread = packed_layers.PackedForward._reordered, packed_layers.to_stay
     known: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def ordered(asked: packed_layers.PackedForward, weight: torch.Tensor, input_shape: torch.Size) -> torch.Tensor:
@@ -108,11 +111,12 @@ def _weights_ordered_once() -> Iterator[None]:
         if key not in known or not torch.equal(known[key][0], weight):
             if len(known) == _MOST_ORDERED:
                 known.pop(next(iter(known)))
-            known[key] = weight.clone(), reorder(asked, weight, input_shape)
+            known[key] = weight.clone(), in_thread(partial(reorder, asked, weight, input_shape))
         return known[key][1]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packed_layers.PackedForward, "_reordered", ordered)
+        patch.setattr(packed_layers, "to_stay", lambda make: make())
         yield
 
 

@@ -16,6 +16,7 @@ import torch
 
 import gen_img_diffusers
 from library.errors import EnvironmentFault
+from tools import benchmark_child
 from tools.benchmark_child import Case
 from tools.check_device import main
 from tools.device_check import measures, processes
@@ -45,10 +46,13 @@ def read_report(outdir: Path) -> tuple[str, dict]:
 
 
 @pytest.fixture
-def measured_in_forks(monkeypatch):
-    """Measurements are forked from what has everything imported."""
+def measured_in_forks(monkeypatch, sd1, generate, tmp_path_factory):
+    """Measurements are forked from what has everything imported and the tokenizer read, and measure once."""
+    assert generate(sd1.folder, "--prompt", "a", outdir=tmp_path_factory.mktemp("first")).status == 0
     fork = multiprocessing.get_context("fork").Process
     monkeypatch.setattr(processes, "_process", lambda _, arguments: fork(target=processes._in_process, args=arguments))
+    for module, name in ((measures, "_BATCHES"), (measures, "_RUNS"), (benchmark_child, "BATCHES")):
+        monkeypatch.setattr(module, name, 1)
 
 
 @pytest.mark.usefixtures("measured_in_forks")

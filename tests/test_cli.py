@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from child_runs import Child
+from child_runs import Child, Forked
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -164,10 +164,11 @@ def test_prompts_from_standard_input(sd1, tmp_path):
 def test_a_closed_pipe_does_not_stop_the_run(sd1, tmp_path):
     argv = [*map(str, PROGRAM), "--ckpt", str(sd1.folder), "--outdir", str(tmp_path / "out"), "--prompt", "a"]
     argv += ["--steps", "1", "--W", "64", "--H", "64", "--images_per_prompt", "3"]
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = Forked(argv, cwd=Path.cwd(), env=os.environ, **pipes)
     process.stdout.close()
-    stderr = process.stderr.read().decode()
-    assert process.wait() == 0, stderr
+    stderr = process.stderr.read()
+    assert os.waitpid(process.pid, 0)[1] == 0, stderr
     assert "Broken pipe" not in stderr
     assert len(list((tmp_path / "out").glob("*.png"))) == 3
 

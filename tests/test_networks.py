@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import product
 
 import numpy as np
 import pytest
@@ -62,9 +63,7 @@ def test_a_multiplier_of_zero_is_no_network(sd1, files, generate):
     assert np.array_equal(plain, zero)
 
 
-@pytest.mark.parametrize("mode", [[], ["--network_pre_calc"]])
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_each_picture_has_its_own_multipliers(sd1, files, generate, tmp_path, mode, batch_size):
+def test_each_picture_has_its_own_multipliers(sd1, files, generate, tmp_path):
     lines = [
         "a cat --d 1 --am 0.5,1",
         "a cat --d 1 --am 0",
@@ -74,16 +73,18 @@ def test_each_picture_has_its_own_multipliers(sd1, files, generate, tmp_path, mo
     ]
     (tmp_path / "prompts.txt").write_text("\n".join(lines))
     options = networks(files["style"], files["loha"], mul=(0.8,))
-    settings = ("--from_file", tmp_path / "prompts.txt", "--sequential_file_name", "--batch_size", batch_size)
-    together = generate(sd1.folder, *settings, *options, *mode, outdir=tmp_path / "together")
+    settings = (sd1.folder, "--from_file", tmp_path / "prompts.txt", "--sequential_file_name", *options)
+    alone = []
     for number, line in enumerate(lines[:-1]):
-        alone = generate(sd1.folder, "--prompt", line, *options, outdir=tmp_path / str(number)).pictures
-        assert same(alone, together.pictures[number : number + 1]), line
-    assert same(together.pictures[:1], together.pictures[4:])
-    assert not same(together.pictures[:1], together.pictures[2:3])
-    assert Image.open(together.files[0]).info["networks"] == "style: 0.5, loha: 1"
-    assert 'Networks: "style: 0.8, loha: 1"' in Image.open(together.files[2]).info["parameters"]
-    assert Image.open(together.files[3]).info["networks"] == "style: -1, loha: -1"
+        alone += generate(sd1.folder, "--prompt", line, *options, outdir=tmp_path / str(number)).pictures
+    assert not same(alone[:1], alone[2:3])
+    for mode, batch_size in product([[], ["--network_pre_calc"]], [1, 4]):
+        outdir = tmp_path / f"{batch_size}{''.join(mode)}"
+        together = generate(*settings, "--batch_size", batch_size, *mode, outdir=outdir)
+        assert same([*alone, alone[0]], together.pictures), (mode, batch_size)
+        assert Image.open(together.files[0]).info["networks"] == "style: 0.5, loha: 1"
+        assert 'Networks: "style: 0.8, loha: 1"' in Image.open(together.files[2]).info["parameters"]
+        assert Image.open(together.files[3]).info["networks"] == "style: -1, loha: -1"
 
 
 def test_metadata_names_merged_networks_too(sd1, files, generate):

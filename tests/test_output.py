@@ -345,19 +345,26 @@ def test_every_file_of_a_run_may_be_badly_named(sd1, generate, tmp_path):
 
 
 @pytest.mark.parametrize("environment", [{}, {"PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}])
-@pytest.mark.parametrize("name", [SHIFT_JIS, "猫é"])
-def test_standard_output_has_the_bytes_of_names_in_the_locale_c(sd1, tmp_path, environment, name):
-    source = tmp_path / f"{name}.png"
-    Image.effect_noise((64, 64), 60).convert("RGB").save(tmp_path / "x.png")
-    (tmp_path / "x.png").rename(source)
-    argv = [sys.executable, "gen_img_diffusers.py", "--ckpt", sd1.folder, "--outdir", tmp_path / "out", "--steps", "2"]
-    argv += ["--image_path", source, "--prompt", "猫 é --d 1", "--use_original_file_name", "--html", "--grid"]
-    done = subprocess.run(argv, env=os.environ | {"LC_ALL": "C"} | environment, capture_output=True)
+def test_standard_output_has_the_bytes_of_names_in_the_locale_c(sd1, tmp_path, environment):
+    """Of those that are no text and of those that are; settings with the latter can be read."""
+    folder, out, names = tmp_path / SHIFT_JIS, tmp_path / "猫é", (SHIFT_JIS, "猫é")
+    folder.mkdir()
+    for name in names:
+        Image.effect_noise((64, 64), 60).convert("RGB").save(folder / "x.png")
+        badly_named(folder / "x.png", f"{name}.png")
+    argv = [sys.executable, "gen_img_diffusers.py", "--ckpt", sd1.folder, "--outdir", out, "--steps", "2"]
+    argv += ["--image_path", folder, "--prompt", "猫 é --d 1", "--images_per_prompt", "2"]
+    argv += ["--use_original_file_name", "--html", "--grid"]
+    in_c = {"env": os.environ | {"LC_ALL": "C"} | environment, "capture_output": True}
+    done = subprocess.run(argv, **in_c)
     assert done.returncode == 0, done.stderr
-    picture = tmp_path / "out" / source.name
-    assert done.stdout == os.fsencode(picture) + b"\n"
-    info = Image.open(picture).info
-    assert (info["prompt"], f"Source image: {readable(name)}.png" in info["parameters"]) == ("猫 é", True)
-    config = ["--config", tmp_path / "out" / "settings.toml", "--prompt", "猫", "--dry_run"]
-    again = subprocess.run([*argv[:2], *config], env=os.environ | {"LC_ALL": "C"} | environment, capture_output=True)
-    assert again.returncode == (2 if name == SHIFT_JIS else 0), again.stderr
+    pictures = [out / f"{name}.png" for name in names]
+    assert sorted(done.stdout.splitlines()) == sorted(map(os.fsencode, pictures))
+    for name, picture in zip(names, pictures, strict=True):
+        info = Image.open(picture).info
+        assert (info["prompt"], f"Source image: {readable(name)}.png" in info["parameters"]) == ("猫 é", True)
+    config = [*argv[:2], "--config", out / "settings.toml", "--prompt", "猫", "--dry_run"]
+    other = ["--image_path", shutil.copy(pictures[1], tmp_path / "猫.png")]
+    for more, status in (([], 2), (other, 0)):
+        again = subprocess.run([*config, *more], **in_c)
+        assert again.returncode == status, again.stderr

@@ -55,7 +55,7 @@ def test_the_same_picture_as_diffusers(sd1, generate):
     assert largest_difference([ours], [np.asarray(picture.images[0]).astype(int)]) <= 1
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "euler_a", "dpm_2_a", "dpmsolver++", "pndm", "lcm"])
+@pytest.mark.parametrize("sampler", ["ddim", "euler_a", "lcm"])  # all are in the next test
 def test_a_batch_of_eight_equals_eight_alone(sd1, generate, tmp_path, sampler):
     file = tmp_path / "prompts.txt"
     file.write_text(PROMPTS)

@@ -178,7 +178,7 @@ def launched(outdir: Path) -> dict[int, int]:
 def test_when_one_dies_the_launcher_stops_the_rest_and_resume_completes(sd1, generate, tmp_path):
     """torchrun, below accelerate, ends all its processes when one is lost."""
     out = tmp_path / "out"
-    run = ["--W", "64", "--H", "64", "--steps", "20", "--prompt", "a", "--images_per_prompt", "30", "--seed", "1"]
+    run = ["--W", "64", "--H", "64", "--steps", "20", "--prompt", "a", "--images_per_prompt", "16", "--seed", "1"]
     run.append("--sequential_file_name")
     argv = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     argv += ["--main_process_port", "0", "gen_img_diffusers.py", "--ckpt", sd1.folder, "--outdir", out, *run]
@@ -189,7 +189,7 @@ def test_when_one_dies_the_launcher_stops_the_rest_and_resume_completes(sd1, gen
     os.kill(processes[1], signal.SIGKILL)
     _, stderr = launcher.communicate(timeout=300)
     assert launcher.returncode != 0
-    assert 0 < len(contents(out)) < 30, stderr
+    assert 0 < len(contents(out)) < 16, stderr
     assert re.search(r"^\d+ pictures made in .*, \d+ not made$", stderr, re.MULTILINE)
     assert generate(sd1.folder, *run, "--resume", outdir=out).status == 0
     generate(sd1.folder, *run, outdir=tmp_path / "one")

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import time
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -26,9 +27,15 @@ from tools.latent_upscaler import LatentUpscaler
 LINES = "a cat\na dog --n fog\n{red|green|blue} house --w 72\n"
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where the prompts lie, and the run that was drawn without a break."""
+    return tmp_path_factory.mktemp("run")
+
+
 @pytest.fixture
-def prompts(tmp_path: Path) -> Path:
-    file = tmp_path / "prompts.txt"
+def prompts(folder: Path) -> Path:
+    file = folder / "prompts.txt"
     file.write_text(LINES)
     return file
 
@@ -40,18 +47,18 @@ def command(sd1, prompts):
     return (sd1.folder, *options)
 
 
-@pytest.fixture(scope="module")
-def drawn() -> dict[str, bytes]:
-    return {}
+@pytest.fixture
+def whole(command, generate, folder) -> dict[str, bytes]:
+    """The pictures of the run, drawn without a break, once for all tests."""
+    if not (folder / "whole").exists():
+        assert generate(*command, outdir=folder / "whole").status == 0
+    return contents(folder / "whole")
 
 
 @pytest.fixture
-def whole(command, generate, drawn, tmp_path) -> dict[str, bytes]:
-    """The pictures of the run, drawn without a break, once for all tests."""
-    if not drawn:
-        generate(*command, outdir=tmp_path / "whole")
-        drawn |= contents(tmp_path / "whole")
-    return drawn
+def made(whole, folder, tmp_path) -> list[Path]:
+    """The files of the run, as if it had just been drawn here."""
+    return pictures_in(shutil.copytree(folder / "whole", tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
@@ -106,13 +113,12 @@ def test_killed_at_random_moments(command, generate, tmp_path):
             break
 
 
-def test_a_torn_line_is_passed_over(command, generate, tmp_path):
-    first = generate(*command)
+@pytest.mark.usefixtures("made")
+def test_a_torn_line_is_passed_over(command, generate, whole, tmp_path):
     manifest = tmp_path / "out" / "manifest.jsonl"
-    whole = manifest.read_bytes()
-    manifest.write_bytes(whole[:-40])
+    manifest.write_bytes(manifest.read_bytes()[:-40])
     assert generate(*command, "--resume").stdout == ""
-    assert contents(tmp_path / "out") == {file.name: file.read_bytes() for file in first.files}
+    assert contents(tmp_path / "out") == whole
     (run,) = read_runs(tmp_path / "out")
     assert len(run.done) == 6
 
@@ -131,8 +137,8 @@ def test_without_a_seed_the_first_runs_seeds_and_time_hold(sd1, prompts, generat
     assert len(set(drawn)) == 12
 
 
+@pytest.mark.usefixtures("made")
 def test_a_finished_run_needs_no_model(command, generate, monkeypatch):
-    assert generate(*command).status == 0
     monkeypatch.setattr(gen_img_diffusers, "load_pipeline", None)
     result = generate(*command, "--resume")
     assert (result.status, result.stdout, result.files) == (0, "", [])
@@ -146,22 +152,20 @@ def test_resuming_nothing_begins(command, generate):
 
 
 @pytest.mark.parametrize(
-    ("lines", "made"),
+    ("lines", "more"),
     [
         (LINES + "a bird\n", 2),
         ("a bird\na bee\n" + LINES, 4),
         ("# a remark\na dog --n fog\na cat\n{red|green|blue} house --w 72\n", 0),  # another order changes nothing
     ],
 )
-def test_added_lines_are_made(command, prompts, generate, tmp_path, lines, made):
-    first = generate(*command)
-    before = contents(tmp_path / "out")
+def test_added_lines_are_made(command, prompts, generate, tmp_path, whole, made, lines, more):
+    assert len(made) == 6
     prompts.write_text(lines)
     result = generate(*command, "--resume")
-    assert (result.status, len(result.files)) == (0, made)
-    assert before.items() <= contents(tmp_path / "out").items()
-    assert [file.name for file in result.files] == [f"im_{number:06d}.png" for number in range(7, 7 + made)]
-    assert len(first.files) == 6
+    assert (result.status, len(result.files)) == (0, more)
+    assert whole.items() <= contents(tmp_path / "out").items()
+    assert [file.name for file in result.files] == [f"im_{number:06d}.png" for number in range(7, 7 + more)]
     again = generate(*command, "--resume")
     assert (again.status, again.files) == (0, [])
 
@@ -175,8 +179,8 @@ def test_added_lines_are_made(command, prompts, generate, tmp_path, lines, made)
         (["--images_per_prompt", 3], "--images_per_prompt 3: the run to resume has 2;"),
     ],
 )
+@pytest.mark.usefixtures("made")
 def test_changed_options_are_named(command, generate, changes, message):
-    generate(*command)
     result = generate(*command, "--resume", *changes)
     assert (result.status, result.files) == (2, [])
     assert result.stderr.startswith(f"error: {message}")
@@ -184,14 +188,14 @@ def test_changed_options_are_named(command, generate, changes, message):
 
 
 @pytest.mark.parametrize("options", [["--lowvram"], ["--compile"], ["--opt_channels_last"], ["--vae_slices", 2]])
+@pytest.mark.usefixtures("made")
 def test_options_for_speed_and_memory_may_change(command, generate, options):
-    generate(*command)
     result = generate(*command, "--resume", *options)
     assert (result.status, result.files) == (0, []), result.stderr
 
 
+@pytest.mark.usefixtures("made")
 def test_changed_prompts_are_named(command, prompts, generate):
-    generate(*command)
     prompts.write_text(LINES.replace("a dog", "a frog"))
     result = generate(*command, "--resume")
     assert (result.status, result.files) == (2, [])
@@ -202,28 +206,27 @@ def test_changed_prompts_are_named(command, prompts, generate):
     assert f"--resume (its prompt 2): {said}" in generate(*command, "--resume").stderr
 
 
-def test_many_pictures_that_are_gone_are_told_in_one_line(command, generate):
-    made = generate(*command)
-    for file in made.files:
+def test_many_pictures_that_are_gone_are_told_in_one_line(command, generate, made):
+    for file in made:
         file.unlink()
     result = generate(*command, "--resume")
     told = [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
     assert len(told) == 1
-    others = len(made.files) - 1
+    others = len(made) - 1
     assert f"{others} other pictures are gone or have been changed since they were made" in told[0]
-    assert result.files == made.files
+    assert result.files == made
 
 
+@pytest.mark.usefixtures("made")
 def test_another_model_is_named(command, generate, tmp_path):
     from tools import random_model
 
     random_model.write_folder(
         random_model.random_networks("sd1", tiny=True, seed=1), tmp_path / "sd1", "epsilon", variant=None
     )
-    generate(*command)
     result = generate(tmp_path / "sd1", *command[1:], "--resume")
     assert (result.status, result.files) == (2, [])
-    assert result.stderr.startswith("error: --ckpt (unet): has changed since")
+    assert "error: --ckpt (unet): has changed since" in result.stderr
 
 
 def test_changed_source_pictures_are_named(sd1, generate, tmp_path):
@@ -242,9 +245,8 @@ def test_changed_source_pictures_are_named(sd1, generate, tmp_path):
     assert generate(*command, "--resume").status == 0
 
 
-def test_pictures_that_went_or_changed_are_made_again(command, generate, tmp_path):
-    first, second, *_ = generate(*command).files
-    whole = contents(tmp_path / "out")
+def test_pictures_that_went_or_changed_are_made_again(command, generate, whole, made):
+    first, second, *_ = made
     first.unlink()
     second.write_bytes(b"mine now")
     result = generate(*command, "--resume")
@@ -256,10 +258,9 @@ def test_pictures_that_went_or_changed_are_made_again(command, generate, tmp_pat
     assert generate(*command, "--resume").files == []
 
 
-def test_a_run_at_work_is_not_resumed(command, generate, tmp_path):
-    generate(*command)
+def test_a_run_at_work_is_not_resumed(command, generate, made, tmp_path):
     (run,) = read_runs(tmp_path / "out")
-    pictures_in(tmp_path / "out")[0].unlink()
+    made[0].unlink()
     with Manifest(tmp_path / "out", run.record) as other:
         assert other.file.name == "manifest.jsonl"
         result = generate(*command, "--resume")
@@ -271,10 +272,9 @@ def test_a_run_at_work_is_not_resumed(command, generate, tmp_path):
     assert len(read_runs(tmp_path / "out")) == 2
 
 
-def test_several_runs_in_a_folder(command, sd1, generate, tmp_path):
+def test_several_runs_in_a_folder(command, sd1, generate, made):
     """The run is found that the command fits."""
-    generate(*command)
-    pictures_in(tmp_path / "out")[0].unlink()
+    made[0].unlink()
     generate(sd1.folder, "--prompt", "another")
     result = generate(*command, "--resume")
     assert (result.status, len(result.files)) == (0, 1)
@@ -291,30 +291,28 @@ def test_equal_jobs_are_two_pictures(sd1, generate):
     assert result.files == [files[1]]
 
 
-def test_an_option_that_the_first_version_lacked_counts_as_not_given(command, generate, tmp_path):
-    files = generate(*command).files
+def test_an_option_that_the_first_version_lacked_counts_as_not_given(command, generate, made, tmp_path):
     manifest = tmp_path / "out" / "manifest.jsonl"
     run, *pictures = manifest.read_text().splitlines()
     record = json.loads(run)
     del record["options"]["tile"], record["options"]["fill"]
     manifest.write_text("\n".join([json.dumps(record), *pictures]) + "\n")
-    files[0].unlink()
+    made[0].unlink()
     refused = generate(*command, "--resume", "--tile", 64)
     assert (refused.status, refused.files) == (2, [])
     assert "error: --tile 64: the run to resume has no value" in refused.stderr
-    assert generate(*command, "--resume").files == files[:1]
+    assert generate(*command, "--resume").files == made[:1]
 
 
-def test_the_manifest(command, generate, tmp_path):
-    files = generate(*command).files
+def test_the_manifest(made, tmp_path):
     run, *pictures = map(json.loads, (tmp_path / "out" / "manifest.jsonl").read_text().splitlines())
     assert (run["format_version"], run["model"]) == (1, "sd1")
     assert run["versions"]["torch"]
     assert run["options"]["steps"] == 2
     assert run["parts"][0]["lines"] == LINES.splitlines()
-    assert [picture["file"] for picture in pictures] == [file.name for file in files]
+    assert [picture["file"] for picture in pictures] == [file.name for file in made]
     assert all(re.fullmatch("[0-9a-f]{64}", picture["sha256"]) for picture in pictures)
-    assert [str(picture["seed"]) for picture in pictures] == [Image.open(file).info["seed"] for file in files]
+    assert [str(picture["seed"]) for picture in pictures] == [Image.open(file).info["seed"] for file in made]
 
 
 def test_a_full_disk_leaves_a_run_that_can_be_resumed(command, generate, tmp_path, whole, monkeypatch):
@@ -407,20 +405,20 @@ def reading(prefix: str, slash: str = "") -> tuple:
 
 
 @pytest.mark.parametrize(
-    ("begun", "prefix", "slash"),
+    ("begun", "then"),
     [
-        *(("", "", "/"), ("", "./", ""), ("", "sub/../", "//"), ("", "../run/", ""), ("", "../link/", "")),
-        *(("", "{folder}/", "/"), ("", "~/", "")),
-        *(("../link/", "", "/"), ("../link/", "../link/", ""), ("../link/", "{folder}/", "/")),
+        ("", ["", "./", "sub/../", "../run/", "../link/", "{folder}/", "~/"]),
+        ("../link/", ["", "../link/", "{folder}/"]),
     ],
 )
-def test_paths_count_by_what_they_mean(files, generate, begun, prefix, slash):
+def test_paths_count_by_what_they_mean(files, generate, begun, then):
     made = generate("model.safetensors", *reading(begun))
     assert (made.status, len(made.files)) == (0, 3), made.stderr
-    made.files[2].unlink()
-    command = reading(prefix.format(folder=files), slash)
-    result = generate(f"{prefix.format(folder=files)}model.safetensors", *command, "--resume")
-    assert (result.status, result.files) == (0, made.files[2:]), result.stderr
+    for prefix, slash in zip(then, cycle(["/", "", "//"])):
+        made.files[2].unlink()
+        command = reading(prefix.format(folder=files), slash)
+        result = generate(f"{prefix.format(folder=files)}model.safetensors", *command, "--resume")
+        assert (result.status, result.files) == (0, made.files[2:]), (prefix, result.stderr)
 
 
 def test_paths_begin_at_the_folder_that_the_run_was_begun_in(files, generate, monkeypatch, tmp_path):

@@ -31,6 +31,7 @@ PROMPT = "a red fox in the snow, golden hour, a detailed photograph"
 GUIDANCE_SCALE = 7.5
 CELL_PX = 8  # pixels that a latent cell stands for, each way
 TOKENS = 77
+BATCHES = 5  # that a figure is the median of, or fewer where they take long
 
 # Draws a batch in so many steps, telling a function each step's index when the step has ended
 Draw = Callable[[int, Callable[[int], None]], None]
@@ -98,7 +99,7 @@ def steady(draw: Draw, case: Case) -> dict[str, float]:
     draw(2, lambda index: None)  # what happens once: compiling, packing weights, filling caches
     batches: list[dict[str, float]] = []
     begun = time.perf_counter()
-    while not batches or (len(batches) < 5 and time.perf_counter() - begun < 20):
+    while not batches or (len(batches) < BATCHES and time.perf_counter() - begun < 20):
         batches.append(timed_batch(draw, case))
     figures = {name: statistics.median(batch[name] for batch in batches) for name in batches[0]}
     if torch.cuda.is_available():
