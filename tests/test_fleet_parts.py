@@ -67,6 +67,13 @@ def test_where_nothing_answers_that_is_said_at_once(generate):
     assert f"error: --ray {address}: no cluster answers there (Connection refused); start" in result.stderr
 
 
+def test_the_clients_port_without_its_scheme_is_told_at_once(generate):
+    result = generate(DEMO, "--prompt", "red", "--ray", "127.0.0.1:10001")
+    assert result.status == 4
+    message = "--ray 127.0.0.1:10001: this port is Ray Client's; write ray://127.0.0.1:10001"
+    assert result.stderr.splitlines() == [f"error: {message}"]
+
+
 def test_what_answers_and_is_not_ray_is_told_before_ray_tries_it_for_minutes(generate, monkeypatch):
     monkeypatch.setattr(nodes, "_KNOCK_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as other:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import ray
 from ray._private import worker as ray_worker
+from ray._private.node import Node as RayNode
 from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
 from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -32,6 +33,15 @@ _KNOCK_S = 10
 _LOOK_EVERY_S = 2
 _NOTICED_AFTER_S = 10  # Ray has noticed by then that a node is gone
 _MOST_SHARES = 64  # workers that one core or GPU is shared out among
+_CLIENT_PORT = 10001  # where Ray Client is served by default, which `ray://` is for
+# Ray's own account of tasks and resources, which nobody reads of a cluster that ends with the run
+_NO_ACCOUNT = {
+    "RAY_enable_metrics_collection": "0",
+    "RAY_event_stats": "0",
+    "RAY_task_events_report_interval_ms": "0",
+}
+# processes that such a cluster has no use for: they take seconds to begin and to end; no public name leaves them out
+_UNUSED = ("start_api_server", "start_monitor", "start_log_monitor")
 
 
 @dataclass(frozen=True)
@@ -76,6 +86,8 @@ def connected(fleet: Fleet, program: Path) -> Iterator[None]:
     settings: dict[str, Any] = {}
     if fleet.address == HERE:
         settings = {"include_dashboard": False}
+        for name, value in _NO_ACCOUNT.items():
+            os.environ.setdefault(name, value)
     else:  # nodes of this machine find the program where it is
         parts = [program, *(program.parent / name for name in ("library", "networks", "tools"))]
         threads = {name: os.environ[name] for name in ("OMP_NUM_THREADS",) if name in os.environ}
@@ -88,7 +100,7 @@ def connected(fleet: Fleet, program: Path) -> Iterator[None]:
         logging.getLogger("ray").setLevel(logging.CRITICAL)
     with _interrupted_by_sigterm() as listen:
         try:
-            with warnings.catch_warnings(action="ignore"):
+            with warnings.catch_warnings(action="ignore"), _without_unused(fleet):
                 ray.init(address=fleet.address, log_to_driver=False, logging_level=logging.CRITICAL, **settings)
         except (ConnectionError, RuntimeError, TimeoutError, ValueError, OSError, RayError) as problem:
             reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0][:160]
@@ -101,6 +113,19 @@ def connected(fleet: Fleet, program: Path) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _without_unused(fleet: Fleet) -> Iterator[None]:
+    """A block in which Ray starts a cluster of this machine without dashboard, autoscaler and reader of logs."""
+    kept = {name: getattr(RayNode, name) for name in _UNUSED} if fleet.address == HERE else {}
+    for name in kept:
+        setattr(RayNode, name, lambda self, **_: None)
+    try:
+        yield
+    finally:
+        for name, method in kept.items():
+            setattr(RayNode, name, method)
 
 
 @contextmanager
@@ -132,6 +157,8 @@ def _knock(address: str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host:
         return
+    if int(port) == _CLIENT_PORT and not address.startswith("ray://"):  # Ray tries it in vain, and at length
+        raise EnvironmentFault(f"--ray {address}", f"this port is Ray Client's; write ray://{address}")
     reason = ""
     try:
         socket.create_connection((host.strip("[]"), int(port)), _KNOCK_S).close()
