@@ -89,11 +89,16 @@ def test_enlarging_at_once_gives_the_same(dtype):
 def test_enlarging_follows_what_becomes_of_its_convolution():
     block, picture = make_enlarging(torch.float32), torch.randn(1, 16, 8, 8)
     if can_pack(CPU, torch.bfloat16):
-        enlarge_at_once(block)
+        assert enlarge_at_once(block) == {block.conv}
+        assert enlarge_at_once(Upsample2D(16)) == set()  # has no convolution
     before = block(picture)
     adding_one = block.conv.register_forward_hook(lambda layer, inputs, output: output + 1)  # as networks beside it
     torch.testing.assert_close(block(picture), before + 1, **TOLERANCE[torch.float32])
     adding_one.remove()
+    packed = block.conv.forward
+    block.conv.forward = lambda x: packed(x) + 1  # as other people's networks, which may come to act at a later line
+    torch.testing.assert_close(block(picture), before + 1, **TOLERANCE[torch.float32])
+    block.conv.forward = packed  # left there when they act no more
     block.conv.weight = torch.nn.Parameter(2 * block.conv.weight, requires_grad=False)  # as networks put into it
     bias = block.conv.bias[:, None, None]
     torch.testing.assert_close(block(picture), 2 * (before - bias) + bias, **TOLERANCE[torch.float32])
