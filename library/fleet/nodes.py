@@ -118,7 +118,8 @@ def connected(fleet: Fleet, program: Path) -> Iterator[None]:
 @contextmanager
 def _without_unused(fleet: Fleet) -> Iterator[None]:
     """A block in which Ray starts a cluster of this machine without dashboard, autoscaler and reader of logs."""
-    kept = {name: getattr(RayNode, name) for name in _UNUSED} if fleet.address == HERE else {}
+    unused = [name for name in _UNUSED if fleet.address == HERE and hasattr(RayNode, name)]
+    kept = {name: getattr(RayNode, name) for name in unused}
     for name in kept:
         setattr(RayNode, name, lambda self, **_: None)
     try:
