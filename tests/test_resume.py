@@ -218,13 +218,13 @@ def test_many_pictures_that_are_gone_are_told_in_one_line(command, generate, mad
 
 
 @pytest.mark.usefixtures("made")
-def test_another_model_is_named(command, generate, tmp_path, capsys):
+def test_another_model_is_named(command, generate, tmp_path, capfd):
     from tools import random_model
 
     random_model.write_folder(
         random_model.random_networks("sd1", tiny=True, seed=1), tmp_path / "sd1", "epsilon", variant=None
     )
-    capsys.readouterr()  # what the writing of the model says
+    capfd.readouterr()  # what the writing of the model says
     result = generate(tmp_path / "sd1", *command[1:], "--resume")
     assert (result.status, result.files) == (2, [])
     assert result.stderr.startswith("error: --ckpt (unet): has changed since")
