@@ -14,13 +14,16 @@ import pytest
 import torch
 import torch._inductor.config
 import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
 from diffusers.models.resnet import Upsample2D
 from loading import load_one
 from safetensors.torch import load_file, save_file
 
+from library.draw.attention import use_kernel
+from library.draw.text_conditions import TextConditions
 from library.errors import InputError
 from library.files.model_files import find_model
-from library.machine import devices, malloc
+from library.machine import devices, fused_blocks, malloc
 from library.machine.attention import sdpa
 from library.machine.enlarging import enlarge_at_once
 from library.machine.matmul_attention import matmul_attention
@@ -116,6 +119,63 @@ def test_what_others_have_taken_over_is_left_alone():
     layer.forward = taken = lambda x: x
     pack_layers(torch.nn.Sequential(layer))
     assert layer.forward is taken
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("linear", [True, False])
+@pytest.mark.parametrize("steered", [True, False])
+def test_fused_blocks_give_the_same(dtype, linear, steered, monkeypatch):
+    if not can_pack(CPU, dtype):
+        return
+    monkeypatch.setattr(fused_blocks, "_AT_A_TIME", 20 * 4 * 32**2)  # rows, so that the last are fewer
+    plain, fused = (make_u_net(dtype, linear) for _ in range(2))
+    pack_layers(fused, keep=set(fused.modules()), halve=fused_blocks.gates(fused))
+    fused_blocks.fuse_blocks(fused)
+    inner = fused.mid_block.attentions[0].transformer_blocks[0]
+    if steered:  # networks beside layers, which are seen at each call
+        for model in (plain, fused):
+            block, resnet = model.mid_block.attentions[0].transformer_blocks[0], model.mid_block.resnets[0]
+            for layer in (block.attn1.to_out[0], block.ff.net[0].proj, resnet.conv2, model.mid_block.attentions[0]):
+                layer.register_forward_hook(
+                    lambda layer, inputs, output: output if isinstance(output, tuple) else 2 * output
+                )
+    for size in (12, 8):
+        sample, text = torch.randn(2, 4, size, size).to(dtype), TextConditions(torch.randn(2, 7, 16).to(dtype))
+        with torch.no_grad():
+            expected = plain(sample, 500, **text.unet_arguments()).sample
+            got = fused(sample, 500, **text.unet_arguments()).sample
+        assert (got - expected).norm() < TOLERANCE[dtype]["rtol"] * expected.norm()
+    assert inner.ff.net[0].proj.forward._parts == 2
+
+
+def doubled(layer: torch.nn.Module, inputs: object, output: torch.Tensor | tuple[torch.Tensor]) -> object:
+    return (2 * output[0],) if isinstance(output, tuple) else 2 * output
+
+
+def make_u_net(dtype: torch.dtype, linear: bool) -> UNet2DConditionModel:
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=4,
+        norm_num_groups=8,
+        use_linear_projection=linear,
+    )
+    use_kernel(unet, sdpa)
+    return unet.to(dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("columns", [77, 78])
+def test_attention_to_an_odd_number_of_tokens(columns):
+    """Which is made even in bfloat16."""
+    query, key, value = (torch.randn(2, count, 3, 40) for count in (64, columns, columns))
+    expected = sdpa(query, key, value)
+    got = sdpa(*(x.bfloat16() for x in (query, key, value)))
+    assert (got - expected).norm() < 0.02 * expected.norm()  # bfloat16 has 8 bits
 
 
 # Draws nothing, but asks for memory as drawing does: a block of 160 MB again and again

@@ -11,6 +11,7 @@ from diffusers.models.attention_processor import Attention
 
 from library.draw.text_conditions import TextConditions, xti_layer
 from library.machine.attention import AttentionKernel
+from library.machine.packed_layers import plus
 
 AttendingModel = UNet2DConditionModel | ControlNetModel | ControlNetUnionModel
 
@@ -28,6 +29,8 @@ class AttentionProcessor:
         layer: the name of a cross-attention among those that may have a text of their own, else None.
     """
 
+    adds = True  # what it is given as `added`
+
     def __init__(self, kernel: AttentionKernel, layer: str | None = None) -> None:
         self.kernel = kernel
         self.layer = layer
@@ -39,8 +42,9 @@ class AttentionProcessor:
         hidden_states: torch.Tensor,
         encoder_hidden_states: TextConditions | None = None,
         attention_mask: None = None,
+        added: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Attend from `hidden_states` (B, T, C) to the text (B, S, D), or to themselves without one.
+        """Attend from `hidden_states` (B, T, C) to the text (B, S, D), or to themselves without one; plus `added`.
 
         With regions the text has rows for each part of the prompt, see `regions.Regions`.
         Diffusers passes `attention_mask`; the U-Nets of Stable Diffusion have none.
@@ -48,18 +52,24 @@ class AttentionProcessor:
         query = _heads(attn, attn.to_q(hidden_states))
         if encoder_hidden_states is None:
             key, value = _keys_and_values(attn, hidden_states)
-            return attn.to_out[0](self.kernel(query, key, value).flatten(2))
+            return _output(attn, self.kernel(query, key, value), added)
         text, regions = encoder_hidden_states, encoder_hidden_states.regions
         kept = text.kept.get(self.number)
         key, value = _keys_and_values(attn, text.for_layer(self.layer)) if kept is None else kept
         if regions is None:
-            return attn.to_out[0](self.kernel(query, key, value).flatten(2))
+            return _output(attn, self.kernel(query, key, value), added)
         attended = self.kernel(regions.spread(query), key, value)
-        return regions.average(attn.to_out[0](attended.flatten(2)))
+        average = regions.average(_output(attn, attended, None))
+        return average if added is None else average + added
 
 
 def _keys_and_values(attn: Attention, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return _heads(attn, attn.to_k(states)), _heads(attn, attn.to_v(states))
+
+
+def _output(attn: Attention, attended: torch.Tensor, added: torch.Tensor | None) -> torch.Tensor:
+    layer, attended = attn.to_out[0], attended.flatten(2)
+    return layer(attended) if added is None else plus(layer, attended, added)
 
 
 def _heads(attn: Attention, x: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ import torch
 from diffusers.models.resnet import Upsample2D
 from torch import nn
 
-from library.machine.packed_layers import PackedForward, to_stay
+from library.machine.packed_layers import others_act_at, to_stay
 
 _WINDOW = ((1, 1), (0, 0), (2, 2), (1, 1), 1)  # padding, output padding, stride, dilation, groups
 
@@ -64,7 +64,7 @@ class EnlargingForward:
     def __call__(self, x: torch.Tensor, output_size: tuple[int, int] | None = None) -> torch.Tensor:
         """(B, C, h, w) → (B, C', 2h, 2w), or of another height and width"""
         conv, doubled = self._conv, (2 * x.shape[-2], 2 * x.shape[-1])
-        if tuple(output_size or doubled) != doubled or _taken_over(conv):
+        if tuple(output_size or doubled) != doubled or others_act_at(conv):
             return type(self._block).forward(self._block, x, output_size)
         if self._packed is None or conv.weight is not self._source or x.dtype != self._packed.dtype:
             self._packed, self._source = to_stay(partial(self._kernel, x)), conv.weight
@@ -74,10 +74,3 @@ class EnlargingForward:
         """In the order that is best for inputs like `x`."""
         kernel = enlarging_kernel(self._conv.weight)
         return torch.ops.mkldnn._reorder_convolution_transpose_weight(kernel, *_WINDOW, x.shape)
-
-
-def _taken_over(conv: nn.Conv2d) -> bool:
-    """Whether others act at a convolution; other people's networks put their own `forward` there at any time."""
-    forward = vars(conv).get("forward")
-    known = forward is None or isinstance(forward, PackedForward) or forward == type(conv).forward.__get__(conv)
-    return bool(not known or conv._forward_hooks or conv._forward_pre_hooks)

@@ -10,6 +10,7 @@ from library.machine.compiling import compile_unet
 from library.machine.devices import Machine
 from library.machine.enlarging import enlarge_at_once
 from library.machine.features import give_back_around_growing, overwrite_activations
+from library.machine.fused_blocks import fuse_blocks, gates
 from library.machine.packed_layers import can_pack, pack_layers
 from library.machine.vae_slices import slice_resnets
 from library.settings.computing import Computing
@@ -60,5 +61,7 @@ def make_fast(
         compile_unet(eager.pop(0), machine.device, constant=constant)
     if may_pack and can_pack(machine.device, machine.dtype):
         for model in eager:
-            pack_layers(model, keep={*rewritten, *enlarge_at_once(model)})
+            pack_layers(model, keep={*rewritten, *enlarge_at_once(model)}, halve=gates(model))
+            fuse_blocks(model)
         enlarge_at_once(vae)
+        fuse_blocks(vae.decoder)
