@@ -23,6 +23,7 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     # the operators have no public names; where they are missing, layers stay as they are
     names = ("_reorder_linear_weight", "_linear_pointwise", "_reorder_convolution_weight", "_convolution_pointwise")
     known = all(hasattr(torch.ops.mkldnn, name) for name in names)
+    known = known and all(hasattr(getattr(torch.ops.mkldnn, name), "binary") for name in names[1::2])
     if device.type != "cpu" or not torch.backends.mkldnn.is_available() or not known:
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -77,6 +78,7 @@ class PackedForward:
     def __init__(self, layer: nn.Linear | nn.Conv2d, *, keep: bool, halved: bool = False) -> None:
         self._layer = layer
         self._keep = keep
+        self.halved = halved
         self._parts = 2 if halved else 1
         self._window = _window(layer) if isinstance(layer, nn.Conv2d) else None
         # A 1×1 convolution is a linear layer of the channels, which in this memory layout come last. In float32 the
