@@ -41,20 +41,13 @@ def fuse_blocks(model: nn.Module) -> None:
 
 
 def gates(model: nn.Module) -> set[nn.Module]:
-    """A model's linear layers whose one half of outputs gates the other; see `PackedForward.gated`.
-
-    Float32 has none: oneDNN's GELU is a millionth from PyTorch's there, and gating takes little of its time.
-    """
+    """A model's linear layers whose one half of outputs gates the other; see `PackedForward.gated`."""
     blocks: list[Module] = list(model.modules())
-    return {block.ff.net[0].proj for block in blocks if _has_gate(block) and _is_half(block)}
+    return {block.ff.net[0].proj for block in blocks if _has_gate(block)}
 
 
 def _has_gate(block: Module) -> bool:
     return isinstance(block, BasicTransformerBlock) and type(block.ff.net[0]) is GEGLU
-
-
-def _is_half(block: Module) -> bool:
-    return block.ff.net[0].proj.weight.dtype == torch.bfloat16
 
 
 def _is_plain_transformer(block: Module) -> bool:
