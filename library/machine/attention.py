@@ -13,7 +13,8 @@ def sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.T
     """PyTorch's fused attention. Its kernels hold the scores in float32 whatever the inputs' type."""
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))  # (B, heads, T, size)
     mask, on_cpu = None, key.device.type == "cpu"
-    if on_cpu and key.dtype == torch.bfloat16 and key.shape[2] % 2 and not torch.is_grad_enabled():  # twice as slow
+    # An odd number of tokens takes twice as long there, where no gradients are taken
+    if on_cpu and key.dtype == torch.bfloat16 and key.shape[2] % 2 and not torch.is_grad_enabled():
         mask = F.pad(key.new_zeros(1, 1, 1, key.shape[2]), (0, 1), value=-torch.inf)
         key, value = (F.pad(x, (0, 0, 0, 1)) for x in (key, value))
     return F.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2)

@@ -1,8 +1,8 @@
 """A model's blocks on a CPU, with what is small computed along with what is large.
 
 Diffusers' blocks go through their features once more for each activation, product and sum, and bring transformers'
-results into another order: an eighth of XL's step with AMX. oneDNN does some of that where it writes a layer's results,
-and others overwrite what nothing else reads. The results are the same, but for rounding in fewer places.
+results into another order: an eighth of XL's U-Net with AMX. oneDNN does some of that where it writes a layer's
+results, and others overwrite what nothing else reads. The results are the same, but for rounding in fewer places.
 """
 
 from functools import partial

@@ -79,7 +79,6 @@ class PackedForward:
         self._layer = layer
         self._keep = keep
         self.halved = halved
-        self._parts = 2 if halved else 1
         self._window = _window(layer) if isinstance(layer, nn.Conv2d) else None
         # A 1×1 convolution is a linear layer of the channels, which in this memory layout come last. In float32 the
         # order of its weight would hold for inputs of one size; with others it takes up to thirty times as long
@@ -128,12 +127,14 @@ class PackedForward:
         layer = self._layer
         if layer.weight is not self._source:
             self._pack(x.shape)
-        biases = [None] * self._parts if layer.bias is None else layer.bias.chunk(self._parts)
+        parts = len(self._packed)
+        biases = [None] * parts if layer.bias is None else layer.bias.chunk(parts)
         return list(zip(self._packed, biases))
 
     def _pack(self, input_shape: torch.Size) -> None:
         layer, weight = self._layer, self._layer.weight
-        self._packed = to_stay(lambda: [self._reordered(part, input_shape) for part in weight.chunk(self._parts)])
+        parts = weight.chunk(2 if self.halved else 1)
+        self._packed = to_stay(lambda: [self._reordered(part, input_shape) for part in parts])
         if not self._keep:
             layer.weight = nn.Parameter(weight.new_empty(1).expand(weight.shape), requires_grad=False)
         self._source = layer.weight
