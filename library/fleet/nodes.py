@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 import ray
+from ray._private import utils as ray_utils
 from ray._private import worker as ray_worker
 from ray._private.node import Node as RayNode
 from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
@@ -40,8 +41,15 @@ _NO_ACCOUNT = {
     "RAY_event_stats": "0",
     "RAY_task_events_report_interval_ms": "0",
 }
-# processes that such a cluster has no use for: they take seconds to begin and to end; no public name leaves them out
-_UNUSED = ("start_api_server", "start_monitor", "start_log_monitor")
+# what such a cluster has no use for, and what stands for it: dashboard, autoscaler, reader of logs, and what the node's
+# agent does for a dashboard. They take seconds to begin and to end, and a share of the cores; no public name leaves
+# them out
+_UNUSED: list[tuple[Any, str, Callable[..., Any]]] = [
+    (RayNode, "start_api_server", lambda self, **_: None),
+    (RayNode, "start_monitor", lambda self, **_: None),
+    (RayNode, "start_log_monitor", lambda self, **_: None),
+    (ray_utils, "get_dashboard_dependency_error", lambda: ImportError("not wanted")),
+]
 
 
 @dataclass(frozen=True)
@@ -117,16 +125,16 @@ def connected(fleet: Fleet, program: Path) -> Iterator[None]:
 
 @contextmanager
 def _without_unused(fleet: Fleet) -> Iterator[None]:
-    """A block in which Ray starts a cluster of this machine without dashboard, autoscaler and reader of logs."""
-    unused = [name for name in _UNUSED if fleet.address == HERE and hasattr(RayNode, name)]
-    kept = {name: getattr(RayNode, name) for name in unused}
-    for name in kept:
-        setattr(RayNode, name, lambda self, **_: None)
+    """A block in which Ray starts a cluster of this machine without what it has no use for."""
+    unused = [each for each in _UNUSED if fleet.address == HERE and hasattr(each[0], each[1])]
+    kept = [(place, name, getattr(place, name)) for place, name, _ in unused]
+    for place, name, instead in unused:
+        setattr(place, name, instead)
     try:
         yield
     finally:
-        for name, method in kept.items():
-            setattr(RayNode, name, method)
+        for place, name, method in kept:
+            setattr(place, name, method)
 
 
 @contextmanager
