@@ -124,12 +124,11 @@ def test_what_others_have_taken_over_is_left_alone():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("linear", [True, False])
 @pytest.mark.parametrize("steered", [True, False])
-def test_fused_blocks_give_the_same(dtype, linear, steered, monkeypatch):
+def test_fused_blocks_give_the_same(dtype, linear, steered):
     if not can_pack(CPU, dtype):
         return
-    monkeypatch.setattr(fused_blocks, "_AT_A_TIME", 20 * 4 * 32**2)  # rows, so that the last are fewer
     plain, fused = (make_u_net(dtype, linear) for _ in range(2))
-    pack_layers(fused, keep=set(fused.modules()), halve=fused_blocks.gates(fused))
+    pack_layers(fused, keep=set(fused.modules()), parts=fused_blocks.feed_forward_parts(fused))
     fused_blocks.fuse_blocks(fused)
     inner = fused.mid_block.attentions[0].transformer_blocks[0]
     if steered:  # networks beside layers, which are seen at each call
@@ -143,7 +142,7 @@ def test_fused_blocks_give_the_same(dtype, linear, steered, monkeypatch):
             expected = plain(sample, 500, **text.unet_arguments()).sample
             got = fused(sample, 500, **text.unet_arguments()).sample
         assert (got - expected).norm() < TOLERANCE[dtype]["rtol"] * expected.norm()
-    assert inner.ff.net[0].proj.forward.halved
+    assert inner.ff.net[0].proj.forward.parts.number == 2 * inner.ff.net[2].forward.parts.number == 8
 
 
 def doubled(layer: torch.nn.Module, inputs: object, output: torch.Tensor | tuple[torch.Tensor]) -> object:

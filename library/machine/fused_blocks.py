@@ -16,12 +16,9 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
-from library.machine.packed_layers import PackedForward, others_act_at, plus
+from library.machine.packed_layers import WHOLE, PackedForward, Parts, others_act_at, plus
 
 Module = Any  # one of diffusers'; type checkers take parts of modules for tensors
-
-# Multiplications of a product at a time in feed-forward layers, whose features then stay in the processor's cache
-_AT_A_TIME = 512 * 1280 * 5120
 
 
 def fuse_blocks(model: nn.Module) -> None:
@@ -40,10 +37,17 @@ def fuse_blocks(model: nn.Module) -> None:
             vars(block)["forward"] = partial(_resnet, block)
 
 
-def gates(model: nn.Module) -> set[nn.Module]:
-    """A model's linear layers whose one half of outputs gates the other; see `PackedForward.gated`."""
+def feed_forward_parts(model: nn.Module) -> dict[nn.Module, Parts]:
+    """How to pack a model's feed-forward layers for gating at once: in parts as wide as their blocks.
+
+    Features of a part then stay in the processor's cache, and oneDNN multiplies such matrices faster than larger ones.
+    """
     blocks: list[Module] = list(model.modules())
-    return {block.ff.net[0].proj for block in blocks if _has_gate(block)}
+    parts = {}
+    for gate, _, out in (block.ff.net for block in blocks if _has_gate(block)):
+        number = out.in_features // out.out_features
+        parts |= {gate.proj: Parts(2 * number), out: Parts(number, of_inputs=True)}
+    return parts
 
 
 def _has_gate(block: Module) -> bool:
@@ -91,9 +95,9 @@ def _transformer_block(
     normed, (gate, _, out) = block.norm3(x), block.ff.net
     layers = gate.proj.forward, out.forward
     packed = all(isinstance(each, PackedForward) for each in layers)
-    if not packed or not layers[0].halved or any(map(others_act_at, (block.ff, gate, gate.proj, out))):
+    if not packed or layers[0].parts == WHOLE or any(map(others_act_at, (block.ff, gate, gate.proj, out))):
         return block.ff(normed) + x
-    return _feed_forward(*layers, normed, x)
+    return layers[1].summed(layers[0].gated(normed)).add_(x)
 
 
 def _attended(layer: Module, x: torch.Tensor, text: object, added: torch.Tensor) -> torch.Tensor:
@@ -101,13 +105,6 @@ def _attended(layer: Module, x: torch.Tensor, text: object, added: torch.Tensor)
     if others_act_at(layer) or not getattr(layer.processor, "adds", False):  # others' processors do not know of it
         return layer(x, encoder_hidden_states=text) + added
     return layer(x, encoder_hidden_states=text, added=added)
-
-
-def _feed_forward(gate: PackedForward, out: PackedForward, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-    """(B, T, C) and what is added, likewise → likewise, some rows at a time"""
-    rows_at_a_time = max(1, _AT_A_TIME // (4 * x.shape[-1] ** 2))
-    parts = zip(*(each.flatten(0, -2).split(rows_at_a_time) for each in (x, residual)))
-    return torch.cat([out.plus(gate.gated(part), added) for part, added in parts]).view(x.shape)
 
 
 def _resnet(block: Module, x: torch.Tensor, temb: Any, *unused: object) -> torch.Tensor:

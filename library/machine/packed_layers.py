@@ -4,8 +4,10 @@ PyTorch brings a layer's weight into that order at every call; here it is done o
 reordered weight is kept. The results are the same. torch.compile does the same to frozen models.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +18,17 @@ from library.machine import malloc
 Made = TypeVar("Made")
 
 _ON_PIXELS = ((1, 1), (0, 0), (1, 1), (1, 1), 1)  # kernel, padding, stride, dilation, groups
+
+
+@dataclass(frozen=True)
+class Parts:
+    """In how many parts a linear layer's weight is packed, and which way it is cut."""
+
+    number: int
+    of_inputs: bool = False  # else of the outputs
+
+
+WHOLE = Parts(1)
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
@@ -29,7 +42,9 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def pack_layers(model: nn.Module, keep: Collection[nn.Module] = (), halve: Collection[nn.Module] = ()) -> None:
+def pack_layers(
+    model: nn.Module, keep: Collection[nn.Module] = (), parts: Mapping[nn.Module, Parts] = MappingProxyType({})
+) -> None:
     """Let a model's linear and convolution layers reorder their weights when they are first called.
 
     Their `weight` then has its shape, type and device still, but no values. Gradients cannot be taken any more.
@@ -37,11 +52,11 @@ def pack_layers(model: nn.Module, keep: Collection[nn.Module] = (), halve: Colle
     Args:
         model: for inference, finished but for what forward hooks do.
         keep: layers whose weights may be exchanged for others; they keep these beside what they compute with.
-        halve: linear layers that are asked for `PackedForward.gated`.
+        parts: of linear layers that are asked for `PackedForward.gated` or `PackedForward.summed`.
     """
     for layer in model.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d) and "forward" not in vars(layer):
-            vars(layer)["forward"] = PackedForward(layer, keep=layer in keep, halved=layer in halve)
+            vars(layer)["forward"] = PackedForward(layer, keep=layer in keep, parts=parts.get(layer, WHOLE))
 
 
 def others_act_at(layer: Any) -> bool:
@@ -72,13 +87,13 @@ class PackedForward:
     Args:
         layer: whose place it takes.
         keep: see `pack_layers`.
-        halved: whether the halves of a linear layer's outputs are computed one by one.
+        parts: that its weight is packed in.
     """
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d, *, keep: bool, halved: bool = False) -> None:
+    def __init__(self, layer: nn.Linear | nn.Conv2d, *, keep: bool, parts: Parts = WHOLE) -> None:
         self._layer = layer
         self._keep = keep
-        self.halved = halved
+        self.parts = parts
         self._window = _window(layer) if isinstance(layer, nn.Conv2d) else None
         # A 1×1 convolution is a linear layer of the channels, which in this memory layout come last. In float32 the
         # order of its weight would hold for inputs of one size; with others it takes up to thirty times as long
@@ -95,11 +110,25 @@ class PackedForward:
         ((weight, bias),) = self._weights_and_biases(x)
         return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *self._window, "none", [], "")
 
-    def gated(self, x: torch.Tensor) -> torch.Tensor:
-        """(…, channels) → the first half of the outputs times GELU of the second half (Shazeer, GLU Variants)."""
-        (value, value_bias), (gate, gate_bias) = self._weights_and_biases(x)
-        gates = torch.ops.mkldnn._linear_pointwise(x, gate, gate_bias, "gelu", [], "none")
-        return torch.ops.mkldnn._linear_pointwise.binary(x, gates, value, value_bias, "mul")
+    def gated(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
+        """(…, channels) → the first half of the outputs times GELU of the second (Shazeer, GLU Variants), in parts."""
+        packed = self._weights_and_biases(x)
+        half = len(packed) // 2
+        for (value, value_bias), (gate, gate_bias) in zip(packed[:half], packed[half:]):
+            gates = torch.ops.mkldnn._linear_pointwise(x, gate, gate_bias, "gelu", [], "none")
+            yield torch.ops.mkldnn._linear_pointwise.binary(x, gates, value, value_bias, "mul")
+
+    def summed(self, inputs: Iterable[torch.Tensor]) -> torch.Tensor:
+        """What a layer in parts of its inputs gives for these, (…, channels of a part) each."""
+        total = None
+        for index, x in enumerate(inputs):
+            weight, bias = self._weights_and_biases(x)[index]
+            if total is None:
+                total = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+            else:
+                total = torch.ops.mkldnn._linear_pointwise.binary(x, total, weight, bias, "add")
+        assert total is not None  # there is a part
+        return total
 
     def plus(self, x: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
         """What it gives for `x`, plus more of the same shape."""
@@ -112,10 +141,14 @@ class PackedForward:
         return add(x, added, weight, bias, *self._window, "add", None, None, [], None)
 
     def _linear_plus(self, x: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
+        if self.parts != WHOLE:
+            return self._linear(x) + added
         ((weight, bias),) = self._weights_and_biases(x)
         return torch.ops.mkldnn._linear_pointwise.binary(x, added, weight, bias, "add")
 
     def _linear(self, x: torch.Tensor) -> torch.Tensor:
+        if self.parts.of_inputs:
+            return self.summed(x.chunk(self.parts.number, -1))
         outputs = [
             torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
             for weight, bias in self._weights_and_biases(x)
@@ -127,13 +160,13 @@ class PackedForward:
         layer = self._layer
         if layer.weight is not self._source:
             self._pack(x.shape)
-        parts = len(self._packed)
-        biases = [None] * parts if layer.bias is None else layer.bias.chunk(parts)
-        return list(zip(self._packed, biases))
+        first_only = [layer.bias] + [None] * (self.parts.number - 1)
+        whole = layer.bias is None or self.parts.of_inputs
+        return list(zip(self._packed, first_only if whole else layer.bias.chunk(self.parts.number)))
 
     def _pack(self, input_shape: torch.Size) -> None:
         layer, weight = self._layer, self._layer.weight
-        parts = weight.chunk(2 if self.halved else 1)
+        parts = weight.chunk(self.parts.number, 1 if self.parts.of_inputs else 0)
         self._packed = to_stay(lambda: [self._reordered(part, input_shape) for part in parts])
         if not self._keep:
             layer.weight = nn.Parameter(weight.new_empty(1).expand(weight.shape), requires_grad=False)
@@ -143,7 +176,7 @@ class PackedForward:
         """The weight in the order that is best for inputs of this shape."""
         if self._window is None or self._on_pixels:
             rows = input_shape.numel() // weight.shape[1]
-            return torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1), rows)
+            return torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1).contiguous(), rows)
         return torch.ops.mkldnn._reorder_convolution_weight(weight, *self._window, input_shape)
 
 

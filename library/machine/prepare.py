@@ -10,7 +10,7 @@ from library.machine.compiling import compile_unet
 from library.machine.devices import Machine
 from library.machine.enlarging import enlarge_at_once
 from library.machine.features import give_back_around_growing, overwrite_activations
-from library.machine.fused_blocks import fuse_blocks, gates
+from library.machine.fused_blocks import feed_forward_parts, fuse_blocks
 from library.machine.packed_layers import can_pack, pack_layers
 from library.machine.vae_slices import slice_resnets
 from library.settings.computing import Computing
@@ -62,8 +62,8 @@ def make_fast(
     if may_pack and can_pack(machine.device, machine.dtype):
         for model in eager:
             # oneDNN's GELU is a millionth from PyTorch's, which is nothing in bfloat16; float32 would gain little
-            halve = gates(model) if machine.dtype is torch.bfloat16 else ()
-            pack_layers(model, keep={*rewritten, *enlarge_at_once(model)}, halve=halve)
+            parts = feed_forward_parts(model) if machine.dtype is torch.bfloat16 else {}
+            pack_layers(model, keep={*rewritten, *enlarge_at_once(model)}, parts=parts)
             fuse_blocks(model)
         enlarge_at_once(vae)
         fuse_blocks(vae.decoder)
