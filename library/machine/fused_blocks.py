@@ -44,9 +44,10 @@ def feed_forward_parts(model: nn.Module) -> dict[nn.Module, Parts]:
     """
     blocks: list[Module] = list(model.modules())
     parts = {}
-    for gate, _, out in (block.ff.net for block in blocks if _has_gate(block)):
+    for net in (block.ff.net for block in blocks if _has_gate(block)):
+        gate, out = net[0].proj, net[2]
         number = out.in_features // out.out_features
-        parts |= {gate.proj: Parts(2 * number), out: Parts(number, of_inputs=True)}
+        parts |= {gate: Parts(2 * number), out: Parts(number, of_inputs=True)}
     return parts
 
 
