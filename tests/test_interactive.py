@@ -82,7 +82,9 @@ def test_a_display_that_cannot_be_reached(sd1, tmp_path):
 def xvfb():
     """An X server of our own and its display."""
     display = f":{os.getpid() % 10_000 + 100}"
-    server = subprocess.Popen(["Xvfb", display, "-screen", "0", "800x480x24"], stderr=subprocess.DEVNULL)
+    # without -noreset it begins anew whenever its last client leaves, and ends who comes meanwhile
+    command = ["Xvfb", display, "-screen", "0", "800x480x24", "-noreset"]
+    server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     socket = Path(f"/tmp/.X11-unix/X{display[1:]}")
     deadline = time.monotonic() + 30
     while not socket.exists() and time.monotonic() < deadline:
@@ -128,7 +130,7 @@ def test_windows_show_the_pictures_until_they_are_closed_or_a_key_is_pressed(sd1
             x("import", "-window", "root", str(tmp_path / "screen.png"))
             screen = np.asarray(Image.open(tmp_path / "screen.png").convert("RGB")).astype(int)
             shown = all(shows(screen, np.asarray(Image.open(file)).astype(int)) for file in files[-showing:])
-        assert shown, f"the window {title!r} does not show {files}"
+        assert shown, f"the window {title!r} does not show {files}; the program's status: {process.poll()}"
         if title == "a second":
             x("xdotool", "key", "--window", window, "space")
         else:
