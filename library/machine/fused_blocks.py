@@ -2,7 +2,7 @@
 
 Diffusers' blocks go through their features once more for each activation, product and sum, and bring transformers'
 results into another order: an eighth of XL's U-Net with AMX. oneDNN does some of that where it writes a layer's
-results, and others overwrite what nothing else reads. The results are the same, but for rounding in fewer places.
+results, and others overwrite what nothing else reads. The results are the same, but for where they are rounded.
 """
 
 from functools import partial
