@@ -10,7 +10,8 @@ import grpc
 import numpy as np
 import pytest
 import ray
-from ray.exceptions import ActorDiedError, ObjectStoreFullError, RayTaskError
+from ray._private import grpc_utils
+from ray.exceptions import ActorDiedError, AuthenticationError, ObjectStoreFullError, RayTaskError
 
 import gen_img_diffusers
 from library import console
@@ -106,6 +107,50 @@ def test_a_cluster_is_found_past_a_proxy_and_without_grpc(monkeypatch):
         server.stop(None)
         monkeypatch.setitem(sys.modules, "grpc", None)
         nodes._knock(f"127.0.0.1:{dead.getsockname()[1]}")
+
+
+class Refusing(grpc.ServerInterceptor):
+    """Refuses each call, as a cluster that wants another token does."""
+
+    def intercept_service(self, continuation, details):
+        return grpc.unary_unary_rpc_method_handler(
+            lambda request, context: context.abort(grpc.StatusCode.UNAUTHENTICATED, "InvalidAuthToken")
+        )
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "auto"])
+def test_a_cluster_that_wants_another_token_says_so_at_once(generate, monkeypatch, address):
+    """Ray itself asks again for 20 seconds, writing a line each time."""
+    with ThreadPoolExecutor(1) as pool:
+        server = grpc.server(pool, interceptors=[Refusing()])
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        monkeypatch.setattr(nodes.ray_services, "canonicalize_bootstrap_address", lambda _: f"127.0.0.1:{port}")
+        result = generate(DEMO, "--prompt", "red", "--ray", place := address.format(port))
+        server.stop(None)
+    assert result.status == 4
+    assert f"error: --ray {place}: the cluster wants another token; export RAY_AUTH_MODE=token" in result.stderr
+
+
+class Tokenless(grpc.UnaryUnaryClientInterceptor):
+    """Finds no token, as Ray's own does where there is none."""
+
+    def intercept_unary_unary(self, continuation, details, request):
+        raise AuthenticationError("none")
+
+
+def test_a_token_that_is_missing_here_is_named(monkeypatch):
+    def channel(place: str, options: object) -> grpc.Channel:
+        return grpc.intercept_channel(grpc.insecure_channel(place), Tokenless())
+
+    monkeypatch.setattr(grpc_utils, "init_grpc_channel", channel)
+    with ThreadPoolExecutor(1) as pool:
+        server = grpc.server(pool)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        with pytest.raises(EnvironmentFault, match="no token is found here; export RAY_AUTH_MODE=token"):
+            nodes._knock(f"127.0.0.1:{port}")
+        server.stop(None)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -15,16 +15,17 @@ from types import FrameType
 from typing import Any, TypeVar
 
 import ray
+from ray._private import services as ray_services
 from ray._private import utils as ray_utils
 from ray._private import worker as ray_worker
 from ray._private.node import Node as RayNode
 from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
-from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
+from ray.exceptions import AuthenticationError, RayError, RayTaskError, RuntimeEnvSetupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from library import console
 from library.errors import EnvironmentFault, Interrupted, ProgramError
-from library.settings.fleet import HERE, USUAL_CPUS, Fleet
+from library.settings.fleet import ANY, HERE, USUAL_CPUS, Fleet
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,9 @@ _KNOCK_S = 10
 _LOOK_EVERY_S = 2
 _NOTICED_AFTER_S = 10  # Ray has noticed by then that a node is gone
 _MOST_SHARES = 64  # workers that one core or GPU is shared out among
+# calls that want the token and that an empty request is enough for, of a cluster's own port and of Ray Client's
+_NODE_METHOD, _CLIENT_METHOD = "/ray.rpc.NodeInfoGcsService/GetClusterId", "/ray.rpc.RayletDriver/ClusterInfo"
+_TOKEN_ADVICE = "export RAY_AUTH_MODE=token, and copy ~/.ray/auth_token from the cluster's first machine"
 _CLIENT_PORT = 10001  # where Ray Client is served by default, which `ray://` is for
 # Ray's own account of tasks and resources, which nobody reads of a cluster that ends with the run
 _NO_ACCOUNT = {
@@ -158,12 +162,12 @@ def _interrupted_by_sigterm() -> Iterator[Callable[[], None]]:
 
 
 def _knock(address: str) -> None:
-    """Find out at once whether Ray may answer at HOST:PORT, which it tries itself for minutes.
+    """Find out at once whether Ray may answer at HOST:PORT and lets one in, which it tries itself for minutes.
 
     Raises:
-        EnvironmentFault: when nothing does, or what does not speak gRPC, as Ray does.
+        EnvironmentFault: when nothing answers, what does not speak gRPC, as Ray does, or what wants another token.
     """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    host, _, port = _place_of(address).rpartition(":")
     if not host:
         return
     if int(port) == _CLIENT_PORT and not address.startswith("ray://"):  # Ray tries it in vain, and at length
@@ -174,25 +178,48 @@ def _knock(address: str) -> None:
     except OSError as problem:
         reason = problem.strerror or str(problem)
     encrypted = os.environ.get("RAY_USE_TLS", "").lower() in ("1", "true")
-    if not reason and not encrypted and not _speaks_grpc(f"{host}:{port}"):
-        reason = "what does is not Ray"
+    if not reason and not encrypted:
+        reason = _refusal(f"{host}:{port}", address)
     if reason:
         problem = f"no cluster answers there ({reason}); start a cluster, or check the address"
         raise EnvironmentFault(f"--ray {address}", problem)
 
 
-def _speaks_grpc(place: str) -> bool:
-    """Whether what answers at HOST:PORT does, reached past the proxies that Ray passes by; true where none can tell."""
+def _place_of(address: str) -> str:
+    """HOST:PORT of a cluster; "" where there is none."""
+    if address != ANY:
+        return address.removeprefix("ray://")
+    try:
+        return ray_services.canonicalize_bootstrap_address(address) or ""
+    except ConnectionError:
+        return ""
+
+
+def _refusal(place: str, address: str) -> str:
+    """Why what answers at HOST:PORT is no cluster, reached past the proxies that Ray passes by; "" where none can tell.
+
+    Raises:
+        EnvironmentFault: when it is one that wants another token.
+    """
     try:
         import grpc
-    except ImportError:  # `ray` without its extras does not bring it
-        return True
-    with grpc.insecure_channel(place, options=GLOBAL_GRPC_OPTIONS) as channel:
+        from ray._private.grpc_utils import init_grpc_channel
+    except ImportError:  # `ray` without its extras does not bring gRPC
+        return ""
+    with init_grpc_channel(place, GLOBAL_GRPC_OPTIONS) as channel:
         try:
             grpc.channel_ready_future(channel).result(_KNOCK_S)
+            method = _CLIENT_METHOD if address.startswith("ray://") else _NODE_METHOD
+            channel.unary_unary(method)(b"", timeout=_KNOCK_S)
         except grpc.FutureTimeoutError:
-            return False
-    return True
+            return "what does is not Ray"
+        except AuthenticationError:
+            raise EnvironmentFault(f"--ray {address}", f"no token is found here; {_TOKEN_ADVICE}") from None
+        except grpc.RpcError as problem:  # whatever else is wrong, Ray tells itself
+            if isinstance(problem, grpc.Call) and problem.code() is grpc.StatusCode.UNAUTHENTICATED:
+                problem = f"the cluster wants another token; {_TOKEN_ADVICE}"
+                raise EnvironmentFault(f"--ray {address}", problem) from None
+    return ""
 
 
 def alive() -> list[Node]:
