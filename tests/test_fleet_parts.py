@@ -129,7 +129,7 @@ def test_a_cluster_that_wants_another_token_says_so_at_once(generate, monkeypatc
         result = generate(DEMO, "--prompt", "red", "--ray", place := address.format(port))
         server.stop(None)
     assert result.status == 4
-    assert f"error: --ray {place}: the cluster wants another token; export RAY_AUTH_MODE=token" in result.stderr
+    assert f"error: --ray {place}: the cluster has another token; export RAY_AUTH_MODE=token" in result.stderr
 
 
 class Tokenless(grpc.UnaryUnaryClientInterceptor):

@@ -215,10 +215,9 @@ def _refusal(place: str, address: str) -> str:
             return "what does is not Ray"
         except AuthenticationError:
             raise EnvironmentFault(f"--ray {address}", f"no token is found here; {_TOKEN_ADVICE}") from None
-        except grpc.RpcError as problem:  # whatever else is wrong, Ray tells itself
-            if isinstance(problem, grpc.Call) and problem.code() is grpc.StatusCode.UNAUTHENTICATED:
-                problem = f"the cluster wants another token; {_TOKEN_ADVICE}"
-                raise EnvironmentFault(f"--ray {address}", problem) from None
+        except grpc.RpcError as refused:  # whatever else is wrong, Ray tells itself
+            if isinstance(refused, grpc.Call) and refused.code() is grpc.StatusCode.UNAUTHENTICATED:
+                raise EnvironmentFault(f"--ray {address}", f"the cluster has another token; {_TOKEN_ADVICE}") from None
     return ""
 
 
