@@ -15,7 +15,6 @@ from types import FrameType
 from typing import Any, TypeVar
 
 import ray
-from ray._private import services as ray_services
 from ray._private import utils as ray_utils
 from ray._private import worker as ray_worker
 from ray._private.node import Node as RayNode
@@ -25,7 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from library import console
 from library.errors import EnvironmentFault, Interrupted, ProgramError
-from library.settings.fleet import ANY, HERE, USUAL_CPUS, Fleet
+from library.settings.fleet import HERE, USUAL_CPUS, Fleet
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +34,10 @@ _KNOCK_S = 10
 _LOOK_EVERY_S = 2
 _NOTICED_AFTER_S = 10  # Ray has noticed by then that a node is gone
 _MOST_SHARES = 64  # workers that one core or GPU is shared out among
-# calls that want the token and that an empty request is enough for, of a cluster's own port and of Ray Client's
-_NODE_METHOD, _CLIENT_METHOD = "/ray.rpc.NodeInfoGcsService/GetClusterId", "/ray.rpc.RayletDriver/ClusterInfo"
-_TOKEN_ADVICE = "export RAY_AUTH_MODE=token, and copy ~/.ray/auth_token from the cluster's first machine"
+# calls that change nothing and want the token, with their requests: of a cluster's own port, and Ray Client's (a ping)
+_NODE_CALL = "/ray.rpc.NodeInfoGcsService/GetClusterId", b""
+_CLIENT_CALL = "/ray.rpc.RayletDriver/ClusterInfo", b"\x08\x06"
+_TOKEN_ADVICE = "export RAY_AUTH_MODE=token, and give it that of its first machine, which has it in ~/.ray/auth_token"
 _CLIENT_PORT = 10001  # where Ray Client is served by default, which `ray://` is for
 # Ray's own account of tasks and resources, which nobody reads of a cluster that ends with the run
 _NO_ACCOUNT = {
@@ -167,7 +167,7 @@ def _knock(address: str) -> None:
     Raises:
         EnvironmentFault: when nothing answers, what does not speak gRPC, as Ray does, or what wants another token.
     """
-    host, _, port = _place_of(address).rpartition(":")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host:
         return
     if int(port) == _CLIENT_PORT and not address.startswith("ray://"):  # Ray tries it in vain, and at length
@@ -177,22 +177,14 @@ def _knock(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), _KNOCK_S).close()
     except OSError as problem:
         reason = problem.strerror or str(problem)
+    except UnicodeError:
+        reason = "no machine has such a name"
     encrypted = os.environ.get("RAY_USE_TLS", "").lower() in ("1", "true")
     if not reason and not encrypted:
         reason = _refusal(f"{host}:{port}", address)
     if reason:
         problem = f"no cluster answers there ({reason}); start a cluster, or check the address"
         raise EnvironmentFault(f"--ray {address}", problem)
-
-
-def _place_of(address: str) -> str:
-    """HOST:PORT of a cluster; "" where there is none."""
-    if address != ANY:
-        return address.removeprefix("ray://")
-    try:
-        return ray_services.canonicalize_bootstrap_address(address) or ""
-    except ConnectionError:
-        return ""
 
 
 def _refusal(place: str, address: str) -> str:
@@ -209,15 +201,16 @@ def _refusal(place: str, address: str) -> str:
     with init_grpc_channel(place, GLOBAL_GRPC_OPTIONS) as channel:
         try:
             grpc.channel_ready_future(channel).result(_KNOCK_S)
-            method = _CLIENT_METHOD if address.startswith("ray://") else _NODE_METHOD
-            channel.unary_unary(method)(b"", timeout=_KNOCK_S)
+            method, request = _CLIENT_CALL if address.startswith("ray://") else _NODE_CALL
+            channel.unary_unary(method)(request, timeout=_KNOCK_S)
         except grpc.FutureTimeoutError:
             return "what does is not Ray"
-        except AuthenticationError:
-            raise EnvironmentFault(f"--ray {address}", f"no token is found here; {_TOKEN_ADVICE}") from None
+        except AuthenticationError as lacking:
+            reason = str(lacking).split(".")[0]
+            raise EnvironmentFault(f"--ray {address}", f"no token is found here ({reason}); {_TOKEN_ADVICE}") from None
         except grpc.RpcError as refused:  # whatever else is wrong, Ray tells itself
             if isinstance(refused, grpc.Call) and refused.code() is grpc.StatusCode.UNAUTHENTICATED:
-                raise EnvironmentFault(f"--ray {address}", f"the cluster has another token; {_TOKEN_ADVICE}") from None
+                raise EnvironmentFault(f"--ray {address}", f"the cluster wants a token; {_TOKEN_ADVICE}") from None
     return ""
 
 

@@ -10,7 +10,6 @@ from library.errors import InputError
 from library.settings.options import Options
 
 HERE = "local"  # a cluster of this machine alone, for this run alone
-ANY = "auto"  # the cluster that this machine belongs to
 USUAL_CPUS = 2  # processor cores of a worker that has no GPU
 _INSTALL = "run `pip install -r requirements-ray.txt`"
 
@@ -19,7 +18,7 @@ _INSTALL = "run `pip install -r requirements-ray.txt`"
 class Fleet:
     """What the user said of it."""
 
-    address: str  # `HERE`, `ANY`, HOST:PORT, or ray://HOST:PORT
+    address: str  # `HERE`, `auto` for the cluster that this machine belongs to, HOST:PORT, or ray://HOST:PORT
     workers: tuple[int, int] | None  # how many at least and at most; None for as many as the cluster has room for
     cpus: int | None  # of each worker
     ships: bool  # input files that a node lacks are sent to it
@@ -28,9 +27,9 @@ class Fleet:
 def address(text: str) -> str:
     """Convert the place of a cluster."""
     place = re.fullmatch(r"(?:ray://)?(?:\[[0-9a-fA-F:]+\]|[\w.-]+):(\d{1,5})", text)
-    if text in (HERE, ANY) or (place and 0 < int(place[1]) < 1 << 16):
+    if text in (HERE, "auto") or (place and 0 < int(place[1]) < 1 << 16):
         return text
-    raise ArgumentTypeError(f"no place of a cluster; write {HERE}, {ANY}, HOST:PORT or ray://HOST:PORT")
+    raise ArgumentTypeError(f"no place of a cluster; write {HERE}, auto, HOST:PORT or ray://HOST:PORT")
 
 
 def worker_count(text: str) -> tuple[int, int]:
