@@ -135,7 +135,7 @@ class Tokenless(grpc.UnaryUnaryClientInterceptor):
     """Finds no token, as Ray's own does where there is none."""
 
     def intercept_unary_unary(self, continuation, details, request):
-        raise AuthenticationError("none")
+        raise AuthenticationError("none in /home/me/.ray/auth_token")
 
 
 def test_a_token_that_is_missing_here_is_named(monkeypatch):
@@ -147,9 +147,26 @@ def test_a_token_that_is_missing_here_is_named(monkeypatch):
         server = grpc.server(pool)
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
-        with pytest.raises(EnvironmentFault, match=r"no token is found here \(none\); export RAY_AUTH_MODE=token"):
+        with pytest.raises(
+            EnvironmentFault, match=r"here \(.*none in /home/me/.ray/auth_token\); export RAY_AUTH_MODE"
+        ):
             nodes._knock(f"127.0.0.1:{port}")
         server.stop(None)
+
+
+def test_the_cluster_of_this_machine_is_left_to_ray_which_finds_its_token(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "ray://nowhere:10001")
+    monkeypatch.setattr(nodes.socket, "create_connection", lambda *_: pytest.fail("it was asked"))
+    nodes._knock("auto")
+
+
+def test_a_name_that_no_machine_can_have(generate):
+    result = generate(DEMO, "--prompt", "red", "--ray", "a..b:6379")
+    assert result.status == 4
+    assert (
+        "error: --ray a..b:6379: no cluster answers there (no machine has such a name); start a cluster"
+        in result.stderr
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ _MOST_SHARES = 64  # workers that one core or GPU is shared out among
 # calls that change nothing and want the token, with their requests: of a cluster's own port, and Ray Client's (a ping)
 _NODE_CALL = "/ray.rpc.NodeInfoGcsService/GetClusterId", b""
 _CLIENT_CALL = "/ray.rpc.RayletDriver/ClusterInfo", b"\x08\x06"
-_TOKEN_ADVICE = "export RAY_AUTH_MODE=token, and give it that of its first machine, which has it in ~/.ray/auth_token"
+_TOKEN_ADVICE = "export RAY_AUTH_MODE=token, and copy the token, ~/.ray/auth_token, from the cluster's first machine"
 _CLIENT_PORT = 10001  # where Ray Client is served by default, which `ray://` is for
 # Ray's own account of tasks and resources, which nobody reads of a cluster that ends with the run
 _NO_ACCOUNT = {
@@ -165,7 +165,7 @@ def _knock(address: str) -> None:
     """Find out at once whether Ray may answer at HOST:PORT and lets one in, which it tries itself for minutes.
 
     Raises:
-        EnvironmentFault: when nothing answers, what does not speak gRPC, as Ray does, or what wants another token.
+        EnvironmentFault: when nothing answers, what does not speak gRPC, as Ray does, or what wants a token.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host:
@@ -191,7 +191,7 @@ def _refusal(place: str, address: str) -> str:
     """Why what answers at HOST:PORT is no cluster, reached past the proxies that Ray passes by; "" where none can tell.
 
     Raises:
-        EnvironmentFault: when it is one that wants another token.
+        EnvironmentFault: when it is one that wants a token.
     """
     try:
         import grpc
@@ -206,8 +206,9 @@ def _refusal(place: str, address: str) -> str:
         except grpc.FutureTimeoutError:
             return "what does is not Ray"
         except AuthenticationError as lacking:
-            reason = str(lacking).split(".")[0]
-            raise EnvironmentFault(f"--ray {address}", f"no token is found here ({reason}); {_TOKEN_ADVICE}") from None
+            reason = lacking.message.split(". ")[0]  # what else it says is Ray's advice, at length
+            problem = f"no token is found here ({reason}); {_TOKEN_ADVICE}"
+            raise EnvironmentFault(f"--ray {address}", problem) from None
         except grpc.RpcError as refused:  # whatever else is wrong, Ray tells itself
             if isinstance(refused, grpc.Call) and refused.code() is grpc.StatusCode.UNAUTHENTICATED:
                 raise EnvironmentFault(f"--ray {address}", f"the cluster wants a token; {_TOKEN_ADVICE}") from None
