@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -175,7 +176,7 @@ def test_what_is_kept_is_read_in_place_of_the_model(sd1, generate, cache, monkey
     options = (sd1.safetensors, *SIZE, "--prompt", "a cat --d 1", *OPENVINO)
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parent.parent / "own"))
     first = generate(*options)
-    assert "keeping the model's weights for later runs" in first.stderr
+    assert "keeping the model's unet, vae, text_encoder for later runs" in first.stderr
     kept = cache.parent.parent / "own" / "gen_img_diffusers" / "openvino"
     assert len(list(kept.iterdir())) == 3  # U-Net, VAE, text encoder; no half-written file
     written = []
@@ -230,6 +231,21 @@ def test_nothing_half_written_is_left_by_ctrl_c(sd1, cache, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         kept_weights.ModelKeeper(find(sd1), torch.float32, torch.float32).keep(models.parts)
     assert not list((cache / "interrupted" / "gen_img_diffusers" / "openvino").iterdir())
+
+
+def test_what_killed_runs_left_half_written_goes(sd1, cache, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache / "killed"))
+    folder = cache / "killed" / "gen_img_diffusers" / "openvino"
+    folder.mkdir(parents=True)
+    abandoned, of_another_run = folder / "tmpa.part", folder / "tmpb.part"
+    for file in (abandoned, of_another_run):
+        file.write_bytes(b"half")
+    two_days_ago = time.time() - 2 * 24 * 3600
+    os.utime(abandoned, (two_days_ago, two_days_ago))
+    kept_weights.ModelKeeper(find(sd1), torch.float32, torch.float32).keep(load_all(find(sd1)).parts)
+    assert len(list(folder.glob("*.weights"))) == 3
+    assert of_another_run.exists()
+    assert not abandoned.exists()
 
 
 def test_too_little_memory_is_met_as_with_pytorch(sd1, compare, compiled, monkeypatch):

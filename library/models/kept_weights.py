@@ -4,6 +4,7 @@ OpenVINO makes weights of its own from them. Mapped ones are read from the file 
 the memory holds one U-Net, not two, and a later run neither reads nor casts the model's.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import json
@@ -12,6 +13,7 @@ import math
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -28,6 +30,8 @@ _FORMAT = 1
 _ALIGNED = 64  # bytes: where tensors begin
 _HEADER_BYTES = 8  # what says how long the header is
 _DONTNEED = 4  # of Linux's madvise
+_HALF_WRITTEN = ".part"
+_ABANDONED_S = 24 * 3600  # a file takes minutes to write
 
 
 Places = dict[str, tuple[int, list[int]]]  # where each tensor begins, and its shape
@@ -107,7 +111,8 @@ class _Keeper:
             tensors[name] = (end, list(parameter.shape))
             end = _aligned(end + parameter.nbytes)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=self.path.parent)
+        _clear_away(self.path.parent)
+        descriptor, name = tempfile.mkstemp(dir=self.path.parent, suffix=_HALF_WRITTEN)
         try:
             with os.fdopen(descriptor, "w+b") as file:
                 self._write(file, model, tensors, end)
@@ -166,7 +171,7 @@ class ModelKeeper:
             return
         gigabytes = sum(each.nbytes for part in missing for each in models[part].parameters()) / 1e9
         folder = self._keepers["unet"].path.parent
-        logger.info("keeping the model's weights for later runs in %s (%.1f GB)", folder, gigabytes)
+        logger.info("keeping the model's %s for later runs in %s (%.1f GB)", ", ".join(missing), folder, gigabytes)
         for part in missing:
             try:
                 kept = self._keepers[part].keep(models[part])
@@ -182,6 +187,14 @@ class ModelKeeper:
         """Let the system have the memory that all were read into."""
         for weights in self.kept.values():
             weights.leave_memory()
+
+
+def _clear_away(folder: Path) -> None:
+    """Remove what runs that were killed left half written: it is gigabytes, and has no other end."""
+    for left in folder.glob(f"*{_HALF_WRITTEN}"):
+        with contextlib.suppress(OSError):  # another run removes it, too
+            if time.time() - left.stat().st_mtime > _ABANDONED_S:
+                left.unlink()
 
 
 def _aligned(place: int) -> int:
