@@ -234,11 +234,18 @@ def _create(
     state = state if own else _diffusers_paths(state, unet)
     file = str(spec.weights.path)
     multiplier = spec.multiplier if own else spec.multiplier.unet
-    try:
+    with _others_at_fault(spec):
         return module.create_network_from_weights(
             multiplier, file, vae, text_encoder, unet, weights_sd=state, for_inference=True, **arguments
         )
-    except Exception as problem:
+
+
+@contextmanager
+def _others_at_fault(spec: NetworkSpec) -> Iterator[None]:
+    """A block of a network's module, whose faults are not this program's."""
+    try:
+        yield
+    except Exception as problem:  # whatever the module raises
         subject = f"--network_weights {spec.weights.path}"
         raise InputError(subject, f"{spec.module} cannot use it ({_in_one_line(problem)}); see {OWN_MODULE}") from None
 
@@ -282,14 +289,16 @@ def _attach(
     network: Network, spec: NetworkSpec, state: State, text_encoder: TextEncoders, unet: UNet2DConditionModel
 ) -> None:
     """Attach a network and fill in its weights; refuses one with no key that fits."""
-    # sd-scripts and LyCORIS let a trainer choose the parts to attach
-    choices = {"apply_text_encoder", "apply_unet"} & set(inspect.signature(network.apply_to).parameters)
-    network.apply_to(text_encoder, unet, **dict.fromkeys(choices, True))
     if spec.module == OWN_MODULE:
+        network.apply_to(text_encoder, unet)
         return  # its weights are in it, and its keys were told before the models were loaded
-    held = network.state_dict()
-    if not _is_filled(held, state):
-        network.load_state_dict(state, False)
+    with _others_at_fault(spec):
+        # sd-scripts and LyCORIS let a trainer choose the parts to attach
+        choices = {"apply_text_encoder", "apply_unet"} & set(inspect.signature(network.apply_to).parameters)
+        network.apply_to(text_encoder, unet, **dict.fromkeys(choices, True))
+        held = network.state_dict()
+        if not _is_filled(held, state):
+            network.load_state_dict(state, False)
     if isinstance(network, nn.Module):
         network.requires_grad_(False).eval()
         network.to(unet.device)

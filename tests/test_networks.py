@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import zlib
 from itertools import product
 
 import numpy as np
@@ -334,6 +335,23 @@ def test_what_other_modules_print_is_no_result(sd1, files, generate, tmp_path, m
     result = generate(sd1.folder, "--prompt", "a", *options)
     assert result.stdout.splitlines() == [str(file) for file in result.files]
     assert all(f"{word}\n" in result.stderr for word in ("package", "module", "made"))
+
+
+@pytest.mark.parametrize(
+    ("network", "reason"),
+    [
+        ("class Network:\n    pass", "AttributeError: 'Network' object has no attribute 'apply_to'"),
+        ("class Network:\n    def apply_to(self, *models):\n        raise KeyError('x')", "KeyError: 'x'"),
+        ("class Network:\n    def apply_to(self, *models):\n        pass", "AttributeError: 'Network' object has no"),
+    ],
+)
+def test_a_fault_of_another_module_is_told_as_its_own(sd1, files, generate, tmp_path, monkeypatch, network, reason):
+    name = f"faulty_{zlib.crc32(network.encode())}"  # what is imported stays
+    made = "def create_network_from_weights(*arguments, weights_sd, **options):\n    return Network(), weights_sd\n"
+    (tmp_path / f"{name}.py").write_text(f"{network}\n{made}")
+    monkeypatch.syspath_prepend(tmp_path)
+    message = refused(generate, sd1.folder, "--network_module", name, "--network_weights", files["style"])
+    assert f"--network_weights {files['style']}: {name} cannot use it ({reason}" in message
 
 
 def test_lycoris_log_is_no_result(sd1, loaded, tmp_path):
