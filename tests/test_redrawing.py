@@ -1,13 +1,17 @@
 """`--from_pictures`: this program's pictures drawn again are the same, and options that are given win."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import Result, pictures_in
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from safetensors.torch import load_file, save_file
 
 import gen_img_diffusers
 
@@ -112,6 +116,94 @@ def test_networks_and_controlnets_that_are_at_hand(generate, redraw, tmp_path):
     plain = redraw(SHAPES, tmp_path / "out", "--dry_run")
     for what in ("network dotted (give --network_dir)", "ControlNet canny: give --control_net_models"):
         assert what in plain.stderr
+
+
+SIZE = ("--W", 128, "--H", 128, "--steps", 3, "--sequential_file_name")
+LAYER = ("--clip_skip", 1)
+V = ("--v_parameterization",)
+
+
+@pytest.mark.parametrize("said", [LAYER, V, (*V, "--zero_terminal_snr")])
+def test_what_is_said_of_a_model(sdxl, generate, redraw, tmp_path, said):
+    """XL's text encoders are left at the last layer but one, and models may predict v without saying so."""
+    first = generate(sdxl.folder, "--prompt", "a red cat --d 1", *SIZE, *said)
+    again = redraw(sdxl.folder, tmp_path / "out")
+    assert again.status == 0, again.stderr
+    assert same(first.pictures, again.pictures)
+    assert not same(first.pictures, generate(sdxl.folder, "--prompt", "a red cat --d 1", *SIZE).pictures)
+
+
+def test_what_was_said_of_another_model(sdxl, generate, redraw, tmp_path):
+    """Neither option nor file of one model say how another is drawn with."""
+    shutil.copytree(sdxl.folder, tmp_path / "other", copy_function=os.link)
+    line = ("--prompt", "a --d 1 --sampler euler", *SIZE)
+    plain = generate(sdxl.folder, *line)
+    said = generate(tmp_path / "other", *line, *V, "--zero_terminal_snr", outdir=tmp_path / "v")
+    again = redraw(sdxl.folder, tmp_path / "v")
+    assert same(plain.pictures, again.pictures)
+    assert not same(plain.pictures, said.pictures)
+    for option in ("--v_parameterization", "--zero_terminal_snr"):
+        assert f"{option}, as another model needs it ({tmp_path / 'v/im_000001.png'})" in again.stderr
+    (tmp_path / "link").symlink_to(tmp_path / "other", target_is_directory=True)
+    for named in ("link", "oth*"):
+        again = redraw(tmp_path / named, tmp_path / "v")
+        assert same(said.pictures, again.pictures)
+        assert "made with other models" not in again.stderr
+
+
+def test_samplers_of_a_model_that_begins_at_pure_noise(sdxl, generate, redraw, tmp_path):
+    """Those that cannot begin there share a run with those that can, as before."""
+    file = tmp_path / "noob.safetensors"
+    save_file(load_file(sdxl.safetensors) | {"v_pred": torch.empty(0), "ztsnr": torch.empty(0)}, file)
+    (tmp_path / "p.txt").write_text("a --d 1 --sampler euler\na --d 2 --sampler lms\n")
+    first = generate(file, "--from_file", tmp_path / "p.txt", *SIZE)
+    again = redraw(file, tmp_path / "out", "--sequential_file_name")
+    assert again.status == 0, again.stderr
+    assert same(first.pictures, again.pictures)
+
+
+HIGHRES = ("--highres_fix_scale", 0.5, "--highres_fix_steps", 2)
+OVER = ("--image_path", "source.png", "--mask_path", "mask.png")
+MAP = ("--mask_path", "source.png")
+NETS = ("--control_net_models", *[COMPANIONS / "canny.safetensors"] * 2, "--guide_image_path", *["source.png"] * 2)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (OVER, ("--keep_unmasked",)),
+        (MAP, ("--network_regional_mask_max_color_codes", 3)),
+        (NETS, ("--control_net_together",)),
+        (NETS, (*HIGHRES, "--highres_fix_disable_control_net")),
+        (NETS, ("--control_net_weights", 0.5, -0.25, "--control_net_starts", 0.4, "--control_net_ratios", 0.9)),
+        (NETS, ("--control_net_preps", "none", "canny_50_90")),
+    ],
+)
+def test_how_masks_and_control_nets_were_used(generate, redraw, tmp_path, monkeypatch, files, said):
+    """It is in the picture; which they were has to be given."""
+    monkeypatch.chdir(tmp_path)
+    pixels = np.random.default_rng(0).choice([0, 255], (16, 16, 3)).astype(np.uint8)
+    Image.fromarray(pixels).resize((128, 128), Image.Resampling.NEAREST).save("source.png")
+    Image.fromarray(pixels).convert("L").resize((128, 128), Image.Resampling.NEAREST).save("mask.png")
+    line = ("--prompt", "a red star AND a heart --d 1" if files is MAP else "a red star --d 1", *SIZE)
+    first = generate(SHAPES, *line, *files, *said)
+    assert first.status == 0, first.stderr
+    again = redraw(SHAPES, tmp_path / "out", *files)
+    assert again.status == 0, again.stderr
+    assert "not taken over" not in again.stderr
+    assert same(first.pictures, again.pictures)
+    assert not same(first.pictures, generate(SHAPES, *line, *files, *said[: 4 * (said[:4] == HIGHRES)]).pictures)
+
+
+def test_what_was_said_of_another_number_of_control_nets(generate, redraw, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (64, 64), "red").save("source.png")
+    generate(SHAPES, "--prompt", "a star --d 1", *NETS, "--control_net_weights", 0.5, 0.25)
+    one = redraw(SHAPES, tmp_path / "out", *NETS[:2], "--guide_image_path", "source.png", "--dry_run")
+    assert one.status == 0, one.stderr
+    assert "--control_net_weights 0.5 0.25, as another number of ControlNets has it" in one.stderr
+    own = redraw(SHAPES, tmp_path / "out", *NETS, "--control_net_weights", 1, "--dry_run")
+    assert "not taken over" not in own.stderr
 
 
 def test_pictures_that_were_drawn_over_one(sd1, generate, redraw, tmp_path):

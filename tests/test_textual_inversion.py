@@ -139,6 +139,20 @@ def test_an_embedding_for_one_encoder_alone(sd1, sdxl, generate, tmp_path):
     assert "its vectors are 64 wide, those of Stable Diffusion XL 64 and 32" in result.stderr
 
 
+@pytest.mark.parametrize("second", ["zorb-steps-500_2", "zorb_2-steps-500"])
+def test_pairs_of_a_trainings_steps(sdxl, tmp_path, second):
+    """Diffusers' training writes `NAME-steps-N` with `NAME_2-steps-N`."""
+    files = [tmp_path / f"{stem}.safetensors" for stem in ("zorb-steps-500", second)]
+    expected = [torch.randn(2, width, generator=torch.Generator().manual_seed(1)) for width in (64, 32)]
+    for file, tensor in zip(files, expected):
+        save_file({"<zorb>": tensor}, file)
+    model = find_model(str(sdxl.folder), v2=False, v_parameterization=False)
+    for given in (files[:1], files, files[::-1]):
+        (embedding,) = find_embeddings([str(file) for file in given], [], model)
+        assert embedding.word == "zorb-steps-500"
+        torch.testing.assert_close(embedding.vectors, tuple((tensor,) for tensor in expected))
+
+
 def test_words_act_in_prompt_and_negative_prompt(sd1, generate, tmp_path):
     save_file({"emb_params": vectors() * 5}, tmp_path / "bad style.safetensors")
     option = ("--textual_inversion_embeddings", tmp_path / "bad style.safetensors")

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from library.draw.deep_shrink import Shrinker
 from library.files import checkpoint_layout as layout
@@ -165,6 +165,15 @@ def test_zero_terminal_snr_leaves_nothing_to_look_at(sdxl, generate):
     result = generate(sdxl.folder, *options, *PROMPT)
     assert (result.status, result.files) == (2, [])
     assert "guidance by CLIP or VGG16: finds nothing to look at in the pure noise of zero terminal SNR" in result.stderr
+    assert "; leave --zero_terminal_snr out" in result.stderr  # lms and pndm, which it is for, are refused beside it
+
+
+def test_of_a_model_that_begins_at_pure_noise_other_samplers_are_guided(sdxl, generate, tmp_path):
+    file = tmp_path / "noob.safetensors"
+    save_file(load_file(sdxl.safetensors) | {"v_pred": torch.empty(0), "ztsnr": torch.empty(0)}, file)
+    result = generate(file, "--clip_guidance_scale", 100, *PROMPT)
+    assert result.status == 2
+    assert "pure noise of zero terminal SNR; use --sampler lms or pndm" in result.stderr
 
 
 def test_files_that_are_no_lllite_for_the_model(sd1, sdxl, lllite, guide, generate, tmp_path):

@@ -184,7 +184,7 @@ def resolve(given: str, option: str, stems: tuple[str, ...] = WEIGHT_STEMS) -> t
     try:
         path = Path(given).expanduser()
         if path.exists():
-            return path, path.stem if path.is_file() else path.resolve().name
+            return path, _path_name(path)
     except (OSError, RuntimeError, ValueError) as problem:
         raise InputError(f"{option} {given}", f"is no path that can be used ({problem}); check it") from None
     if is_glob(given):
@@ -199,6 +199,23 @@ def resolve(given: str, option: str, stems: tuple[str, ...] = WEIGHT_STEMS) -> t
     if _is_hub_id(given):
         return fetch_model(given, f"{option} {given}", stems), given.rpartition("/")[2]
     raise InputError(f"{option} {given}", "no such file or folder; check the path")
+
+
+def name_of(given: str) -> str:
+    """The name that `resolve` gives what a path, glob or id means; nothing is fetched, and nothing refused."""
+    try:
+        path = Path(given).expanduser()
+        if not path.exists() and is_glob(given) and len(matches := matching(path)) == 1:
+            path = Path(matches[0])
+        if path.exists():
+            return _path_name(path)
+    except (OSError, RuntimeError, ValueError):
+        pass  # told when the model is looked for
+    return given.rpartition("/")[2]
+
+
+def _path_name(path: Path) -> str:
+    return path.stem if path.is_file() else path.resolve().name
 
 
 def _is_hub_id(given: str) -> bool:

@@ -48,6 +48,7 @@ class Prediction:
         type: "epsilon" or "v_prediction".
         zero_snr: the last timestep is pure noise (Lin et al. 2023, https://arxiv.org/abs/2305.08891).
         spacing: the spacing of timesteps that the files state.
+        asked: the options of the command line that say of it what its files do not.
         notes: what a user is told of it.
         warnings: what a user is warned of.
     """
@@ -55,6 +56,7 @@ class Prediction:
     type: str
     zero_snr: bool = False
     spacing: str | None = None
+    asked: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -125,7 +127,9 @@ def decide(stated: Stated, family: Family, *, predicts_v: bool, zero_snr: bool, 
     if zero_snr and not v_prediction:
         problem = "a model that predicts noise cannot do without any signal; add --v_parameterization if it predicts v"
         raise InputError("--zero_terminal_snr", problem)
-    zero = zero_snr or (stated.zero_snr and v_prediction and family.follows_zero_snr)
+    follows = stated.zero_snr and v_prediction and family.follows_zero_snr
+    zero = zero_snr or follows
+    asked = ("v_parameterization",) * (predicts_v and not says_v) + ("zero_terminal_snr",) * (zero_snr and not follows)
     if stated.zero_snr and not zero:
         advice = (
             "add --zero_terminal_snr to follow it" if v_prediction else "which is for models that predict v: left out"
@@ -138,4 +142,4 @@ def decide(stated: Stated, family: Family, *, predicts_v: bool, zero_snr: bool, 
         with_zero = ", with zero terminal SNR" if zero else ""
         notes.append(f"{subject}: predicts v{with_zero}, as {stated.source} says")
     type_ = "v_prediction" if v_prediction else "epsilon"
-    return Prediction(type_, zero, stated.spacing, tuple(notes), tuple(warnings))
+    return Prediction(type_, zero, stated.spacing, asked, tuple(notes), tuple(warnings))

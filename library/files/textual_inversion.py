@@ -37,6 +37,7 @@ XTI_LAYERS = (
     *(f"OUT{block:02d}" for block in range(3, 12)),
 )
 _SECOND = "_2"  # how Diffusers ends the name of the file with a word's vectors for the second text encoder
+_STEPS = "-steps-"  # before its count of a training's steps, which stands behind that
 _BUNDLED = re.compile(r"bundle_emb\.(?P<word>[^.]+)\.(?:string_to_param\.)?(?P<name>.+)")
 _OUTPUT = "_out"  # how OneTrainer ends the names of vectors that are added to a text encoder's output
 _NAMES = {  # of vectors; whole numbers under other names tell something else
@@ -185,14 +186,19 @@ def _read_png(path: Path) -> "dict[str, torch.Tensor]":
 
 def _is_second(path: Path, names: Sequence[str], family: Family) -> bool:
     """Whether a file is the second one of a pair whose first one is given too."""
-    first = path.with_stem(path.stem.removesuffix(_SECOND))
-    return len(family.encoders) > 1 and first != path and first in [Path(name).expanduser() for name in names]
+    return len(family.encoders) > 1 and any(path in _seconds(Path(name).expanduser()) for name in names)
+
+
+def _seconds(first: Path) -> tuple[Path, ...]:
+    """What the second file of a pair may be called: `word_2`; of a training's step `word_2-steps-500`."""
+    word, mark, step = first.stem.partition(_STEPS)
+    return tuple(first.with_stem(stem) for stem in (first.stem + _SECOND, word + _SECOND + mark + step))
 
 
 def _read_pair(path: Path, family: Family) -> "dict[str, torch.Tensor]":
     """The tensors of a file; of a pair of files with one each, as Diffusers writes them, both by the encoders' keys."""
-    tensors, second = read_tensors(path), path.with_stem(path.stem + _SECOND)
-    if len(family.encoders) != 2 or len(tensors) != 1 or not second.is_file():
+    tensors, second = read_tensors(path), next((each for each in _seconds(path) if each.is_file()), None)
+    if len(family.encoders) != 2 or len(tensors) != 1 or second is None:
         return tensors
     others = read_tensors(second)
     if len(others) != 1:

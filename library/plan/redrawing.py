@@ -10,10 +10,10 @@ from library.errors import InputError, InputErrors
 from library.files.pictures import find_pictures
 from library.plan.file_names import beside_others
 from library.plan.redrawn_lines import LineMaker
-from library.plan.redrawn_run import run_arguments
+from library.plan.redrawn_run import drawn_with, run_arguments
 from library.plan.sources import SourceLine
 from library.recipes.reading import PROGRAMS, read_recipe
-from library.recipes.recipe import Recipe, Unreadable, file_stem
+from library.recipes.recipe import Recipe, Unreadable
 from library.settings.options import Options
 
 logger = logging.getLogger(__name__)
@@ -118,8 +118,7 @@ def _found(given: str, options: Options) -> list[Path]:
 
 def _tell_models(options: Options, recipes: Mapping[Path, Recipe]) -> None:
     """Name the models that pictures were made with, where they are not the one that draws."""
-    here = file_stem(options.ckpt.rstrip("/\\")).casefold()
-    others = Counter(recipe.model for recipe in recipes.values() if recipe.model and recipe.model.casefold() != here)
+    others = Counter(recipe.model for recipe in recipes.values() if not drawn_with(options, recipe))
     if others:
         named = ", ".join(f"{name} ({count})" for name, count in others.most_common(_MOST_NAMED))
         logger.warning("%s: made with other models than --ckpt %s: %s", OPTION, options.ckpt, named)

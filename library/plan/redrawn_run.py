@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from library.errors import InputError
+from library.files.model_files import name_of
 from library.plan.redrawn_lines import Notes
 from library.plan.stages import first_side
 from library.recipes.recipe import GUIDE, PLAIN, Recipe, number
@@ -12,6 +13,8 @@ from library.settings.options import Options
 from library.values import PIXELS_PER_CELL
 
 _SCALE = "highres_fix_scale"
+_OF_MODEL = ("v_parameterization", "zero_terminal_snr")  # which say of a model how it was trained
+_OF_CONTROL_NETS = tuple(f"control_net_{of_each}" for of_each in ("types", "weights", "starts", "ratios", "preps"))
 # Beside what `needs` of the options says
 _NEEDS = {
     "inpaint_padding": "inpaint_area",
@@ -30,6 +33,14 @@ def run_arguments(options: Options, recipes: Mapping[Path, Recipe], notes: Notes
         InputError: when pictures differ in what a run has once.
     """
     said = {path: _of_picture(options, recipe) for path, recipe in recipes.items()}
+    nets = len(options.control_net_models or options.control_net_lllite_models or ())
+    for path, told in said.items():
+        if not drawn_with(options, recipes[path]):
+            for name in filter(told.__contains__, _OF_MODEL):
+                del told[name]
+                notes.lose(f"--{name}, as another model needs it", path)
+        for name in [name for name in told if name in _OF_CONTROL_NETS and len(told[name].split()) != nets]:
+            notes.lose(f"--{name} {told.pop(name)}, as another number of ControlNets has it", path)
     arguments: list[str] = []
     for name in sorted({name for told in said.values() for name in told}):
         values = {path: told.get(name) for path, told in said.items()}
@@ -38,13 +49,19 @@ def run_arguments(options: Options, recipes: Mapping[Path, Recipe], notes: Notes
         text = next(iter(values.values()))
         try:
             if text is not None and options.takes(name, text):
-                arguments += [f"--{name}={text}" if text else f"--{name}"]
+                several = options.takes_several(name)
+                arguments += [f"--{name}", *text.split()] if several else [f"--{name}={text}" if text else f"--{name}"]
         except ArgumentTypeError as problem:
             for path in said:
                 notes.lose(f"--{name} {text} ({str(problem).partition(';')[0]})", path)
     if f"--{_SCALE}=1" in arguments:
         arguments[arguments.index(f"--{_SCALE}=1")] = f"--{_SCALE}={_scale(recipes, notes):.6g}"
     return arguments
+
+
+def drawn_with(options: Options, recipe: Recipe) -> bool:
+    """Whether a picture was made with the model that draws, as far as its name tells."""
+    return recipe.model.casefold() in ("", name_of(options.ckpt).casefold())
 
 
 def _of_picture(options: Options, recipe: Recipe) -> dict[str, str]:

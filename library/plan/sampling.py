@@ -140,7 +140,9 @@ class Sampling:
             problem = f"{sampler.name} cannot begin at pure noise as the model was trained to; better {able}"
             self._tell(logging.WARNING, f"--sampler: {problem}")
         if zero and self._guidance.uses_anything:
-            problem = "finds nothing to look at in the pure noise of zero terminal SNR; use --sampler lms or pndm"
+            # these samplers are refused beside the option
+            advice = "leave --zero_terminal_snr out" if self._needs_zero_snr else "use --sampler lms or pndm"
+            problem = f"finds nothing to look at in the pure noise of zero terminal SNR; {advice}"
             raise InputError("guidance by CLIP or VGG16", problem, where)
         if zero and settings.schedule in NOISE_LEVELS:
             problem = "spends most steps on pure noise with zero terminal SNR; better use trailing"

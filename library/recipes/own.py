@@ -31,6 +31,7 @@ _IN_RUN = {
     "Prompt syntax": "prompt_syntax",
     "First stage steps": "highres_fix_steps",
     "Postprocess upscale by": "upscale",
+    "Region colors": "network_regional_mask_max_color_codes",
     "Mask blur": "mask_blur",
     "Masked content": "fill",
     "Masked area padding": "inpaint_padding",
@@ -42,7 +43,11 @@ _IN_RUN = {
 }
 _SWITCHES = {
     ("Zero empty negative", "True"): {"zero_empty_negative": ""},
+    ("V parameterization", "True"): {"v_parameterization": ""},
     ("Zero terminal SNR", "True"): {"zero_terminal_snr": ""},
+    ("ControlNet together", "True"): {"control_net_together": ""},
+    ("ControlNet in second stage", "False"): {"highres_fix_disable_control_net": ""},
+    ("Keep unmasked", "True"): {"keep_unmasked": ""},
     ("Upscaler", "Latent (bilinear)"): {"highres_fix_latents_upscaling": ""},
     ("Mask mode", "Inpaint not masked"): {"mask_invert": ""},
     ("Mask", "transparency"): {"mask_from_alpha": ""},
@@ -60,6 +65,12 @@ _PARTS = {
 _SIZES = {
     **{"original-width": "ow", "original-height": "oh", "original-width-negative": "nw"},
     **{"original-height-negative": "nh", "crop-top": "ct", "crop-left": "cl"},
+}
+# What is told of each ControlNet, and the options that say so, with what they have where nothing is said
+_CONTROL = re.compile(r"(?:, (\w+))?, weight (\S+), steps (\S+) to ([^\s,]+)(?:, ((?!guide )[^,;]+))?, guide ")
+_OF_CONTROL = {
+    **{"control_net_types": "none", "control_net_weights": "1", "control_net_starts": "0", "control_net_ratios": "1"},
+    "control_net_preps": "none",
 }
 _UNSHARP = re.compile(r"Unsharp\(kernel_size=(\d+), sigma=([^,]+), strength=([^,]+), on_sample=(True|False)\)")
 
@@ -125,6 +136,9 @@ def _run(settings: Mapping[str, str]) -> dict[str, str]:
         run |= {"tile": tile[1], "tile_overlap": tile[2]}
     if settings.get("Regions in turn"):
         run["inpaint_regions"] = "each"
+    for (option, usual), values in zip(_OF_CONTROL.items(), zip(*_CONTROL.findall(settings.get("ControlNet", "")))):
+        if set(values) - {"", usual}:
+            run[option] = " ".join(value.replace(" ", "_") or usual for value in values)
     return run
 
 

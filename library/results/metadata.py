@@ -54,6 +54,9 @@ class RunFacts:
     tells_sizes: bool = False  # the model is told sizes
     upscaler: UpscalerSpec | None = None  # of finished pictures; None is LANCZOS
     embeddings: tuple[Embedding, ...] = ()  # whose words prompts may hold
+    usual_clip_skip: int = 1  # the model's, where nothing is said
+    asked: tuple[str, ...] = ()  # options that say of the model what its files do not; see `Prediction`
+    control_nets_together: bool = False
 
 
 class FileHash:
@@ -85,6 +88,9 @@ def run_facts(plan: RunPlan) -> RunFacts:
         tells_sizes=plan.model.family.told_sizes,
         upscaler=plan.upscaler,
         embeddings=plan.text.embeddings,
+        usual_clip_skip=plan.model.family.clip_skip,
+        asked=plan.model.prediction.asked,
+        control_nets_together=plan.control_nets.together,
     )
 
 
@@ -134,7 +140,7 @@ def shown_settings(job: Job, facts: RunFacts) -> dict[str, str]:
         settings["Postprocess upscaler"] = facts.upscaler.name if facts.upscaler else "Lanczos"
     if job.prompt_syntax != SD_SCRIPTS:
         settings["Prompt syntax"] = job.prompt_syntax
-    if facts.clip_skip > 1:
+    if max(facts.clip_skip, facts.usual_clip_skip) > 1:  # 1 where nothing is said, as with the web UI
         settings["Clip skip"] = facts.clip_skip
     if job.negative_scale is not None and job.has_empty:
         settings["Negative scale"] = _number(job.negative_scale)
@@ -153,8 +159,10 @@ def shown_settings(job: Job, facts: RunFacts) -> dict[str, str]:
     settings |= _schedule_parameters(job)
     if spacing := facts.noise.spacing_for(SAMPLERS[job.sampler], job.schedule):
         settings["Timestep spacing"] = spacing
-    if facts.noise.zero_snr_for(SAMPLERS[job.sampler]):
-        settings["Zero terminal SNR"] = True
+    if "v_parameterization" in facts.asked:
+        settings["V parameterization"] = True
+    if facts.noise.zero_snr_for(SAMPLERS[job.sampler]):  # which is asked for again only where the model's files do not
+        settings["Zero terminal SNR"] = "True" if "zero_terminal_snr" in facts.asked else "True (model)"
     if job.sizes != NOT_SAID:
         settings["Told sizes"] = _parts(job.sizes)
     if facts.tiling.splits(job.width, job.height):
@@ -165,10 +173,14 @@ def shown_settings(job: Job, facts: RunFacts) -> dict[str, str]:
         settings["Deep Shrink"] = _parts(job.deep_shrink)
     for name, file in (("Source image", job.source), ("Mask", job.mask), ("Regions", job.regions)):
         settings[name] = None if file is None else file.name
+    settings["Region colors"] = facts.masks.color_codes if job.regions else None
     settings |= _mask_parameters(job, facts.masks)
     if facts.control_nets and job.guides:
         used = zip(facts.control_nets, job.guides)
         settings["ControlNet"] = "; ".join(f"{spec.describe()}, guide {guide.name}" for spec, guide in used)
+        settings["ControlNet together"] = facts.control_nets_together or None
+        if facts.highres is not None and job.stage != 1 and not facts.highres.control_net:
+            settings["ControlNet in second stage"] = False
     settings["Networks"] = facts.networks.describe(job.all_strengths) or None
     settings["Embeddings"] = ", ".join(words_met(facts.embeddings, (job.prompt, job.negative_prompt))) or None
     settings |= _loss_guidance_parameters(job, facts.loss_guidance)
@@ -206,6 +218,7 @@ def _mask_parameters(job: Job, masks: MaskSettings) -> dict[str, object]:
     if not job.is_masked:
         return {}
     settings: dict[str, object] = {"Extend": ",".join(map(str, job.extend)) if job.extend else None}
+    settings["Keep unmasked"] = masks.keep_unmasked or None
     if masks.from_alpha:
         settings["Mask"] = "transparency"
     if masks.invert and job.mask:

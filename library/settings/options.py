@@ -119,15 +119,20 @@ class Options:
         return all(any(self.given(one) or one in beside for one in needs.one_of) for needs in option.needs)
 
     def takes(self, name: str, text: str) -> bool:
-        """Whether an option takes a text; "" is for one that is switched on.
+        """Whether an option takes a text; "" is for one that is switched on, and spaces part several values.
 
         Raises:
             ArgumentTypeError: when its converter refuses the text.
         """
         convert = self._parser.action(name).type
         if text and callable(convert):
-            convert(text)
+            for value in text.split() if self.takes_several(name) else [text]:
+                convert(value)
         return bool(text) == (self._parser.action(name).nargs != 0)
+
+    def takes_several(self, name: str) -> bool:
+        """Whether an option takes several values."""
+        return self._parser.action(name).nargs == "+"
 
     def with_added(self, arguments: Sequence[str]) -> "Options":
         """These with arguments that stand before the command line's own, which win."""
