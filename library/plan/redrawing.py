@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from library.errors import InputError, InputErrors
+from library.files.model_files import name_of
 from library.files.pictures import find_pictures
 from library.plan.file_names import beside_others
 from library.plan.redrawn_lines import LineMaker
@@ -118,7 +119,8 @@ def _found(given: str, options: Options) -> list[Path]:
 
 def _tell_models(options: Options, recipes: Mapping[Path, Recipe]) -> None:
     """Name the models that pictures were made with, where they are not the one that draws."""
-    others = Counter(recipe.model for recipe in recipes.values() if not drawn_with(options, recipe))
+    model = name_of(options.ckpt)
+    others = Counter(recipe.model for recipe in recipes.values() if not drawn_with(model, recipe))
     if others:
         named = ", ".join(f"{name} ({count})" for name, count in others.most_common(_MOST_NAMED))
         logger.warning("%s: made with other models than --ckpt %s: %s", OPTION, options.ckpt, named)

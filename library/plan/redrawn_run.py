@@ -33,9 +33,10 @@ def run_arguments(options: Options, recipes: Mapping[Path, Recipe], notes: Notes
         InputError: when pictures differ in what a run has once.
     """
     said = {path: _of_picture(options, recipe) for path, recipe in recipes.items()}
+    model = name_of(options.ckpt)
     nets = len(options.control_net_models or options.control_net_lllite_models or ())
     for path, told in said.items():
-        if not drawn_with(options, recipes[path]):
+        if not drawn_with(model, recipes[path]):
             for name in filter(told.__contains__, _OF_MODEL):
                 del told[name]
                 notes.lose(f"--{name}, as another model needs it", path)
@@ -59,9 +60,9 @@ def run_arguments(options: Options, recipes: Mapping[Path, Recipe], notes: Notes
     return arguments
 
 
-def drawn_with(options: Options, recipe: Recipe) -> bool:
-    """Whether a picture was made with the model that draws, as far as its name tells."""
-    return recipe.model.casefold() in ("", name_of(options.ckpt).casefold())
+def drawn_with(model: str, recipe: Recipe) -> bool:
+    """Whether a picture was made with a model, as far as its name tells."""
+    return recipe.model.casefold() in ("", model.casefold())
 
 
 def _of_picture(options: Options, recipe: Recipe) -> dict[str, str]:
