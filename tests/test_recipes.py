@@ -271,6 +271,17 @@ def test_graphs(tmp_path, told, name):
     assert "network two" not in told()
 
 
+def test_the_nearest_layer_of_a_graph_counts_the_last_one_too(tmp_path):
+    """XL's usual layer is another."""
+    layers = {
+        "n12": node("CLIPSetLastLayer", stop_at_clip_layer=-1, clip=["13", 0]),
+        "n13": node("CLIPSetLastLayer", stop_at_clip_layer=-2, clip=["4", 1]),
+    }
+    graph = basic_graph(n6=node("CLIPTextEncode", text="a", clip=["12", 0]), **layers)
+    options, _ = drawn(write(tmp_path / "a.png", {"prompt": json.dumps(graph)}))
+    assert options.clip_skip == 1
+
+
 def test_networks_are_looked_for(tmp_path, told):
     for name in ("ink", "foxTail"):
         (tmp_path / f"{name}.safetensors").touch()

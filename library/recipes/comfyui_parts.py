@@ -128,7 +128,7 @@ class Texts:
         for node in self.graph.follow(self.graph.node(value), lambda each: each.inputs.get("clip")):
             if node.kind == "CLIPSetLastLayer" and not self.found.clip_skip:
                 skip = number(self.graph.number(node.inputs.get("stop_at_clip_layer"))) or -1
-                self.found.clip_skip = plain(abs(skip)) if abs(skip) > 1 else ""
+                self.found.clip_skip = plain(abs(skip))  # the last layer, too: XL's usual one is the last but one
 
     def _through(self, node: Node, above: frozenset[str]) -> list[str]:
         """Past a node that changes conditioning, or that holds texts itself as loaders of some packages do."""
