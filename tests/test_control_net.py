@@ -12,6 +12,7 @@ from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, UNet2D
 from loading import load_all
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from test_relatives import make_relative
 
 from library.draw import control_net
 from library.draw.attention import use_kernel
@@ -26,6 +27,7 @@ from library.settings.samplers import SAMPLERS
 from library.texts import readable
 from networks import lora
 from networks.keys import layer_shapes
+from tools import random_model
 from tools.random_network import random_lora
 
 # at 64 pixels the tiny model normalises groups of two numbers, which makes a rounding error a change of sign
@@ -455,6 +457,16 @@ def test_other_files_are_named(sd1, generate, guides, tmp_path, keys, name):
     result = generate(sd1.folder, *options, *PROMPT)
     assert result.status == 2
     assert f"x.safetensors: is {name}" in result.stderr
+
+
+@pytest.mark.parametrize("layout_name", ["folder", "bare.safetensors"])
+def test_a_control_net_for_models_of_more_layers(net1, generate, guides, tmp_path, layout_name):
+    networks, _ = make_relative("BK-SDM base")
+    random_model.write_folder(networks, tmp_path / "small", "epsilon", variant=None)
+    options = ("--control_net_models", net1 / layout_name, "--guide_image_path", guides / "0.png")
+    result = generate(tmp_path / "small", *options, *PROMPT, "--dry_run")
+    assert result.status == 2
+    assert "adds to 12 places of a U-Net's encoder, the model's has 8; use a ControlNet made for this" in result.stderr
 
 
 def test_an_ip_adapter_pickle_is_named(sd1, generate, guides, tmp_path):

@@ -5,6 +5,7 @@ picture besides, and whose outputs are added to the U-Net's skip connections.
 """
 
 import itertools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,7 @@ CONTROL_TYPES = {
     **dict.fromkeys(("canny", "lineart", "anime_lineart", "mlsd"), 3),
     **{"normal": 4, "segment": 5, "tile": 6, "repaint": 7},
 }
+_OUTPUT = re.compile(r"controlnet_down_blocks\.\d+\.weight|(?:control_model\.)?zero_convs\.\d+\.0\.weight")
 _UNION_MARK = "task_embedding"  # a row for each kind of guide
 
 
@@ -98,6 +100,11 @@ class _Names:
         names = control_net_names(name, self._modules)
         return next((self._shapes[candidate] for candidate in names if candidate in self._shapes), None)
 
+    @property
+    def outputs(self) -> int:
+        """How many of the encoder's features it adds to, beside the middle block's."""
+        return sum(1 for name in self._shapes if _OUTPUT.fullmatch(name))
+
     def depth(self, attention: str) -> int | None:
         """How many transformer blocks an attention has; None where there is no attention."""
         if self.shape(f"{attention}.norm.weight") is None:
@@ -161,6 +168,10 @@ def _check_shapes(names: _Names, unet_config: Mapping[str, Any], subject: str) -
     if (told is None) == bool(unet_config.get("addition_embed_type")):
         problem = "is not" if told is None else "is"
         raise InputError(subject, f"{problem} for {SDXL.name}; use a ControlNet of the model's family")
+    places = len(widths) * (unet_config["layers_per_block"] + 1)
+    if (found := names.outputs) != places:
+        problem = f"adds to {found} places of a U-Net's encoder, the model's has {places}"
+        raise InputError(subject, f"{problem}; use a ControlNet made for this model")
     for level, wanted in enumerate(widths):
         if (width := shape(f"down_blocks.{level}.resnets.0.conv1.weight")[0]) != wanted:
             problem = f"its level {level} is {width} wide, the model's {wanted}; use a ControlNet made for this model"
