@@ -35,7 +35,7 @@ CONTROL_TYPES = {
     **dict.fromkeys(("canny", "lineart", "anime_lineart", "mlsd"), 3),
     **{"normal": 4, "segment": 5, "tile": 6, "repaint": 7},
 }
-_OUTPUT = re.compile(r"controlnet_down_blocks\.\d+\.weight|(?:control_model\.)?zero_convs\.\d+\.0\.weight")
+_OUTPUT = re.compile(r"(?:controlnet_down_blocks|(?:control_model\.)?zero_convs)\.(\d+)\.(?:0\.)?weight")
 _UNION_MARK = "task_embedding"  # a row for each kind of guide
 
 
@@ -103,7 +103,7 @@ class _Names:
     @property
     def outputs(self) -> int:
         """How many of the encoder's features it adds to, beside the middle block's."""
-        return sum(1 for name in self._shapes if _OUTPUT.fullmatch(name))
+        return max((int(match[1]) + 1 for match in map(_OUTPUT.fullmatch, self._shapes) if match), default=0)
 
     def depth(self, attention: str) -> int | None:
         """How many transformer blocks an attention has; None where there is no attention."""
