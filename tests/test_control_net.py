@@ -251,6 +251,12 @@ def test_the_metadata_names_what_steered_a_picture(sd1, net1, generate, guides):
     assert 'ControlNet: "bare, weight 0.5, steps 0 to 1, canny 63 191, guide 2.png"' in parameters
 
 
+def test_the_metadata_name_a_control_nets_folder(net1, sd1, generate, guides):
+    options = ("--control_net_models", net1 / "folder", "--guide_image_path", guides / "2.png", *PROMPT)
+    parameters = Image.open(generate(sd1.folder, *SIZE, *options).files[0]).text["parameters"]
+    assert 'ControlNet: "folder, weight 1, ' in parameters
+
+
 @pytest.mark.parametrize("layout_name", ["bare.safetensors", "wrapped.pth", "folder"])
 def test_names_that_are_no_text(sd1, net1, generate, guides, tmp_path, layout_name):
     """Those of the ControlNet, of its guide and of the picture that is named like its source."""
@@ -267,7 +273,7 @@ def test_names_that_are_no_text(sd1, net1, generate, guides, tmp_path, layout_na
     assert largest(generate(sd1.folder, *common, *plain, outdir=tmp_path / "plain").pictures, result.pictures) == 0
     parameters = Image.open(result.files[0]).text["parameters"]
     assert f"guide {readable(name)}.png" in parameters
-    assert ("net" + readable(name) in parameters) == (layout_name != "folder")
+    assert "net" + readable(name) in parameters
 
 
 def test_canny_guides_are_saved(sd1, net1, generate, guides, tmp_path):

@@ -15,7 +15,7 @@ from library.files import checkpoint_layout as layout
 from library.files.families import ANY_FAMILY, SDXL, name_of_width
 from library.files.model_files import Component, folder_component, name_kind, resolve
 from library.files.model_inputs import PLAIN
-from library.files.weight_files import Shape, WeightFile, open_weights
+from library.files.weight_files import WEIGHT_STEMS, Shape, WeightFile, open_weights
 from library.files.weight_types import check_types, in_modules
 
 DIFFERENCE = "difference"  # a tensor of this name says that the U-Net's weights were subtracted
@@ -41,10 +41,15 @@ _UNION_MARK = "task_embedding"  # a row for each kind of guide
 
 @dataclass(frozen=True)
 class ControlNetFile(Component):
-    """A ControlNet that was checked: whether it is a difference to the U-Net, and how many kinds of guides it is told
-    apart, as a ControlNet Union is; 0 for one that is for a single kind.
+    """A ControlNet that was checked.
+
+    Args:
+        name: of its file, folder or Hugging Face id, for people and metadata.
+        is_difference: its weights are a difference to the U-Net's.
+        control_types: how many kinds of guides it is told apart, as a ControlNet Union is; 0 for a single kind.
     """
 
+    name: str
     is_difference: bool = False
     control_types: int = 0
 
@@ -60,8 +65,8 @@ def find_control_net(given: str, unet_config: Mapping[str, Any]) -> ControlNetFi
         InputError: when it is not there, is something else, or does not fit the model.
     """
     subject = f"--control_net_models {given}"
-    path, _ = resolve(given, "--control_net_models")
-    folder = folder_component(path, "diffusion_pytorch_model") if path.is_dir() else None
+    path, name = resolve(given, "--control_net_models")
+    folder = folder_component(path, *WEIGHT_STEMS) if path.is_dir() else None
     weights = folder.weights if folder else open_weights(path)
     if not _is_control_net(weights):
         kind = name_kind(weights) or "no ControlNet"
@@ -80,7 +85,7 @@ def find_control_net(given: str, unet_config: Mapping[str, Any]) -> ControlNetFi
         raise InputError(subject, "is no whole ControlNet Union: what joins its guides is missing; download it again")
     if types[0]:
         config = {name: value for name, value in config.items() if name != "mid_block_type"} | names.union_config()
-    return ControlNetFile(config, weights, DIFFERENCE in weights.shapes, types[0])
+    return ControlNetFile(config, weights, name, DIFFERENCE in weights.shapes, types[0])
 
 
 def _is_control_net(weights: WeightFile) -> bool:
