@@ -54,6 +54,15 @@ def test_both_programs_are_measured_with_everything_they_can_be_given(sd1, tmp_p
     assert ("LoRA left out on diffusers' side" in table) == (importlib.util.find_spec("peft") is None)
 
 
+def test_the_family_of_a_folder_is_told(sd1, sd2, sdxl, capsys):
+    for models, family in ((sd1, "sd1"), (sd2, "sd2"), (sdxl, "sdxl")):
+        assert parse_options(["--ckpt", str(models.folder)]).family == family
+    assert parse_options([]).family == "sd1"
+    with pytest.raises(SystemExit):
+        parse_options(["--ckpt", str(sdxl.folder), "--family", "sd1"])
+    assert "holds an sdxl model; leave --family out" in capsys.readouterr().err
+
+
 def test_xl_is_measured_beside_diffusers_pipeline_for_it(sdxl, tmp_path):
     case = Case(str(sdxl.folder), "sdxl", 64, 64, 2, "fp32", 1, False, str(tmp_path))
     pipeline, arguments = load_diffusers(case)

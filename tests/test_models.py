@@ -415,6 +415,14 @@ def test_an_unclip_file_is_refused(sd2, tmp_path):
         find(sd2, tmp_path / "x.safetensors")
 
 
+def test_a_flow_matching_model_is_refused(sdxl, tmp_path):
+    shutil.copytree(sdxl.folder, tmp_path / "model")
+    path = tmp_path / "model" / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 2.5}))
+    with pytest.raises(InputError, match="is a flow-matching model; its noise is scaled otherwise"):
+        find(sdxl, tmp_path / "model")
+
+
 def test_a_prediction_type_in_doubt_is_warned_of(sd2, tmp_path):
     assert "add --v_parameterization" in find(sd2, sd2.safetensors, v_parameterization=False).prediction.warnings[0]
     shutil.copytree(sd2.folder, tmp_path / "model")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from library.errors import InputError
 from library.files.weight_files import choose_weights, open_weights
@@ -303,6 +303,32 @@ def test_a_weight_of_another_type_is_named_before_anything_is_loaded(sd1, genera
         f"error: {path}: {name!r} is of type {kind}, in which no weights are read; "
         "use a file in float32, float16 or bfloat16\n"
     )
+
+
+@pytest.mark.parametrize("ending", ["scale_weight", "weight_scale"])
+def test_weights_in_float8_with_scales(sdxl, generate, tmp_path, ending):
+    """As ComfyUI writes them: each weight is to be multiplied by a number of its own."""
+    scaled, plain = {}, {}
+    for name, tensor in load_file(sdxl.safetensors).items():
+        scaled[name] = plain[name] = tensor
+        if name.startswith("model.diffusion_model.") and name.endswith(".weight") and tensor.dim() == 2:
+            scale = f"{name.removesuffix('weight')}{ending}"
+            scaled[scale] = tensor.abs().max() / 448
+            scaled[name] = (tensor / scaled[scale]).to(torch.float8_e4m3fn)
+            plain[name] = scaled[name].float() * scaled[scale]
+    save_file(plain, tmp_path / "plain.safetensors")
+    path = tmp_path / "scaled.safetensors"
+    scaled["scaled_fp8"] = torch.zeros(0, dtype=torch.float8_e4m3fn)
+    save_file(scaled, path)
+    torch.save(scaled, tmp_path / "scaled.ckpt")
+    command = ("--prompt", "a --d 1")
+    expected = generate(tmp_path / "plain.safetensors", *command)
+    for each in (path, tmp_path / "scaled.ckpt"):
+        assert np.array_equal(generate(each, *command).pictures, expected.pictures)
+    save_file(scaled | {scale: torch.ones(4, 2)}, path)
+    result = generate(path, *command, "--dry_run")
+    assert result.status == 2
+    assert f"{scale!r} scales blocks of a weight, which this program does not; use a file in float32" in result.stderr
 
 
 def test_networks_and_embeddings_with_leftovers(sd1, generate, tmp_path):

@@ -29,7 +29,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from library import values
-from library.files.families import FAMILIES
+from library.files.families import FAMILIES, SD1, TEXT_PARTS
+from library.files.json_files import read_json
 from tools.benchmark_child import Case
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -177,13 +178,21 @@ def diffusers_folder(text: str) -> Path:
     return path
 
 
+def family_in(folder: Path) -> str | None:
+    """The family of a Diffusers folder, told by its text encoders; None where they are no family's."""
+    files = {part: folder / part / "config.json" for part in TEXT_PARTS}
+    configs = {part: read_json(file) for part, file in files.items() if file.is_file()}
+    return next((record.configs for record in FAMILIES if record.fits_texts(configs)), None)
+
+
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     """The options, converted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--ckpt", type=diffusers_folder, metavar="FOLDER", help="Diffusers folder to measure with")
     model.add_argument("--tiny", action="store_true", help="a tiny model, to try this tool")
-    parser.add_argument("--family", choices=[record.configs for record in FAMILIES], default="sd1")
+    parser.add_argument("--family", choices=[record.configs for record in FAMILIES],
+                        help="default sd1; a folder's own tells it")  # fmt: skip
     parser.add_argument("--W", type=values.size_px, metavar="PIXELS", help="default 512, XL: 1024")
     parser.add_argument("--H", type=values.size_px, metavar="PIXELS", help="likewise")
     parser.add_argument("--steps", type=values.whole_number(2), default=20, metavar="N", help="of DDIM (default 20)")
@@ -202,6 +211,10 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=values.whole_number(1), default=3, metavar="N", help="default 3")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file, too")
     options = parser.parse_args(argv)
+    own = family_in(options.ckpt) if options.ckpt else None
+    if own and options.family not in (None, own):
+        parser.error(f"--family {options.family}: {options.ckpt} holds an {own} model; leave --family out")
+    options.family = own or options.family or SD1.configs
     if "openvino" in options.peer and (options.lora or options.control_net):
         parser.error("--peer openvino measures the plain model; leave --lora and --control_net out")
     return options

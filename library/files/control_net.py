@@ -5,6 +5,7 @@ picture besides, and whose outputs are added to the U-Net's skip connections.
 """
 
 import itertools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from library.files import checkpoint_layout as layout
 from library.files.families import ANY_FAMILY, SDXL, name_of_width
 from library.files.model_files import Component, folder_component, name_kind, resolve
 from library.files.model_inputs import PLAIN
-from library.files.weight_files import Shape, WeightFile, open_weights
+from library.files.weight_files import WEIGHT_STEMS, Shape, WeightFile, open_weights
 from library.files.weight_types import check_types, in_modules
 
 DIFFERENCE = "difference"  # a tensor of this name says that the U-Net's weights were subtracted
@@ -34,15 +35,21 @@ CONTROL_TYPES = {
     **dict.fromkeys(("canny", "lineart", "anime_lineart", "mlsd"), 3),
     **{"normal": 4, "segment": 5, "tile": 6, "repaint": 7},
 }
+_OUTPUT = re.compile(r"(?:controlnet_down_blocks|(?:control_model\.)?zero_convs)\.(\d+)\.(?:0\.)?weight")
 _UNION_MARK = "task_embedding"  # a row for each kind of guide
 
 
 @dataclass(frozen=True)
 class ControlNetFile(Component):
-    """A ControlNet that was checked: whether it is a difference to the U-Net, and how many kinds of guides it is told
-    apart, as a ControlNet Union is; 0 for one that is for a single kind.
+    """A ControlNet that was checked.
+
+    Args:
+        name: of its file, folder or Hugging Face id, for people and metadata.
+        is_difference: its weights are a difference to the U-Net's.
+        control_types: how many kinds of guides it is told apart, as a ControlNet Union is; 0 for a single kind.
     """
 
+    name: str
     is_difference: bool = False
     control_types: int = 0
 
@@ -58,8 +65,8 @@ def find_control_net(given: str, unet_config: Mapping[str, Any]) -> ControlNetFi
         InputError: when it is not there, is something else, or does not fit the model.
     """
     subject = f"--control_net_models {given}"
-    path, _ = resolve(given, "--control_net_models")
-    folder = folder_component(path, "diffusion_pytorch_model") if path.is_dir() else None
+    path, name = resolve(given, "--control_net_models")
+    folder = folder_component(path, *WEIGHT_STEMS) if path.is_dir() else None
     weights = folder.weights if folder else open_weights(path)
     if not _is_control_net(weights):
         kind = name_kind(weights) or "no ControlNet"
@@ -78,7 +85,7 @@ def find_control_net(given: str, unet_config: Mapping[str, Any]) -> ControlNetFi
         raise InputError(subject, "is no whole ControlNet Union: what joins its guides is missing; download it again")
     if types[0]:
         config = {name: value for name, value in config.items() if name != "mid_block_type"} | names.union_config()
-    return ControlNetFile(config, weights, DIFFERENCE in weights.shapes, types[0])
+    return ControlNetFile(config, weights, name, DIFFERENCE in weights.shapes, types[0])
 
 
 def _is_control_net(weights: WeightFile) -> bool:
@@ -97,6 +104,11 @@ class _Names:
         """A tensor's shape, by diffusers' name of it; None where there is none."""
         names = control_net_names(name, self._modules)
         return next((self._shapes[candidate] for candidate in names if candidate in self._shapes), None)
+
+    @property
+    def outputs(self) -> int:
+        """How many of the encoder's features it adds to, beside the middle block's."""
+        return max((int(match[1]) + 1 for match in map(_OUTPUT.fullmatch, self._shapes) if match), default=0)
 
     def depth(self, attention: str) -> int | None:
         """How many transformer blocks an attention has; None where there is no attention."""
@@ -161,6 +173,10 @@ def _check_shapes(names: _Names, unet_config: Mapping[str, Any], subject: str) -
     if (told is None) == bool(unet_config.get("addition_embed_type")):
         problem = "is not" if told is None else "is"
         raise InputError(subject, f"{problem} for {SDXL.name}; use a ControlNet of the model's family")
+    places = len(widths) * (unet_config["layers_per_block"] + 1)
+    if (found := names.outputs) != places:
+        problem = f"adds to {found} places of a U-Net's encoder, the model's has {places}"
+        raise InputError(subject, f"{problem}; use a ControlNet made for this model")
     for level, wanted in enumerate(widths):
         if (width := shape(f"down_blocks.{level}.resnets.0.conv1.weight")[0]) != wanted:
             problem = f"its level {level} is {width} wide, the model's {wanted}; use a ControlNet made for this model"

@@ -286,6 +286,7 @@ FOREIGN_FAMILIES = (
     ForeignFamily("a Playground 2.5 model (EDM)", tensor="edm_mean"),
     ForeignFamily("a CosXL model (EDM)", tensor="edm_vpred.sigma_max"),
     ForeignFamily("an EDM model, as Playground 2.5 is", scheduler="EDM"),
+    ForeignFamily("a flow-matching model", scheduler="FlowMatch"),  # as some fine-tunes of XL are
     ForeignFamily("a Stable Diffusion 3 model", "Diffusion3", ("joint_blocks_",)),
     ForeignFamily("a Flux model", "Flux", ("double_blocks_", "single_transformer_blocks_")),
     # of as many input channels as edit models

@@ -26,6 +26,11 @@ class LLLiteFile:
     weights: WeightFile
     modules: Mapping[str, str]
 
+    @property
+    def name(self) -> str:
+        """For people and metadata."""
+        return self.weights.path.stem
+
 
 def find_lllite(given: str, family: Family, unet: Component) -> LLLiteFile:
     """Find and check a ControlNet-LLLite.

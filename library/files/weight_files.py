@@ -90,6 +90,14 @@ def open_weights(path: Path) -> WeightFile:
     raise InputError(str(path), _what_it_is(head, size))
 
 
+def scale_of(name: str, weights: WeightFile) -> str | None:
+    """The tensor with what a weight in float8 is multiplied by, as ComfyUI writes it; None where there is none."""
+    if not weights.types[name].startswith("F8") or not name.endswith(".weight"):
+        return None
+    module = name.removesuffix("weight")
+    return next((scale for end in ("scale_weight", "weight_scale") if (scale := module + end) in weights.shapes), None)
+
+
 def choose_weights(names: list[str], stems: tuple[str, ...]) -> str | None:
     """Choose a component's weight file: full weights before other variants than fp16, safetensors before pickles."""
 

@@ -4,6 +4,7 @@ Others, whole numbers for instance, are what quantising programs write, which me
 hold any besides, as long as nothing asks for them.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -13,8 +14,9 @@ from library.errors import InputError
 from library.files import checkpoint_layout as layout
 from library.files.model_files import ModelFiles
 from library.files.safetensors_file import ADVICE, FLOATING
-from library.files.weight_files import WeightFile
+from library.files.weight_files import WeightFile, scale_of
 
+_SCALED = frozenset(name for name in FLOATING if name.startswith("F8"))  # the types that may have scales beside them
 _PARAMETER = re.compile(r"(?:.*[._])?(?:weight|bias|embedding|text_projection)")
 _TEXT_MODULES = re.compile(
     r"(?:text_model\.)?(?:embeddings|encoder\.layers\.\d+|final_layer_norm"  # transformers' names, then OpenCLIP's
@@ -23,7 +25,7 @@ _TEXT_MODULES = re.compile(
 
 
 def check_types(weights: WeightFile, is_needed: Callable[[str], bool]) -> None:
-    """Refuse a file of which a tensor that is needed is of another type than weights are.
+    """Refuse a file of which a tensor that is needed is of another type than weights are, or scaled block by block.
 
     Raises:
         InputError: naming the tensor and its type.
@@ -31,6 +33,10 @@ def check_types(weights: WeightFile, is_needed: Callable[[str], bool]) -> None:
     for name, kind in weights.types.items():
         if kind not in FLOATING and _PARAMETER.fullmatch(name) and is_needed(name):
             raise InputError(str(weights.path), f"{name!r} is of type {kind}, in which no weights are read; {ADVICE}")
+        scale = scale_of(name, weights)
+        if scale is not None and math.prod(weights.shapes[scale]) != 1 and is_needed(name):
+            problem = f"{scale!r} scales blocks of a weight, which this program does not; {ADVICE}"
+            raise InputError(str(weights.path), problem)
 
 
 def in_modules(modules: Mapping[str, str], prefix: str, weights: WeightFile) -> Callable[[str], bool]:
@@ -72,7 +78,7 @@ def check_model(model: ModelFiles) -> None:
         (model.unet, layout.unet_modules, layout.UNET_PREFIX),
         (model.vae, _vae_modules, layout.VAE_PREFIX),
     ):
-        if FLOATING.issuperset(part.weights.types.values()):
+        if (FLOATING - _SCALED).issuperset(part.weights.types.values()):
             continue
         try:
             modules = name_modules(part.config)

@@ -14,7 +14,7 @@ import torch
 from library.errors import InputError
 from library.files import checkpoint_layout as layout
 from library.files.model_files import Component, ModelFiles
-from library.files.weight_files import WeightFile
+from library.files.weight_files import WeightFile, scale_of
 from library.models.kept_weights import KeptWeights
 
 _THREADS = min(4, max(1, (os.cpu_count() or 1) - 1))  # beside the one that imports
@@ -36,6 +36,8 @@ class CastWeights:
         self.path, self.shapes = weights.path, weights.shapes
         self.device = device
         self._weights, self._dtype = weights, dtype
+        scales = ((name, scale_of(name, weights)) for name in weights.types)
+        self._scales = {name: float(weights.tensor(scale)) for name, scale in scales if scale is not None}
         self._channels_last = channels_last
         self._begun: dict[str, Future[torch.Tensor]] = {}
 
@@ -86,7 +88,10 @@ class CastWeights:
         self._weights.close()
 
     def _read(self, name: str) -> torch.Tensor:
-        value = self._own_copy(self._weights.tensor(name))
+        value = self._weights.tensor(name)
+        if name in self._scales:
+            value = value.float() * self._scales[name]
+        value = self._own_copy(value)
         flat = value.as_strided((value.numel(),), (1,))  # as it lies in memory, which is many times as fast to search
         if value.numel() and not torch.stack(flat.aminmax()).isfinite().all():  # NaN if any value is
             problem = f"{name!r} holds NaN or infinite values; download it again or use float32"

@@ -55,8 +55,8 @@ class ControlNetSpec:
 
     @property
     def name(self) -> str:
-        """The file's name for people and metadata."""
-        return readable(self.path.stem)
+        """The file's or folder's name for people and metadata."""
+        return readable(self.file.name)
 
     def describe(self) -> str:
         """What a picture's metadata says of it."""
