@@ -35,12 +35,6 @@ from tools import random_model
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_xdist_auto_num_workers() -> Iterator[None]:
-    """One process more than there are cores: a fifth of the time goes to waiting for other programs."""
-    return (yield) + 1
-
-
-@pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Iterator[None]:
     """Reports go from process to process as UTF-8; what a test logs of names that are no text has none of it."""
     report = yield
