@@ -162,10 +162,24 @@ def test_samplers_of_a_model_that_begins_at_pure_noise(sdxl, generate, redraw, t
     assert same(first.pictures, again.pictures)
 
 
+def test_zero_snr_that_the_option_and_the_file_tell(sdxl, generate, redraw, tmp_path):
+    """Once both were written alike."""
+    shutil.copy(sdxl.safetensors, tmp_path / "noob.safetensors")
+    by_option = generate(tmp_path / "noob.safetensors", "--prompt", "a --d 1", *SIZE, *V, "--zero_terminal_snr")
+    save_file(load_file(sdxl.safetensors) | {"v_pred": torch.empty(0), "ztsnr": torch.empty(0)}, tmp_path / "new")
+    (tmp_path / "new").replace(tmp_path / "noob.safetensors")
+    by_file = generate(tmp_path / "noob.safetensors", "--prompt", "a --d 2", *SIZE, *V)
+    again = redraw(tmp_path / "noob.safetensors", *by_option.files, *by_file.files, "--sequential_file_name", *V)
+    assert again.status == 0, again.stderr
+    assert same(by_option.pictures + by_file.pictures, again.pictures)
+
+
 HIGHRES = ("--highres_fix_scale", 0.5, "--highres_fix_steps", 2)
 OVER = ("--image_path", "source.png", "--mask_path", "mask.png")
 MAP = ("--mask_path", "source.png")
 NETS = ("--control_net_models", *[COMPANIONS / "canny.safetensors"] * 2, "--guide_image_path", *["source.png"] * 2)
+
+NET = (*NETS[:2], *NETS[3:5])
 
 
 @pytest.mark.parametrize(
@@ -177,6 +191,7 @@ NETS = ("--control_net_models", *[COMPANIONS / "canny.safetensors"] * 2, "--guid
         (NETS, (*HIGHRES, "--highres_fix_disable_control_net")),
         (NETS, ("--control_net_weights", 0.5, -0.25, "--control_net_starts", 0.4, "--control_net_ratios", 0.9)),
         (NETS, ("--control_net_preps", "none", "canny_50_90")),
+        (NET, ("--control_net_weights", 0)),
     ],
 )
 def test_how_masks_and_control_nets_were_used(generate, redraw, tmp_path, monkeypatch, files, said):
@@ -195,13 +210,16 @@ def test_how_masks_and_control_nets_were_used(generate, redraw, tmp_path, monkey
     assert not same(first.pictures, generate(SHAPES, *line, *files, *said[: 4 * (said[:4] == HIGHRES)]).pictures)
 
 
-def test_what_was_said_of_another_number_of_control_nets(generate, redraw, tmp_path, monkeypatch):
+def test_what_was_said_of_other_control_nets(generate, redraw, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (64, 64), "red").save("source.png")
     generate(SHAPES, "--prompt", "a star --d 1", *NETS, "--control_net_weights", 0.5, 0.25)
     one = redraw(SHAPES, tmp_path / "out", *NETS[:2], "--guide_image_path", "source.png", "--dry_run")
     assert one.status == 0, one.stderr
-    assert "--control_net_weights 0.5 0.25, as another number of ControlNets has it" in one.stderr
+    assert "--control_net_weights 0.5 0.25, as other ControlNets have it" in one.stderr
+    shutil.copy(NETS[1], "another.safetensors")
+    others = (NETS[0], NETS[1], "another.safetensors", *NETS[3:])
+    assert "0.25, as other ControlNets have it" in redraw(SHAPES, tmp_path / "out", *others, "--dry_run").stderr
     own = redraw(SHAPES, tmp_path / "out", *NETS, "--control_net_weights", 1, "--dry_run")
     assert "not taken over" not in own.stderr
 

@@ -311,7 +311,8 @@ def test_weights_in_float8_with_scales(sdxl, generate, tmp_path, ending):
     scaled, plain = {}, {}
     for name, tensor in load_file(sdxl.safetensors).items():
         scaled[name] = plain[name] = tensor
-        if name.startswith("model.diffusion_model.") and name.endswith(".weight") and tensor.dim() == 2:
+        is_scaled = name.startswith("model.diffusion_model.") or ".mlp." in name  # of text encoders, too
+        if is_scaled and name.endswith(".weight") and tensor.dim() == 2:
             scale = f"{name.removesuffix('weight')}{ending}"
             scaled[scale] = tensor.abs().max() / 448
             scaled[name] = (tensor / scaled[scale]).to(torch.float8_e4m3fn)
@@ -319,6 +320,8 @@ def test_weights_in_float8_with_scales(sdxl, generate, tmp_path, ending):
     save_file(plain, tmp_path / "plain.safetensors")
     path = tmp_path / "scaled.safetensors"
     scaled["scaled_fp8"] = torch.zeros(0, dtype=torch.float8_e4m3fn)
+    not_needed = {"beside.weight": torch.ones(4, 4).to(torch.float8_e4m3fn), f"beside.{ending}": torch.ones(4, 2)}
+    scaled |= not_needed
     save_file(scaled, path)
     torch.save(scaled, tmp_path / "scaled.ckpt")
     command = ("--prompt", "a --d 1")

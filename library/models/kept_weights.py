@@ -21,6 +21,7 @@ from typing import BinaryIO
 import torch
 
 from library.files.model_files import Component, ModelFiles
+from library.files.weight_files import scale_of
 from library.machine.compiling import cache_folder
 from library.plan.run_record import fingerprints, sampled_blocks
 
@@ -79,6 +80,8 @@ class _Keeper:
     def __init__(self, part: str, component: Component, dtype: torch.dtype) -> None:
         marks = list(fingerprints(component.weights.files).values())
         key = [_FORMAT, part, str(dtype), marks, sorted(map(str, component.config.items()))]
+        if any(scale_of(name, component.weights) for name in component.weights.types):
+            key.append("scaled")  # files of before that are not
         self._key = hashlib.sha256(json.dumps(key).encode()).hexdigest()
         self._dtype = dtype
         self.path = cache_folder() / "openvino" / f"{self._key[:32]}.weights"

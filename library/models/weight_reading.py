@@ -36,8 +36,8 @@ class CastWeights:
         self.path, self.shapes = weights.path, weights.shapes
         self.device = device
         self._weights, self._dtype = weights, dtype
-        scales = ((name, scale_of(name, weights)) for name in weights.types)
-        self._scales = {name: float(weights.tensor(scale)) for name, scale in scales if scale is not None}
+        # of all of the file, which other components may be read from as well
+        self._scales = {name: scale for name in weights.types if (scale := scale_of(name, weights)) is not None}
         self._channels_last = channels_last
         self._begun: dict[str, Future[torch.Tensor]] = {}
 
@@ -90,13 +90,14 @@ class CastWeights:
     def _read(self, name: str) -> torch.Tensor:
         value = self._weights.tensor(name)
         if name in self._scales:
-            value = value.float() * self._scales[name]
+            value = value.float() * self._weights.tensor(self._scales[name]).float()
         value = self._own_copy(value)
         flat = value.as_strided((value.numel(),), (1,))  # as it lies in memory, which is many times as fast to search
         if value.numel() and not torch.stack(flat.aminmax()).isfinite().all():  # NaN if any value is
             problem = f"{name!r} holds NaN or infinite values; download it again or use float32"
             raise InputError(str(self.path), problem)
-        self._weights.release(name)
+        if name not in self._scales.values():
+            self._weights.release(name)
         return value
 
     def _own_copy(self, value: torch.Tensor) -> torch.Tensor:

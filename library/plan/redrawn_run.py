@@ -13,7 +13,8 @@ from library.settings.options import Options
 from library.values import PIXELS_PER_CELL
 
 _SCALE = "highres_fix_scale"
-_OF_MODEL = ("v_parameterization", "zero_terminal_snr")  # which say of a model how it was trained
+_ZERO_SNR = "zero_terminal_snr"
+_OF_MODEL = ("v_parameterization", _ZERO_SNR)  # which say of a model how it was trained
 _OF_CONTROL_NETS = tuple(f"control_net_{of_each}" for of_each in ("types", "weights", "starts", "ratios", "preps"))
 # Beside what `needs` of the options says
 _NEEDS = {
@@ -34,14 +35,18 @@ def run_arguments(options: Options, recipes: Mapping[Path, Recipe], notes: Notes
     """
     said = {path: _of_picture(options, recipe) for path, recipe in recipes.items()}
     model = name_of(options.ckpt)
-    nets = len(options.control_net_models or options.control_net_lllite_models or ())
     for path, told in said.items():
         if not drawn_with(model, recipes[path]):
             for name in filter(told.__contains__, _OF_MODEL):
                 del told[name]
                 notes.lose(f"--{name}, as another model needs it", path)
-        for name in [name for name in told if name in _OF_CONTROL_NETS and len(told[name].split()) != nets]:
-            notes.lose(f"--{name} {told.pop(name)}, as another number of ControlNets has it", path)
+        if not _steered_by_given(options, told, recipes[path].control_nets):
+            for name in filter(told.__contains__, _OF_CONTROL_NETS):
+                notes.lose(f"--{name} {told.pop(name)}, as other ControlNets have it", path)
+    if any(_ZERO_SNR in told for told in said.values()):
+        # what a model's files say was told like the option once; to give that besides changes nothing
+        for path in (path for path in said if recipes[path].zero_snr_of_model):
+            said[path][_ZERO_SNR] = ""
     arguments: list[str] = []
     for name in sorted({name for told in said.values() for name in told}):
         values = {path: told.get(name) for path, told in said.items()}
@@ -65,9 +70,16 @@ def drawn_with(model: str, recipe: Recipe) -> bool:
     return recipe.model.casefold() in ("", model.casefold())
 
 
+def _steered_by_given(options: Options, told: Mapping[str, str], names: tuple[str, ...]) -> bool:
+    """Whether a picture's ControlNets, by name, are the command line's, of which one may be for several kinds."""
+    given = tuple(map(name_of, options.control_net_models or options.control_net_lllite_models or ()))
+    several_kinds = "control_net_types" in told or options.control_net_types
+    return names == given or bool(len(given) == 1 and set(names) == set(given) and several_kinds)
+
+
 def _of_picture(options: Options, recipe: Recipe) -> dict[str, str]:
     """What a recipe says of the run, as far as the command line leaves it open; a first stage as a scale of 1."""
-    told = {name: text for name, text in recipe.run.items() if text != "0"}
+    told = {name: text for name, text in recipe.run.items() if text != "0" or name in _OF_CONTROL_NETS}
     if recipe.syntax != PLAIN:
         told["prompt_syntax"] = recipe.syntax
     if recipe.first_stage is not None and recipe.width and recipe.height:

@@ -96,6 +96,8 @@ def read_own(texts: Mapping[str, str]) -> Recipe:
         scale=texts.get("scale", ""),
         strength=settings.get("Denoising strength", ""),
         model=settings.get("Model", ""),
+        zero_snr_of_model=settings.get("Zero terminal SNR", "").startswith("True ("),
+        control_nets=_control_nets(settings),
         networks=_networks(texts.get("networks", "")),
         first_stage=(int(first[1]), int(first[2])) if first else None,
         line=_line(texts, settings),
@@ -148,10 +150,14 @@ def _networks(described: str) -> tuple[ToldNetwork, ...]:
     return tuple(ToldNetwork(name.strip(), strength.strip()) for name, _, strength in found if name.strip())
 
 
+def _control_nets(settings: Mapping[str, str]) -> tuple[str, ...]:
+    names = (part.split(",")[0].strip() for part in settings.get("ControlNet", "").split(";"))
+    return tuple(filter(None, names))
+
+
 def _files(settings: Mapping[str, str]) -> tuple[tuple[Givers, str], ...]:
     """What only files can say: which they are is told, not where."""
-    nets = (part.split(",")[0].strip() for part in settings.get("ControlNet", "").split(";"))
-    files = [(CONTROL_NET, f"ControlNet {name}") for name in nets if name]
+    files = [(CONTROL_NET, f"ControlNet {name}") for name in _control_nets(settings)]
     named = (("Source image", SOURCE, "picture"), ("Mask", MASK, "mask"), ("Regions", MASK, "map of regions"))
     for name, options, word in (*named, ("Guide image", GUIDE, "guide")):
         if (file := settings.get(name)) and file != "transparency":

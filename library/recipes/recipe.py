@@ -52,6 +52,8 @@ class Recipe:
         scale: of guidance.
         strength: of img2img, or of Highres. fix's second stage.
         model: its name.
+        zero_snr_of_model: the model's files say that it begins at pure noise, so that no option has to.
+        control_nets: the names of the ControlNets that `run` says something of.
         networks: those that no tag in the prompt names.
         first_stage: width and height in pixels of Highres. fix's first stage.
         line: more options of a prompt line, by their names.
@@ -73,6 +75,8 @@ class Recipe:
     scale: str = ""
     strength: str = ""
     model: str = ""
+    zero_snr_of_model: bool = False
+    control_nets: tuple[str, ...] = ()
     networks: tuple[ToldNetwork, ...] = ()
     first_stage: tuple[int, int] | None = None
     line: Mapping[str, str] = field(default_factory=dict)
