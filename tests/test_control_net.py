@@ -492,7 +492,9 @@ def test_another_familys_control_net(sd1, net1, generate, guides, tmp_path):
     assert "is made for Stable Diffusion 2.x (texts 1024 wide)" in generate(sd1.folder, *options).stderr
     save_file(state | {"input_blocks.4.0.in_layers.2.weight": torch.zeros(80, 32, 3, 3)}, tmp_path / "x.safetensors")
     assert "its level 1 is 80 wide, the model's 64" in generate(sd1.folder, *options).stderr
-    save_file({n: v for n, v in state.items() if not n.startswith("zero_convs.3.")}, tmp_path / "x.safetensors")
-    result = generate(sd1.folder, *options)
-    assert result.status == 2
-    assert "lacks 2 tensors of the ControlNetModel, 'controlnet_down_blocks.3.weight' first" in result.stderr
+    for lacking, named in (("zero_convs.3.0.bias", "1 tensors"), ("zero_convs.3.", "2 tensors")):
+        save_file({n: v for n, v in state.items() if not n.startswith(lacking)}, tmp_path / "x.safetensors")
+        result = generate(sd1.folder, *options)
+        assert result.status == 2
+        part = "bias" if lacking.endswith("bias") else "weight"
+        assert f"lacks {named} of the ControlNetModel, 'controlnet_down_blocks.3.{part}' first" in result.stderr

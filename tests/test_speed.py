@@ -166,7 +166,7 @@ def make_u_net(dtype: torch.dtype, linear: bool) -> UNet2DConditionModel:
     return unet.to(dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("columns", [1, 77, 80])
+@pytest.mark.parametrize("columns", [1, 77, 78, 80])
 def test_attention_to_any_number_of_tokens(columns):
     """Which becomes a multiple of 16 in bfloat16."""
     query, key, value = (torch.randn(2, count, 3, 40) for count in (64, columns, columns))

@@ -36,13 +36,13 @@ def run_arguments(options: Options, recipes: Mapping[Path, Recipe], notes: Notes
     said = {path: _of_picture(options, recipe) for path, recipe in recipes.items()}
     model = name_of(options.ckpt)
     for path, told in said.items():
+        lost: dict[str, str] = {}
         if not drawn_with(model, recipes[path]):
-            for name in filter(told.__contains__, _OF_MODEL):
-                del told[name]
-                notes.lose(f"--{name}, as another model needs it", path)
+            lost |= dict.fromkeys(_OF_MODEL, "another model needs it")
         if not _steered_by_given(options, told, recipes[path].control_nets):
-            for name in filter(told.__contains__, _OF_CONTROL_NETS):
-                notes.lose(f"--{name} {told.pop(name)}, as other ControlNets have it", path)
+            lost |= dict.fromkeys(_OF_CONTROL_NETS, "other ControlNets have it")
+        for name in filter(told.__contains__, lost):
+            notes.lose(f"{f'--{name} {told.pop(name)}'.rstrip()}, as {lost[name]}", path)
     if any(_ZERO_SNR in told for told in said.values()):
         # what a model's files say was told like the option once; to give that besides changes nothing
         for path in (path for path in said if recipes[path].zero_snr_of_model):
