@@ -184,8 +184,16 @@ def test_the_prediction_type_is_the_users_then_the_files(sd1, sd2, tmp_path):
 
 def test_a_schedule_that_is_not_followed_is_warned_of(sd1, sd2, tmp_path):
     for models, stated, message in (
-        (sd2, {"rescale_betas_zero_snr": True}, "states zero terminal SNR; add --zero_terminal_snr to follow it"),
-        (sd1, {"rescale_betas_zero_snr": True}, "states zero terminal SNR; which is for models that predict v"),
+        (
+            sd2,
+            {"rescale_betas_zero_snr": True},
+            "has zero terminal SNR, according to sd2/scheduler; add --zero_terminal_snr to follow it",
+        ),
+        (
+            sd1,
+            {"rescale_betas_zero_snr": True},
+            "has zero terminal SNR, according to sd1/scheduler; which is for models that predict v",
+        ),
         (sd1, {"beta_schedule": "linear", "beta_end": 0.02}, "(beta_end 0.02, beta_schedule linear), which is not"),
         (sd1, {"trained_betas": [0.1]}, "another schedule of noise (trained_betas), which is not followed"),
     ):
@@ -588,7 +596,10 @@ def test_a_mark_of_zero_terminal_snr_alone_says_nothing_of_v(sdxl, tmp_path):
     save_file(load_file(sdxl.safetensors) | {"ztsnr": torch.empty(0)}, tmp_path / "x.safetensors")
     prediction = find(sdxl, tmp_path / "x.safetensors").prediction
     assert (prediction.type, prediction.zero_snr) == ("epsilon", False)
-    assert "states zero terminal SNR; which is for models that predict v" in prediction.warnings[0]
+    assert (
+        "has zero terminal SNR, according to its tensor 'ztsnr'; which is for models that predict v"
+        in prediction.warnings[0]
+    )
 
 
 def test_a_misspelt_path_is_told_before_it_is_taken_for_an_id(generate):

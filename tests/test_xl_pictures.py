@@ -123,7 +123,10 @@ def test_zero_terminal_snr_is_followed_from_the_file(sdxl, generate, tmp_path):
     said = ("--v_parameterization", "--zero_terminal_snr")
     for sampler in ("ddim", "euler_a"):
         found = generate(file, *SIZE, "--sampler", sampler, *PROMPT, outdir=tmp_path / sampler)
-        assert found.stderr.count("predicts v, with zero terminal SNR, as its tensors 'v_pred' and 'ztsnr' say") == 1
+        assert (
+            found.stderr.count("predicts v, with zero terminal SNR, according to its tensors 'v_pred' and 'ztsnr'\n")
+            == 1
+        )
         asked = generate(sdxl.safetensors, *SIZE, *said, "--sampler", sampler, *PROMPT, outdir=tmp_path / f"{sampler}2")
         assert np.array_equal(found.pictures[0], asked.pictures[0])
         assert "Zero terminal SNR: True" in Image.open(found.files[0]).text["parameters"]

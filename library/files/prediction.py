@@ -119,7 +119,7 @@ def decide(stated: Stated, family: Family, *, predicts_v: bool, zero_snr: bool, 
         warnings.append(f"{subject}: {stated.source} says that it predicts noise; --v_parameterization overrides that")
     elif says_v and not predicts_v and (family.may_hide_v or not family.follows_zero_snr):
         advice = "add --v_parameterization"
-        warnings.append(f"{subject}: taken for a v-prediction model, as {stated.source} says; {advice}")
+        warnings.append(f"{subject}: taken for a v-prediction model, according to {stated.source}; {advice}")
     elif family.may_hide_v and stated.prediction is None and not predicts_v:
         doubt = "nothing tells noise from v prediction; if pictures are brown, add --v_parameterization"
         warnings.append(f"{subject}: {doubt}")
@@ -134,12 +134,12 @@ def decide(stated: Stated, family: Family, *, predicts_v: bool, zero_snr: bool, 
         advice = (
             "add --zero_terminal_snr to follow it" if v_prediction else "which is for models that predict v: left out"
         )
-        warnings.append(f"{subject}: {stated.source} states zero terminal SNR; {advice}")
+        warnings.append(f"{subject}: has zero terminal SNR, according to {stated.source}; {advice}")
     if stated.unfollowed:
         parts = ", ".join(stated.unfollowed)
         warnings.append(f"{subject}: {stated.source} states another schedule of noise ({parts}), which is not followed")
     if says_v and not predicts_v and not warnings:
         with_zero = ", with zero terminal SNR" if zero else ""
-        notes.append(f"{subject}: predicts v{with_zero}, as {stated.source} says")
+        notes.append(f"{subject}: predicts v{with_zero}, according to {stated.source}")
     type_ = "v_prediction" if v_prediction else "epsilon"
     return Prediction(type_, zero, stated.spacing, asked, tuple(notes), tuple(warnings))
