@@ -170,7 +170,8 @@ def test_the_prediction_type_is_the_users_then_the_files(sd1, sd2, tmp_path):
     assert find(sd2, sd2.folder).prediction.warnings == ()
     unsaid = find(sd2, sd2.folder, v_parameterization=False)
     assert unsaid.prediction.type == "v_prediction"
-    assert "add --v_parameterization" in unsaid.prediction.warnings[0]
+    taken = "taken for a v-prediction model, according to sd2/scheduler; add --v_parameterization"
+    assert taken in unsaid.prediction.warnings[0]
     overridden = find(sd1, sd1.folder, v_parameterization=True)
     assert overridden.prediction.type == "v_prediction"
     assert "overrides" in overridden.prediction.warnings[0]
