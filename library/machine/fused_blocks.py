@@ -98,7 +98,7 @@ def _transformer_block(
     packed = all(isinstance(each, PackedForward) for each in layers)
     if not packed or layers[0].parts == WHOLE or any(map(others_act_at, (block.ff, gate, gate.proj, out))):
         return block.ff(normed) + x
-    return layers[1].summed(layers[0].gated(normed)).add_(x)
+    return layers[1].summed(layers[0].gated(normed), x)
 
 
 def _attended(layer: Module, x: torch.Tensor, text: object, added: torch.Tensor) -> torch.Tensor:

@@ -118,9 +118,9 @@ class PackedForward:
             gates = torch.ops.mkldnn._linear_pointwise(x, gate, gate_bias, "gelu", [], "none")
             yield torch.ops.mkldnn._linear_pointwise.binary(x, gates, value, value_bias, "mul")
 
-    def summed(self, inputs: Iterable[torch.Tensor]) -> torch.Tensor:
-        """What a layer in parts of its inputs gives for these, (…, channels of a part) each."""
-        total = None
+    def summed(self, inputs: Iterable[torch.Tensor], added: torch.Tensor | None = None) -> torch.Tensor:
+        """What a layer in parts of its inputs gives for these, (…, channels of a part) each, plus `added`."""
+        total = added
         for index, x in enumerate(inputs):
             weight, bias = self._weights_and_biases(x)[index]
             if total is None:
