@@ -563,7 +563,7 @@ class Pipeline:
     ) -> None:
         from library.draw.sources import SourceLatents
         from library.draw.text_encoding import KEPT_CHUNKS, make_encoder
-        from library.machine.cuda_graphs import make_cuda_graphs
+        from library.draw.unet_call import direct, steady_call
         from library.models.upscaler import Lanczos
 
         self.unet, self.vae, self.texts = models.unet, models.vae, models.texts
@@ -588,7 +588,13 @@ class Pipeline:
         self.sources = SourceLatents(models.vae, plan.tiling)
         # where the U-Net stays, and its type; to ask it goes through all of its modules each time
         self.device, self.dtype = self.unet.device, self.unet.dtype
-        self.graphs = None if judges or lllites else make_cuda_graphs(plan.computing, self.device)
+        self.call_unet = direct(self.unet)
+        # where nothing hangs on it that does otherwise from step to step
+        self.call_steady_unet = self.call_unet
+        if not (judges or lllites):
+            self.call_steady_unet = steady_call(
+                *(self.unet, plan.computing, lambda: networks.version), in_threads=networks.are_own
+            )
         self.engine, self.by_openvino = plan.engine, by_openvino
         self.in_loop, self.told = plan.keyboard is not None, set[str]()  # why pictures were left to PyTorch
         self.last: Job | None = None  # the picture that is denoised last of all, where that is known
@@ -750,18 +756,15 @@ class Pipeline:
         return latents
 
     def _call_unet(self, job: Job, regions: Regions | None) -> UnetCall:
-        """How the U-Net is called: by another engine, or by way of CUDA graphs, unless what hangs on it does otherwise
-        from step to step.
-        """
-        from library.draw.unet_call import by_openvino, direct, graphed
+        """How the U-Net is called."""
+        from library.draw.unet_call import by_openvino
 
         if self.in_loop:
             self.engine.warn_of(job, self.told)
         if self.by_openvino is not None and not self.engine.by_torch(job):
             return by_openvino(self.by_openvino, lambda: self.networks.version)
-        if self.graphs is None or regions is not None or job.deep_shrink.depth_1 is not None:
-            return direct(self.unet)
-        return graphed(self.unet, self.graphs, lambda: self.networks.version)
+        steady = regions is None and job.deep_shrink.depth_1 is None
+        return self.call_steady_unet if steady else self.call_unet
 
     def _beside(self, jobs: Sequence[Job], starts: Sequence[Start] | None) -> Beside | None:
         """What the U-Net reads beside the latents, if anything."""

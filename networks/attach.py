@@ -130,6 +130,11 @@ class Networks:
         self.version = 0  # another number where the models do otherwise than before
         self.use(plan.multipliers)
 
+    @property
+    def are_own(self) -> bool:
+        """Whether all are this program's own."""
+        return all(isinstance(network, LoraNetwork) for network in self._attached)
+
     @torch.no_grad()
     def use(self, strengths: tuple[Strength, ...]) -> None:
         """Let the networks that are not merged act with these strengths, and those beyond them not at all."""

@@ -12,7 +12,7 @@ import torch
 from diffusers.models.resnet import Upsample2D
 from torch import nn
 
-from library.machine.packed_layers import others_act_at, to_stay
+from library.machine.packed_layers import others_act_at, packing, to_stay
 
 _WINDOW = ((1, 1), (0, 0), (2, 2), (1, 1), 1)  # padding, output padding, stride, dilation, groups
 
@@ -66,8 +66,9 @@ class EnlargingForward:
         conv, doubled = self._conv, (2 * x.shape[-2], 2 * x.shape[-1])
         if tuple(output_size or doubled) != doubled or others_act_at(conv):
             return type(self._block).forward(self._block, x, output_size)
-        if self._packed is None or conv.weight is not self._source or x.dtype != self._packed.dtype:
-            self._packed, self._source = to_stay(partial(self._kernel, x)), conv.weight
+        with packing:
+            if self._packed is None or conv.weight is not self._source or x.dtype != self._packed.dtype:
+                self._packed, self._source = to_stay(partial(self._kernel, x)), conv.weight
         return torch.ops.mkldnn._convolution_transpose_pointwise(x, self._packed, conv.bias, *_WINDOW, "none", [], "")
 
     def _kernel(self, x: torch.Tensor) -> torch.Tensor:
