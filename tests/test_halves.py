@@ -1,5 +1,6 @@
 """The U-Net called for two halves of its rows at once, each on half of the cores."""
 
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -9,10 +10,12 @@ import pytest
 import torch
 from conftest import Generate, Models
 from test_control_net import write_control_net
+from test_guidance import clip_folder  # noqa: F401  # a fixture
 from test_networks import LYCORIS, loaded, write_lycoris_file  # noqa: F401  # one is a fixture
 from test_regional_networks import write_network
 from test_regions import write_map
 from test_speed import CPU, TOLERANCE, make_u_net
+from test_xl_features import lllite  # noqa: F401  # a fixture
 
 from library.draw import unet_call
 from library.draw.attention import keep_text
@@ -20,7 +23,8 @@ from library.draw.text_conditions import TextConditions
 from library.machine import at_once as at_once_module
 from library.machine.at_once import at_once, can_halve_cores, pieces_at_once
 from library.machine.fused_blocks import fuse_blocks
-from library.machine.packed_layers import can_pack, pack_layers
+from library.machine.packed_layers import PackedForward, can_pack, pack_layers
+from library.settings.computing import Computing
 
 
 @pytest.fixture
@@ -92,6 +96,69 @@ def test_what_ends_the_first_ends_the_second(two_threads, problem):
     assert ends == ["ended"] and torch.get_num_threads() == 2 and pieces_at_once() == 1
 
 
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="signals by a timer are Unix's")
+def test_an_interruption_of_the_wait_ends_the_second(two_threads):
+    ends = []
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def second() -> None:
+        try:
+            for _ in range(3000):  # half a minute
+                time.sleep(0.01)
+            ends.append("by itself")
+        except SystemExit:
+            ends.append("ended")
+            raise
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            at_once(lambda: signal.setitimer(signal.ITIMER_REAL, 0.3), second)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert ends == ["ended"] and torch.get_num_threads() == 2 and pieces_at_once() == 1
+
+
+def test_without_a_thread_the_second_comes_after_the_first(two_threads, monkeypatch):
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def work(done: list[str] = []) -> tuple:  # noqa: B006
+        done.append("done")
+        return len(done), torch.get_num_threads(), pieces_at_once()
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    assert at_once(work, work) == ((1, 1, 2), (2, 1, 2))
+    assert torch.get_num_threads() == 2 and pieces_at_once() == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_single_row_is_the_same_whatever_was_first(dtype):
+    """What the U-Net is told of time is one row in a half, and in a picture without guidance."""
+    if not can_pack(CPU, dtype):
+        pytest.skip("weights are not packed here")
+    torch.manual_seed(0)
+    layer, row = torch.nn.Linear(1280, 640).to(dtype).requires_grad_(False), torch.randn(1, 1280).to(dtype)
+    given = []
+    for first in (1, 2, 4):
+        packed = PackedForward(layer, keep=True)
+        packed(row.expand(first, -1).contiguous())
+        given.append(packed(row))
+    assert torch.equal(given[0], given[1]) and torch.equal(given[0], given[2])
+
+
+@pytest.mark.parametrize(("compiles", "in_threads"), [(True, True), (False, False)])
+def test_what_is_not_ready_for_threads_is_called_directly(halved, compiles, in_threads):
+    unet = make_u_net(torch.float32, linear=True)
+    computing = Computing(compile=compiles)
+    call = unet_call.steady_call(unet, computing, lambda: 0, in_threads=in_threads)
+    with torch.no_grad():
+        call(torch.randn(2, 4, 8, 8), torch.tensor(5), keep_text(TextConditions(torch.randn(2, 7, 16)), unet), {})
+    assert not halved
+
+
 @pytest.mark.parametrize(("threads", "free", "can"), [(2, 2, True), (2, 4, True), (2, 1, False), (1, 2, False)])
 def test_cores_that_can_be_halved(monkeypatch, two_threads, threads, free, can):
     """One that OpenMP has bound to a core has that one alone, whatever the number of threads."""
@@ -104,7 +171,7 @@ def test_cores_that_can_be_halved(monkeypatch, two_threads, threads, free, can):
 @pytest.mark.parametrize("steered", [True, False])
 def test_halves_give_what_all_rows_give(halved, dtype, steered):
     if not can_pack(CPU, dtype):
-        return
+        pytest.skip("weights are not packed here")
     plain, unet = (make_u_net(dtype, linear=True) for _ in range(2))
     pack_layers(unet)
     fuse_blocks(unet)
@@ -175,3 +242,11 @@ def test_what_is_not_halved(halved, sd1, loaded, generate: Generate, tmp_path, o
     places = {"{map}": write_map(tmp_path / "m.png", (255, 0, 0), (0, 255, 0)), "{lycoris}": tmp_path / "x.safetensors"}
     result = generate(sd1.folder, "--prompt", PROMPT, *(places.get(option, option) for option in options))
     assert result.status == 0 and len(result.pictures) == 1 and not halved
+
+
+def test_guidance_and_lllites_are_not_halved(halved, sd1, sdxl, clip_folder, lllite, generate: Generate, tmp_path):  # noqa: F811
+    guided = generate(sd1.folder, "--prompt", PROMPT, "--clip_model", clip_folder, "--clip_guidance_scale", 10)
+    guide = write_map(tmp_path / "g.png", (255, 0, 0))
+    options = ["--control_net_lllite_models", lllite[0], "--guide_image_path", guide]
+    steered = generate(sdxl.folder, "--prompt", PROMPT, *options)
+    assert len(guided.pictures) == len(steered.pictures) == 1 and not halved, guided.stderr + steered.stderr

@@ -16,6 +16,7 @@ import torch
 Result = TypeVar("Result")
 
 _PIECES = 2
+_LONGEST_OPERATION_S = 60  # far longer than any takes: nothing waits for ever
 _here = threading.local()  # what is known in a thread
 
 
@@ -40,13 +41,16 @@ def at_once(first: Callable[[], Result], second: Callable[[], Result]) -> tuple[
     threads = torch.get_num_threads()
     beside = _Beside(second, threads // _PIECES)
     try:
-        beside.start()
+        begun = beside.begin()
         with _one_of_pieces(threads // _PIECES):
             mine = first()
-        return mine, beside.result()
+            # where the system gives no thread it comes afterwards, computed in the same way
+            return mine, beside.result() if begun else second()
     finally:
-        beside.end()
-        torch.set_num_threads(threads)  # for threads that begin from now on as well
+        try:
+            beside.end()
+        finally:
+            torch.set_num_threads(threads)  # for threads that begin from now on as well
 
 
 @contextmanager
@@ -59,30 +63,48 @@ def _one_of_pieces(threads: int) -> Iterator[None]:
         _here.pieces = 1
 
 
-class _Beside(threading.Thread, Generic[Result]):
+class _Beside(Generic[Result]):
+    """A piece of work in a thread of its own."""
+
     def __init__(self, work: Callable[[], Result], threads: int) -> None:
-        super().__init__(daemon=True)
         self._work, self._threads = work, threads
         self._inference = torch.is_inference_mode_enabled()  # of the thread that asks
         self._done: list[Result] = []
         self._problem: BaseException | None = None
+        # held by the work; Python's own `join` takes a thread for ended when Ctrl-C comes while it waits
+        self._at_work = threading.Lock()
+        self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def run(self) -> None:
+    def begin(self) -> bool:
+        """Begin; False where the system gives no thread."""
+        self._at_work.acquire()
         try:
-            with _one_of_pieces(self._threads), torch.inference_mode(self._inference), torch.no_grad():
-                self._done.append(self._work())
-        except BaseException as problem:  # whatever it is, it is raised where the work is waited for
-            self._problem = problem
+            self._thread.start()
+        except RuntimeError:
+            self._at_work.release()
+            return False
+        return True
 
     def result(self) -> Result:
-        self.join()
+        with self._at_work:
+            pass
         if self._problem is not None:
             raise self._problem
         return self._done[0]
 
     def end(self) -> None:
-        if self.is_alive() and self.ident is not None:
+        """Let it end, and wait for that."""
+        if self._at_work.locked() and self._thread.ident is not None:
             # as Ctrl-C does in the main thread; of this exception threads say nothing
             raised = ctypes.py_object(SystemExit)
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident), raised)
-            self.join()
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread.ident), raised)
+            self._at_work.acquire(timeout=_LONGEST_OPERATION_S)
+
+    def _run(self) -> None:
+        try:
+            with _one_of_pieces(self._threads), torch.inference_mode(self._inference), torch.no_grad():
+                self._done.append(self._work())
+        except BaseException as problem:  # whatever it is, it is raised where the work is waited for
+            self._problem = problem
+        finally:
+            self._at_work.release()

@@ -187,7 +187,8 @@ class PackedForward:
     def _reordered(self, weight: torch.Tensor, input_shape: torch.Size) -> torch.Tensor:
         """The weight in the order that is best for inputs of this shape."""
         if self._window is None or self._on_pixels:
-            rows = input_shape.numel() // weight.shape[1]
+            # in float32 the order for a single row gives other sums than all others: what is first would show
+            rows = max(2, input_shape.numel() // weight.shape[1])
             return torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1).contiguous(), rows)
         return torch.ops.mkldnn._reorder_convolution_weight(weight, *self._window, input_shape)
 
