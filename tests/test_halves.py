@@ -50,6 +50,23 @@ def halved(monkeypatch, two_threads) -> list[int]:
     return times
 
 
+class Lasting:
+    """Work that lasts, and tells how it ends."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+
+    def __call__(self, ends: list[str]) -> None:
+        self.begun.set()
+        try:
+            for _ in range(3000):  # half a minute
+                time.sleep(0.01)
+            ends.append("by itself")
+        except SystemExit:
+            ends.append("ended")
+            raise
+
+
 @pytest.mark.parametrize("inference", [True, False])
 def test_both_are_done_each_on_half_of_the_cores(two_threads, inference):
     meeting = threading.Barrier(2, timeout=30)  # which neither passes alone
@@ -75,47 +92,28 @@ def test_what_the_second_raises_is_raised(two_threads):
 
 @pytest.mark.parametrize("problem", [KeyboardInterrupt, MemoryError])
 def test_what_ends_the_first_ends_the_second(two_threads, problem):
-    begun, ends = threading.Event(), []
+    second, ends = Lasting(), []
 
     def first() -> None:
-        begun.wait(30)
+        second.begun.wait(30)
         raise problem
 
-    def second() -> None:
-        begun.set()
-        try:
-            for _ in range(3000):  # half a minute
-                time.sleep(0.01)
-            ends.append("by itself")
-        except SystemExit:
-            ends.append("ended")
-            raise
-
     with pytest.raises(problem):
-        at_once(first, second)
+        at_once(first, lambda: second(ends))
     assert ends == ["ended"] and torch.get_num_threads() == 2 and pieces_at_once() == 1
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="signals by a timer are Unix's")
 def test_an_interruption_of_the_wait_ends_the_second(two_threads):
-    ends = []
+    second, ends = Lasting(), []
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    def second() -> None:
-        try:
-            for _ in range(3000):  # half a minute
-                time.sleep(0.01)
-            ends.append("by itself")
-        except SystemExit:
-            ends.append("ended")
-            raise
-
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
         with pytest.raises(KeyboardInterrupt):
-            at_once(lambda: signal.setitimer(signal.ITIMER_REAL, 0.3), second)
+            at_once(lambda: signal.setitimer(signal.ITIMER_REAL, 0.3), lambda: second(ends))
     finally:
         signal.signal(signal.SIGALRM, before)
     assert ends == ["ended"] and torch.get_num_threads() == 2 and pieces_at_once() == 1
