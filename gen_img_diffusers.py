@@ -588,13 +588,12 @@ class Pipeline:
         self.sources = SourceLatents(models.vae, plan.tiling)
         # where the U-Net stays, and its type; to ask it goes through all of its modules each time
         self.device, self.dtype = self.unet.device, self.unet.dtype
-        self.call_unet = direct(self.unet)
+        self.direct_call = direct(self.unet)
         # where nothing hangs on it that does otherwise from step to step
-        self.call_steady_unet = self.call_unet
+        self.steady_call = self.direct_call
         if not (judges or lllites):
-            self.call_steady_unet = steady_call(
-                *(self.unet, plan.computing, lambda: networks.version), in_threads=networks.are_own
-            )
+            told = self.unet, plan.computing, lambda: networks.version
+            self.steady_call = steady_call(*told, in_threads=networks.are_own)
         self.engine, self.by_openvino = plan.engine, by_openvino
         self.in_loop, self.told = plan.keyboard is not None, set[str]()  # why pictures were left to PyTorch
         self.last: Job | None = None  # the picture that is denoised last of all, where that is known
@@ -756,7 +755,7 @@ class Pipeline:
         return latents
 
     def _call_unet(self, job: Job, regions: Regions | None) -> UnetCall:
-        """How the U-Net is called."""
+        """How the U-Net is called: by another engine, or as is fast where nothing on it changes from step to step."""
         from library.draw.unet_call import by_openvino
 
         if self.in_loop:
@@ -764,7 +763,7 @@ class Pipeline:
         if self.by_openvino is not None and not self.engine.by_torch(job):
             return by_openvino(self.by_openvino, lambda: self.networks.version)
         steady = regions is None and job.deep_shrink.depth_1 is None
-        return self.call_steady_unet if steady else self.call_unet
+        return self.steady_call if steady else self.direct_call
 
     def _beside(self, jobs: Sequence[Job], starts: Sequence[Start] | None) -> Beside | None:
         """What the U-Net reads beside the latents, if anything."""
