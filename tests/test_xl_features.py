@@ -1,5 +1,7 @@
 """XL beside everything else: ControlNet-LLLite, Deep Shrink, guidance, precision, and what it refuses."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -71,43 +73,58 @@ def steered(generate, sdxl, lllite, guide, *options):
     return result
 
 
-def test_lllite_changes_the_inputs_of_its_layers(sdxl, lllite, guide, generate, monkeypatch):
+@pytest.mark.parametrize("weights", [(0.7,), (2, 3)])
+def test_lllites_change_the_inputs_of_their_layers(weights, sdxl, lllite, guide, generate, monkeypatch, tmp_path):
     """Against the formula, put into the layers by hand; within a level: sums in another order."""
     import gen_img_diffusers
 
     file, state = lllite
-    ours = steered(generate, sdxl, file, guide, "--control_net_weights", 0.7).pictures[0]
+    turned = tmp_path / "turned.png"
+    Image.open(guide).rotate(90).save(turned)
+    guides = (guide, turned)[: len(weights)]
+    options = ("--control_net_lllite_models", *[file] * len(weights), "--guide_image_path", *guides)
+    ours = generate(sdxl.folder, *SIZE, *options, "--control_net_weights", *weights, *PROMPT).pictures[0]
     plain = generate(sdxl.folder, *SIZE, *PROMPT).pictures[0]
-    pixels = torch.from_numpy(np.array(Image.open(guide))).permute(2, 0, 1)[None] / 127.5 - 1
     load = gen_img_diffusers.load_pipeline
 
-    def with_formula(*args):
+    def with_formula(controls, *args):
         pipeline = load(*args)
         modules = layout.unet_modules(pipeline.unet.config)
-        for path, layer in pipeline.unet.named_modules():
-            name = f"lllite_unet_{(layout.original_name(path, modules) or '').replace('.', '_')}"
-            if f"{name}.down.0.weight" not in state:
-                continue
-            read = F.conv2d(pixels, state[f"{name}.conditioning1.0.weight"], state[f"{name}.conditioning1.0.bias"], 4)
-            for place, stride in ((2, 4), (4, 2)):
-                if (weight := state.get(f"{name}.conditioning1.{place}.weight")) is not None:
-                    read = F.conv2d(read.relu(), weight, state[f"{name}.conditioning1.{place}.bias"], stride)
-            read = read.flatten(2).transpose(1, 2)
-
-            def change(_layer, inputs, name=name, read=read):
-                (x,) = inputs
-                down = F.linear(x, state[f"{name}.down.0.weight"], state[f"{name}.down.0.bias"]).relu()
-                joined = torch.cat([read.expand(len(x), -1, -1), down], dim=-1)
-                mid = F.linear(joined, state[f"{name}.mid.0.weight"], state[f"{name}.mid.0.bias"]).relu()
-                return (x + 0.7 * F.linear(mid, state[f"{name}.up.0.weight"], state[f"{name}.up.0.bias"]),)
-
-            layer.register_forward_pre_hook(change)
+        layers = {
+            f"lllite_unet_{(layout.original_name(path, modules) or '').replace('.', '_')}": layer
+            for path, layer in pipeline.unet.named_modules()
+        }
+        for weight, picture in controls:
+            pixels = torch.from_numpy(np.array(Image.open(picture))).permute(2, 0, 1)[None] / 127.5 - 1
+            for name in filter(lambda name: f"{name}.down.0.weight" in state, layers):
+                layers[name].register_forward_pre_hook(partial(change, name, weight, read(name, pixels)))
         return pipeline
 
-    monkeypatch.setattr(gen_img_diffusers, "load_pipeline", with_formula)
-    by_hand = generate(sdxl.folder, *SIZE, *PROMPT).pictures[0]
-    assert np.abs(ours - by_hand).max() <= 1
+    def read(name, pixels):
+        first = f"{name}.conditioning1.0"
+        read = F.conv2d(pixels, state[f"{first}.weight"], state[f"{first}.bias"], 4)
+        for place, stride in ((2, 4), (4, 2)):
+            if (weight := state.get(f"{name}.conditioning1.{place}.weight")) is not None:
+                read = F.conv2d(read.relu(), weight, state[f"{name}.conditioning1.{place}.bias"], stride)
+        return read.flatten(2).transpose(1, 2)
+
+    def change(name, weight, read, _layer, inputs):
+        (x,) = inputs
+        down = F.linear(x, state[f"{name}.down.0.weight"], state[f"{name}.down.0.bias"]).relu()
+        joined = torch.cat([read.expand(len(x), -1, -1), down], dim=-1)
+        mid = F.linear(joined, state[f"{name}.mid.0.weight"], state[f"{name}.mid.0.bias"]).relu()
+        return (x + weight * F.linear(mid, state[f"{name}.up.0.weight"], state[f"{name}.up.0.bias"]),)
+
+    def by_hand(controls):
+        with monkeypatch.context() as patch:
+            patch.setattr(gen_img_diffusers, "load_pipeline", partial(with_formula, controls))
+            return generate(sdxl.folder, *SIZE, *PROMPT).pictures[0]
+
+    controls = list(zip(weights, guides))
+    assert np.abs(ours - by_hand(controls[::-1])).max() <= 1  # the last one works first
     assert np.abs(ours - plain).max() > 10
+    if len(controls) > 1:
+        assert np.abs(ours - by_hand(controls)).max() > 5
 
 
 def test_lllites_keep_to_their_steps_weights_and_guides(sdxl, lllite, guide, generate, tmp_path):

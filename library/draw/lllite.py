@@ -80,7 +80,10 @@ class LLLite:
 
 
 class LLLites:
-    """The ControlNet-LLLites of a run, which all work at every step of their ranges; there may be none."""
+    """The ControlNet-LLLites of a run, which all work at every step of their ranges; there may be none.
+
+    At a layer the last one works first and hands on to the one before it, as sd-scripts nests them.
+    """
 
     def __init__(self, nets: Sequence[LLLite], masks: MaskSettings = NO_MASKS) -> None:
         self._nets, self._masks = nets, masks
@@ -120,14 +123,14 @@ class LLLites:
                     self._guides.append(torch.cat([_load_guide(guide, unet) for guide in of_jobs]))
                     for path, network in net.networks.items():
                         hook = self._tile_hook(net.control, network, place)
-                        stack.callback(unet.get_submodule(path).register_forward_pre_hook(hook).remove)
+                        stack.callback(unet.get_submodule(path).register_forward_pre_hook(hook, prepend=True).remove)
                     continue
                 for guide in of_jobs:
                     self._read[guide] = last.get(guide) or self._read.get(guide) or _read_guide(net, guide, unet)
                 for path, network in net.networks.items():
                     read = torch.cat([self._read[guide][path] for guide in of_jobs])  # (pictures, channels, h, w)
                     hook = self._hook(net.control, network, read)
-                    stack.callback(unet.get_submodule(path).register_forward_pre_hook(hook).remove)
+                    stack.callback(unet.get_submodule(path).register_forward_pre_hook(hook, prepend=True).remove)
             yield
 
     def _note_size(self, size: tuple[int, int]) -> None:
