@@ -224,6 +224,24 @@ def test_what_was_said_of_other_control_nets(generate, redraw, tmp_path, monkeyp
     assert "not taken over" not in own.stderr
 
 
+@pytest.mark.parametrize("guide", ["a, b; c.png", "a"])
+def test_names_of_control_nets_with_commas(generate, redraw, tmp_path, monkeypatch, guide):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (64, 64), "red").save(guide, format="png")
+    for name in ("edges, soft; v1", "depth, v2"):
+        shutil.copy(NETS[1], f"{name}.safetensors")
+    nets = ("--control_net_models", "edges, soft; v1.safetensors", "depth, v2.safetensors")
+    nets += ("--guide_image_path", guide, guide)
+    how = ("--control_net_weights", 0.5, 0.25, "--control_net_preps", "none", "canny_100_200")
+    first = generate(SHAPES, "--prompt", "a star --d 1", *nets, *how)
+    assert first.status == 0, first.stderr
+    again = redraw(SHAPES, tmp_path / "out", *nets)
+    assert "not taken over" not in again.stderr
+    assert same(first.pictures, again.pictures)
+    plain = redraw(SHAPES, tmp_path / "out", "--dry_run")
+    assert "ControlNet edges, soft; v1: give --control_net_models" in plain.stderr
+
+
 def test_pictures_that_were_drawn_over_one(sd1, generate, redraw, tmp_path):
     Image.effect_noise((80, 72), 90).convert("RGB").save(tmp_path / "source.png")
     first = generate(sd1.folder, "--prompt", "a --d 3 --t 0.5 --s 4", "--image_path", tmp_path / "source.png")

@@ -6,6 +6,7 @@ What sd-scripts does not write stands in this program's `parameters`, by the web
 import re
 from collections.abc import Mapping
 
+from library.files.control_net import CONTROL_TYPES
 from library.recipes.recipe import (
     CONTROL_NET,
     EMBEDDING,
@@ -66,8 +67,11 @@ _SIZES = {
     **{"original-width": "ow", "original-height": "oh", "original-width-negative": "nw"},
     **{"original-height-negative": "nh", "crop-top": "ct", "crop-left": "cl"},
 }
-# What is told of each ControlNet, and the options that say so, with what they have where nothing is said
-_CONTROL = re.compile(r"(?:, (\w+))?, weight (\S+), steps (\S+) to ([^\s,]+)(?:, ((?!guide )[^,;]+))?, guide ")
+# What is told of each ControlNet between its name and its guide's; that name, which most often has an ending
+_KINDS = "|".join(CONTROL_TYPES)
+_CONTROL = re.compile(rf"(?:, ({_KINDS}))?, weight (\S+), steps (\S+) to ([^\s,]+)(?:, ((?!guide )[^,;]+))?, guide ")
+_GUIDE = re.compile(r"^(?:.*?\.\w+|[^;]*); ")
+# The options that say so, with what they have where nothing is said
 _OF_CONTROL = {
     **{"control_net_types": "none", "control_net_weights": "1", "control_net_starts": "0", "control_net_ratios": "1"},
     "control_net_preps": "none",
@@ -138,7 +142,7 @@ def _run(settings: Mapping[str, str]) -> dict[str, str]:
         run |= {"tile": tile[1], "tile_overlap": tile[2]}
     if settings.get("Regions in turn"):
         run["inpaint_regions"] = "each"
-    for (option, usual), values in zip(_OF_CONTROL.items(), zip(*_CONTROL.findall(settings.get("ControlNet", "")))):
+    for (option, usual), values in zip(_OF_CONTROL.items(), zip(*(values for _, *values in _controls(settings)))):
         if set(values) - {"", usual}:
             run[option] = " ".join(value.replace(" ", "_") or usual for value in values)
     return run
@@ -151,8 +155,18 @@ def _networks(described: str) -> tuple[ToldNetwork, ...]:
 
 
 def _control_nets(settings: Mapping[str, str]) -> tuple[str, ...]:
-    names = (part.split(",")[0].strip() for part in settings.get("ControlNet", "").split(";"))
-    return tuple(filter(None, names))
+    return tuple(name for name, *_ in _controls(settings))
+
+
+def _controls(settings: Mapping[str, str]) -> list[tuple[str, ...]]:
+    """Each ControlNet's name, and the values of `_OF_CONTROL`; names may hold commas and semicolons."""
+    text, begin = settings.get("ControlNet", ""), 0
+    found = []
+    for said in _CONTROL.finditer(text):
+        name = text[begin : said.start()]  # after the guide of the one before
+        found.append((_GUIDE.sub("", name) if found else name, *said.groups("")))
+        begin = said.end()
+    return found
 
 
 def _files(settings: Mapping[str, str]) -> tuple[tuple[Givers, str], ...]:
