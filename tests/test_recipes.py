@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 import gen_img_diffusers
 from library.errors import InputError
 from library.plan.redrawing import redrawn
+from library.recipes.own import read_own
 from library.settings.options import Options
 from tests import recipe_samples, recipe_samples_more
 from tests.recipe_samples import Sample, basic_graph, node
@@ -117,6 +118,29 @@ def test_odd_values_are_named_or_refused(tmp_path, told, texts, line):
     else:
         assert line is None or line in lines[0]
         assert line is None or "not taken over" in told() or "invokeai_metadata" in texts
+
+
+@pytest.mark.parametrize(
+    "text, names, run",
+    [
+        (
+            "u, v, anime_lineart, weight 0.5, steps 0 to 0.5, canny 63 191, guide v1.5; x.png; "
+            "b; c, weight 1, steps 0.2 to 1, guide g",
+            ("u, v", "b; c"),
+            {
+                **{"control_net_types": "anime_lineart none", "control_net_weights": "0.5 1"},
+                **{"control_net_starts": "0 0.2", "control_net_ratios": "0.5 1"},
+                "control_net_preps": "canny_63_191 none",
+            },
+        ),
+        ("cut, weight 0.5; short", ("cut", "short"), {}),
+        (", weight 1, steps 0 to 1, guide ; ", (), {}),
+    ],
+)
+def test_what_this_program_tells_of_control_nets(text, names, run):
+    recipe = read_own({"prompt": "a", "parameters": f'a\nSteps: 1, ControlNet: "{text}"'})
+    assert recipe.control_nets == names
+    assert {name: value for name, value in recipe.run.items() if name.startswith("control_net")} == run
 
 
 @pytest.mark.parametrize("sample", recipe_samples_more.ALL, ids=lambda sample: sample.name)

@@ -8,12 +8,14 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from PIL import Image
+from safetensors.torch import save_file
 from test_control_net import write_control_net
 from test_demo_model import MODEL
 from test_regions import write_map
 from test_xl_features import lllite  # noqa: F401  # a fixture
 
 from library.draw.denoiser import Denoiser
+from library.draw.lllite import LayerNetwork
 from library.draw.regions import Regions
 from library.draw.tiles import Tile, join, strips, tile_weights, tiles_over
 
@@ -173,6 +175,24 @@ def test_lllites_see_the_tiles_part_of_their_guide(sdxl, lllite, generate, predi
     one, other = (prediction for *_, prediction in predicted)
     assert torch.equal(one[LEFT], other[LEFT])
     assert (one[RIGHT] - other[RIGHT]).abs().max() > 1e-3
+
+
+def test_in_tiles_too_the_last_lllite_works_first(sdxl, lllite, generate, tmp_path, monkeypatch):  # noqa: F811
+    file, state = lllite
+    marked = tmp_path / "marked.safetensors"
+    save_file({name: tensor + 100 if name.endswith("up.0.bias") else tensor for name, tensor in state.items()}, marked)
+    Image.new("RGB", (256, 128)).save(tmp_path / "guide.png")
+    guides = ("--guide_image_path", *[tmp_path / "guide.png"] * 2)
+    is_marked, change = [], LayerNetwork.change
+
+    def noted(self, x, share):
+        is_marked.append(self._up[1].mean().item() > 50)
+        return change(self, x, share)
+
+    monkeypatch.setattr(LayerNetwork, "change", noted)
+    drawn(generate, sdxl.folder, *APART, "--control_net_lllite_models", file, marked, *guides, *LINE)
+    assert is_marked == [True, False] * (len(is_marked) // 2)
+    assert is_marked
 
 
 def test_regions_are_cut_like_the_tiles(sd1, generate, predicted, tmp_path):

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 
 from library.files.control_net import CONTROL_TYPES
+from library.files.pictures import SUFFIXES
 from library.recipes.recipe import (
     CONTROL_NET,
     EMBEDDING,
@@ -67,10 +68,11 @@ _SIZES = {
     **{"original-width": "ow", "original-height": "oh", "original-width-negative": "nw"},
     **{"original-height-negative": "nh", "crop-top": "ct", "crop-left": "cl"},
 }
-# What is told of each ControlNet between its name and its guide's; that name, which most often has an ending
+# What is told of each ControlNet between its name and its guide's, and a guide's name before the next ControlNet's
 _KINDS = "|".join(CONTROL_TYPES)
 _CONTROL = re.compile(rf"(?:, ({_KINDS}))?, weight (\S+), steps (\S+) to ([^\s,]+)(?:, ((?!guide )[^,;]+))?, guide ")
-_GUIDE = re.compile(r"^(?:.*?\.\w+|[^;]*); ")
+_ENDINGS = "|".join(suffix.removeprefix(".") for suffix in SUFFIXES)
+_GUIDE = re.compile(rf"^(?:.*?\.(?:{_ENDINGS})|[^;]*); ", re.IGNORECASE)
 # The options that say so, with what they have where nothing is said
 _OF_CONTROL = {
     **{"control_net_types": "none", "control_net_weights": "1", "control_net_starts": "0", "control_net_ratios": "1"},
@@ -155,7 +157,9 @@ def _networks(described: str) -> tuple[ToldNetwork, ...]:
 
 
 def _control_nets(settings: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(name for name, *_ in _controls(settings))
+    whole = [name for name, *_ in _controls(settings)]
+    names = whole or [part.split(",")[0] for part in settings.get("ControlNet", "").split(";")]  # of texts cut short
+    return tuple(filter(None, map(str.strip, names)))
 
 
 def _controls(settings: Mapping[str, str]) -> list[tuple[str, ...]]:
