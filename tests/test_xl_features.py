@@ -83,7 +83,9 @@ def test_lllites_change_the_inputs_of_their_layers(weights, sdxl, lllite, guide,
     Image.open(guide).rotate(90).save(turned)
     guides = (guide, turned)[: len(weights)]
     options = ("--control_net_lllite_models", *[file] * len(weights), "--guide_image_path", *guides)
-    ours = generate(sdxl.folder, *SIZE, *options, "--control_net_weights", *weights, *PROMPT).pictures[0]
+    result = generate(sdxl.folder, *SIZE, *options, "--control_net_weights", *weights, *PROMPT)
+    assert result.status == 0, result.stderr
+    ours = result.pictures[0]
     plain = generate(sdxl.folder, *SIZE, *PROMPT).pictures[0]
     load = gen_img_diffusers.load_pipeline
 
@@ -101,12 +103,11 @@ def test_lllites_change_the_inputs_of_their_layers(weights, sdxl, lllite, guide,
         return pipeline
 
     def read(name, pixels):
-        first = f"{name}.conditioning1.0"
-        read = F.conv2d(pixels, state[f"{first}.weight"], state[f"{first}.bias"], 4)
+        found = F.conv2d(pixels, state[f"{name}.conditioning1.0.weight"], state[f"{name}.conditioning1.0.bias"], 4)
         for place, stride in ((2, 4), (4, 2)):
             if (weight := state.get(f"{name}.conditioning1.{place}.weight")) is not None:
-                read = F.conv2d(read.relu(), weight, state[f"{name}.conditioning1.{place}.bias"], stride)
-        return read.flatten(2).transpose(1, 2)
+                found = F.conv2d(found.relu(), weight, state[f"{name}.conditioning1.{place}.bias"], stride)
+        return found.flatten(2).transpose(1, 2)
 
     def change(name, weight, read, _layer, inputs):
         (x,) = inputs
